@@ -1,0 +1,180 @@
+"""Every error that llama_runner raises.
+
+One base, four categories, and leaves that are also the builtin a Python programmer would
+expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
+
+    LlamaError
+    ├── LlamaSystemError           the machine: dependencies, permissions, memory, network
+    │   ├── MissingDependencyError     (ImportError)
+    │   ├── DownloadError              (OSError)
+    │   ├── NoDiskSpaceError           (OSError)
+    │   └── OutOfMemoryError           (MemoryError)
+    ├── ModelError                 the model file
+    │   ├── ModelNotFoundError         (FileNotFoundError)
+    │   ├── ModelValidationError       (ValueError)
+    │   ├── ModelLoadError             (RuntimeError)
+    │   ├── ModelMetadataError         (ValueError)
+    │   ├── UnsupportedModelError      (NotImplementedError)
+    │   └── ChatTemplateError          (ValueError)
+    ├── LlamaRuntimeError          while tokenising or generating
+    │   ├── ContextFullError           (RuntimeError)
+    │   │   └── PromptTooLongError     (ValueError)
+    │   ├── TokenizationError          (ValueError)
+    │   ├── DecodeError                (RuntimeError)
+    │   └── ContextBusyError           (RuntimeError)
+    └── LogicError                 the calling program
+        ├── InvalidParameterError      (ValueError)
+        ├── ClosedError                (RuntimeError)
+        └── ForkedProcessError         (RuntimeError)
+
+A message is one line: what was wrong, the offending value, and what to do.
+``native`` is the last error line that llama.cpp logged during the call, where there was one.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChatTemplateError",
+    "ClosedError",
+    "ContextBusyError",
+    "ContextFullError",
+    "DecodeError",
+    "DownloadError",
+    "ForkedProcessError",
+    "InvalidParameterError",
+    "LlamaError",
+    "LlamaRuntimeError",
+    "LlamaSystemError",
+    "LogicError",
+    "MissingDependencyError",
+    "ModelError",
+    "ModelLoadError",
+    "ModelMetadataError",
+    "ModelNotFoundError",
+    "ModelValidationError",
+    "NoDiskSpaceError",
+    "OutOfMemoryError",
+    "PromptTooLongError",
+    "TokenizationError",
+    "UnsupportedModelError",
+]
+
+
+class LlamaError(Exception):
+    """Base of everything that llama_runner raises on purpose.
+
+    Args:
+        message: One line: what was wrong and what to do.
+        field: The parameter or file field at fault, if there is one.
+        native: The last error line that llama.cpp logged during the call.
+    """
+
+    def __init__(
+        self, message: str, *, field: str | None = None, native: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.native = native
+
+    def __str__(self) -> str:
+        # OSError and ImportError have a __str__ of their own that ignores our message.
+        return f"{self.message} (llama.cpp: {self.native})" if self.native else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process boundaries (multiprocessing, loading in a child process).
+        return (_rebuild, (type(self), self.message, self.field, self.native))
+
+
+def _rebuild(
+    kind: type[LlamaError], message: str, field: str | None, native: str | None
+) -> LlamaError:
+    return kind(message, field=field, native=native)
+
+
+class LlamaSystemError(LlamaError):
+    """The machine lacks something: a dependency, a permission, memory, the network."""
+
+
+class ModelError(LlamaError):
+    """The model file is missing, broken or unsupported."""
+
+
+class LlamaRuntimeError(LlamaError):
+    """Tokenising, decoding or sampling could not go on."""
+
+
+class LogicError(LlamaError):
+    """The calling program did something that can never work."""
+
+
+class MissingDependencyError(LlamaSystemError, ImportError):
+    """An optional package that this call needs is not installed."""
+
+
+class DownloadError(LlamaSystemError, OSError):
+    """A model could not be fetched or arrived damaged."""
+
+
+class NoDiskSpaceError(LlamaSystemError, OSError):
+    """The disk has no room for what is to be written."""
+
+
+class OutOfMemoryError(LlamaSystemError, MemoryError):
+    """The machine, its cgroup limit or the accelerator has no room for what was asked."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No model under this path or name."""
+
+
+class ModelValidationError(ModelError, ValueError):
+    """The file is not a GGUF model that can be loaded safely."""
+
+
+class ModelLoadError(ModelError, RuntimeError):
+    """llama.cpp refused the model, or its loading was cancelled."""
+
+
+class ModelMetadataError(ModelError, ValueError):
+    """A model's JSON metadata cannot be read or contradicts the model file."""
+
+
+class UnsupportedModelError(ModelError, NotImplementedError):
+    """The model cannot do what was asked (for example generate with an encoder-only model)."""
+
+
+class ChatTemplateError(ModelError, ValueError):
+    """The model has no chat template, or its template failed on these messages."""
+
+
+class ContextFullError(LlamaRuntimeError, RuntimeError):
+    """The KV cache has no room left for what was asked."""
+
+
+class PromptTooLongError(ContextFullError, ValueError):
+    """The prompt alone is longer than the context."""
+
+
+class TokenizationError(LlamaRuntimeError, ValueError):
+    """Text or token ids that the vocabulary cannot take."""
+
+
+class DecodeError(LlamaRuntimeError, RuntimeError):
+    """llama.cpp failed to compute a batch."""
+
+
+class ContextBusyError(LlamaRuntimeError, RuntimeError):
+    """Another thread is using this object in a way that cannot be shared."""
+
+
+class InvalidParameterError(LogicError, ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class ClosedError(LogicError, RuntimeError):
+    """The object was closed before this call."""
+
+
+class ForkedProcessError(LogicError, RuntimeError):
+    """The object was made before ``os.fork()`` and is used in the child."""
