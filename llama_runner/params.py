@@ -1,0 +1,262 @@
+"""What can be set: how to load a model, how to make a context, how to generate.
+
+All three are immutable pydantic models. A name that does not exist, a value of the wrong type
+and a value out of range are refused with one line that says what would have been allowed::
+
+    >>> GenerationParams(temperature=float("nan"))
+    InvalidParameterError: temperature=nan: must be a number between 0 and 100
+    >>> GenerationParams(temprature=1)
+    InvalidParameterError: unknown parameter 'temprature' (did you mean 'temperature'?)
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from llama_runner.errors import InvalidParameterError
+
+__all__ = ["ContextParams", "GenerationParams", "ModelParams"]
+
+INT32_MAX = 2**31 - 1
+# llama.cpp reads the last uint32 as "choose one at random", so it cannot be asked for as a seed.
+SEED_MAX = 2**32 - 2
+# GGML_MAX_N_THREADS and LLAMA_MAX_SEQ of the pinned llama.cpp.
+THREADS_MAX = 512
+SEQUENCES_MAX = 256
+
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
+SplitMode = Literal["none", "layer", "row", "tensor"]
+KvLayout = Literal["auto", "unified", "streams"]
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+StopString = Annotated[str, Field(min_length=1)]
+UNQUANTIZED_KV = ("f32", "f16", "bf16")
+
+
+class Parameters(BaseModel):
+    """Base of the parameter classes: immutable, strict, with one-line errors.
+
+    Numbers may be numpy scalars. Nothing is converted silently: a bool is not an integer, a
+    string is not a number.
+
+    Raises:
+        InvalidParameterError: A value is out of range or of the wrong type, or a name is unknown.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**{name: _plain(value) for name, value in values.items()})
+        except ValidationError as error:
+            raise _invalid_parameter(type(self), values, error) from None
+
+    def merged(self, **overrides: Any) -> Self:
+        """Return a copy with these values changed, checked like newly made ones.
+
+        Raises:
+            InvalidParameterError: As for the constructor.
+        """
+        if not overrides:
+            return self
+        chosen = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**chosen | overrides)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        # pydantic's own copy takes the update unchecked.
+        return self.merged(**update) if update else super().model_copy(deep=deep)
+
+
+def _plain(value: object) -> object:
+    """The Python number that a numpy scalar stands for; everything else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def _invalid_parameter(
+    kind: type[Parameters], values: dict[str, Any], error: ValidationError
+) -> InvalidParameterError:
+    schema = kind.model_json_schema()["properties"]
+    problems: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidParameterError):
+            return cause
+        name = str(detail["loc"][0])
+        if name not in values:
+            continue  # a default that could not be worked out because of another field's error
+        if name in schema:
+            given = " ".join(reprlib.repr(_plain(values[name])).split())
+            problems[name] = f"{name}={given}: must be {_allowed(schema[name])}"
+        else:
+            problems[name] = f"unknown parameter {name!r}{_hint(name, list(schema))}"
+    return InvalidParameterError("; ".join(problems.values()), field=next(iter(problems)))
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known are {', '.join(known)}"
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a field accepts, in words, from its JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    if "const" in schema:
+        return repr(schema["const"])
+    match schema["type"]:
+        case "integer":
+            return "an integer" + _range(schema)
+        case "number":
+            return "a number" + _range(schema)
+        case "boolean":
+            return "True or False"
+        case "null":
+            return "None"
+        case "array":
+            return f"at most {schema['maxItems']} non-empty strings"
+    raise AssertionError(f"no words for the schema {schema}")
+
+
+def _range(schema: dict[str, Any]) -> str:
+    if "exclusiveMinimum" in schema:
+        return f" above {schema['exclusiveMinimum']:g} and at most {schema['maximum']:g}"
+    return f" between {_short(schema['minimum'])} and {_short(schema['maximum'])}"
+
+
+def _short(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class GenerationParams(Parameters):
+    """How to choose the next token and when to stop."""
+
+    max_tokens: int = Field(default=200, ge=1, le=INT32_MAX)
+    """Most tokens to generate in one call."""
+    temperature: float = Field(default=0.8, ge=0, le=100)
+    """Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy."""
+    top_k: int = Field(default=40, ge=0, le=INT32_MAX)
+    """Keep only this many likeliest tokens. 0 keeps all."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Keep the likeliest tokens that together reach this probability. 1 keeps all."""
+    min_p: float = Field(default=0.05, ge=0, le=1)
+    """Drop tokens less likely than this share of the likeliest one. 0 keeps all."""
+    repeat_penalty: float = Field(default=1.0, ge=0.01, le=100)
+    """Weakens the logit of tokens seen lately by this factor. 1 is off."""
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Subtracted from a token's logit for each time it was seen lately."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Subtracted once from the logit of a token seen lately."""
+    penalty_last_n: int = Field(default=64, ge=0, le=INT32_MAX)
+    """How many of the last tokens the penalties look at. 0 turns them off."""
+    seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
+    """Same seed, same tokens. None chooses one at random; the completion names it."""
+    stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), max_length=16
+    )
+    """Strings that end the answer; they are not part of it."""
+    parse_special: bool = True
+    """Read special tokens written out in a raw text prompt as those tokens."""
+    ignore_eos: bool = False
+    """Go on after the model's end-of-generation token, up to max_tokens."""
+
+
+class ModelParams(Parameters):
+    """How to load a model's weights."""
+
+    n_gpu_layers: int = Field(default=-1, ge=-1, le=INT32_MAX)
+    """Layers to put on the accelerator. -1 is all of them, 0 none."""
+    split_mode: SplitMode = "layer"
+    """How to spread the model over several accelerators."""
+    main_gpu: int = Field(default=0, ge=0, le=INT32_MAX)
+    """Index of the accelerator that is used when split_mode is 'none'."""
+    load_mode: LoadMode = "auto"
+    """How the file gets into memory: read, mapped, locked there, or direct I/O."""
+    repack: bool = True
+    """Rearrange the weights for this CPU: faster, at the price of a copy in memory."""
+    vocab_only: bool = False
+    """Load the vocabulary alone: enough to tokenize, not to generate."""
+    check_tensors: bool = False
+    """Look for invalid values in the weights while loading (slower)."""
+
+
+class ContextParams(Parameters):
+    """How to make a context: the KV cache, its sequences, its batches and its threads."""
+
+    n_ctx: int = Field(default=4096, ge=0, le=INT32_MAX)
+    """Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
+    multiple of 256. 0 is the length that the model was trained with."""
+    n_seq_max: int = Field(default=4, ge=1, le=SEQUENCES_MAX)
+    """Most sequences that live in the context at once."""
+    n_threads: int | None = Field(default=None, ge=1, le=THREADS_MAX)
+    """Threads that decode one token. None is one per usable physical core."""
+    n_threads_batch: int | None = Field(default=None, ge=1, le=THREADS_MAX)
+    """Threads that fill in the prompt. None is as many as n_threads."""
+    n_batch: int = Field(default=2048, ge=1, le=INT32_MAX)
+    """Most tokens handed to llama.cpp in one call."""
+    n_ubatch: int = Field(
+        default_factory=lambda given: min(512, given["n_batch"]), ge=1, le=INT32_MAX
+    )
+    """Most tokens computed at once. Defaults to 512, or to n_batch if that is less."""
+    flash_attention: Literal["auto"] | bool = "auto"
+    """Compute the attention in one fused step where that is possible."""
+    kv_type: KvType = "f16"
+    """Type of the numbers in the KV cache; a quantized one saves memory."""
+    kv_layout: KvLayout = "auto"
+    """'unified' pools the cache over all sequences and shares common prefixes; 'streams'
+    gives each an equal share of n_ctx and is faster for independent ones."""
+    swa_full: bool = True
+    """Keep all tokens in the layers with a sliding window, so that a conversation can be
+    rewound, instead of the window alone."""
+    offload_kqv: bool = True
+    """Keep the KV cache on the accelerator, where there is one."""
+    gc_threshold: float = Field(default=0.8, gt=0, le=1)
+    """Share of the context above which the oldest turns are dropped."""
+    rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
+    """Base frequency of RoPE. None is the model's."""
+    rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)
+    """Scale of RoPE's frequencies. None is the model's."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse what llama.cpp would abort on or refuse without a word of explanation."""
+        if self.n_ubatch > self.n_batch:
+            raise InvalidParameterError(
+                f"n_ubatch={self.n_ubatch}: must not exceed n_batch ({self.n_batch})",
+                field="n_ubatch",
+            )
+        for name in ("n_batch", "n_ctx"):
+            size = getattr(self, name)
+            if 0 < size < self.n_seq_max:
+                raise InvalidParameterError(
+                    f"{name}={size}: must be at least n_seq_max ({self.n_seq_max})", field=name
+                )
+        if self.flash_attention is False and self.kv_type not in UNQUANTIZED_KV:
+            raise InvalidParameterError(
+                f"kv_type={self.kv_type!r}: a quantized KV cache needs flash attention; "
+                f"leave flash_attention at 'auto' or use one of {', '.join(UNQUANTIZED_KV)}",
+                field="kv_type",
+            )
+        return self

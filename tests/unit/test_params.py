@@ -1,0 +1,154 @@
+"""Parameters refuse what cannot work, in one line that says what would."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_runner.errors import InvalidParameterError
+from llama_runner.params import ContextParams, GenerationParams, ModelParams, Parameters
+
+ALL = (GenerationParams, ModelParams, ContextParams)
+
+
+def refusal(kind: type[Parameters], **values: Any) -> InvalidParameterError:
+    with pytest.raises(InvalidParameterError) as caught:
+        kind(**values)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_defaults_are_valid_and_immutable(kind: type[Parameters]) -> None:
+    params = kind()
+    name = next(iter(kind.model_fields))
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(params, name, getattr(params, name))
+    assert params == kind() and hash(params) == hash(kind())
+    assert pickle.loads(pickle.dumps(params)) == params
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": math.nan}, "temperature=nan: must be a number between 0 and 100"),
+        ({"temperature": math.inf}, "temperature=inf: must be a number between 0 and 100"),
+        ({"temperature": -0.1}, "temperature=-0.1: must be a number between 0 and 100"),
+        ({"temperature": "hot"}, "temperature='hot': must be a number between 0 and 100"),
+        ({"max_tokens": 0}, "max_tokens=0: must be an integer between 1 and 2147483647"),
+        ({"max_tokens": 2.0}, "max_tokens=2.0: must be an integer between 1 and 2147483647"),
+        ({"top_k": True}, "top_k=True: must be an integer between 0 and 2147483647"),
+        ({"top_p": 0}, "top_p=0: must be a number above 0 and at most 1"),
+        ({"seed": -1}, "seed=-1: must be an integer between 0 and 4294967294 or None"),
+        ({"ignore_eos": 1}, "ignore_eos=1: must be True or False"),
+        ({"stop": ("ok", "")}, "stop=('ok', ''): must be at most 16 non-empty strings"),
+        ({"stop": b"no"}, "stop=b'no': must be at most 16 non-empty strings"),
+        ({"temprature": 1}, "unknown parameter 'temprature' (did you mean 'temperature'?)"),
+        ({"top_p": 2, "min_p": 3}, "top_p=2: must be a number above 0 and at most 1; "
+         "min_p=3: must be a number between 0 and 1"),
+    ],
+)  # fmt: skip
+def test_refusal_names_field_value_and_range(values: dict[str, Any], message: str) -> None:
+    error = refusal(GenerationParams, **values)
+    assert str(error) == message
+    assert error.field == next(iter(values))
+
+
+def test_the_seed_that_llama_cpp_takes_for_random_is_refused() -> None:
+    assert refusal(GenerationParams, seed=0xFFFFFFFF).field == "seed"
+
+
+def test_unknown_name_without_a_lookalike_lists_the_known_ones() -> None:
+    assert "known are max_tokens, temperature" in str(refusal(GenerationParams, zzz=1))
+
+
+def test_long_and_multiline_values_stay_one_short_line() -> None:
+    assert len(str(refusal(GenerationParams, temperature="x\n" * 10_000))) < 120
+    assert "must be a number" in str(refusal(GenerationParams, temperature=np.zeros((3, 3))))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_field_can_say_what_it_accepts(kind: type[Parameters]) -> None:
+    for name in kind.model_fields:
+        assert f"{name}=" in str(refusal(kind, **{name: object()}))
+
+
+def test_numpy_scalars_are_the_numbers_they_stand_for() -> None:
+    scalars = {"max_tokens": np.int64(7), "temperature": np.float64(0.5), "ignore_eos": np.True_}
+    params = GenerationParams(**scalars)  # type: ignore[arg-type]
+    assert (params.max_tokens, params.temperature, params.ignore_eos) == (7, 0.5, True)
+    assert [type(params.max_tokens), type(params.temperature)] == [int, float]
+    assert refusal(GenerationParams, max_tokens=np.bool_(True)).field == "max_tokens"
+    assert refusal(GenerationParams, max_tokens=np.float32(2)).field == "max_tokens"
+
+
+def test_stop_takes_one_string_or_several() -> None:
+    assert GenerationParams(stop="a").stop == ("a",)  # type: ignore[arg-type]
+    assert GenerationParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+
+
+def test_copies_are_checked_too() -> None:
+    params = GenerationParams(top_k=5)
+    assert params.merged() is params
+    assert params.merged(top_p=0.5) == GenerationParams(top_k=5, top_p=0.5)
+    assert params.model_copy(update={"top_k": 6}).top_k == 6
+    assert copy.deepcopy(params) == params
+    for change in (params.merged, lambda **update: params.model_copy(update=update)):
+        with pytest.raises(InvalidParameterError, match="top_k=-1"):
+            change(top_k=-1)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*GenerationParams.model_fields, "nonsense"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+        | st.lists(st.text(max_size=2), max_size=3),
+        max_size=4,
+    )
+)  # fmt: skip
+def test_anything_is_either_taken_or_refused_in_one_line(values: dict[str, Any]) -> None:
+    try:
+        params = GenerationParams(**values)
+    except InvalidParameterError as error:
+        assert error.field in values and "\n" not in str(error)
+    else:
+        assert 0 <= params.temperature <= 100 and 0 < params.top_p <= 1
+        assert params.max_tokens >= 1 and "" not in params.stop
+
+
+def test_ubatch_follows_a_smaller_batch_unless_it_is_given() -> None:
+    assert ContextParams(n_batch=256).n_ubatch == 256
+    assert ContextParams(n_batch=1024).n_ubatch == 512
+    assert ContextParams().merged(n_batch=64).n_ubatch == 64
+    assert str(refusal(ContextParams, n_batch=256, n_ubatch=512)) == (
+        "n_ubatch=512: must not exceed n_batch (256)"
+    )
+    assert refusal(ContextParams, n_batch=0).field == "n_batch"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"n_ctx": 3}, "n_ctx"),
+        ({"n_batch": 8, "n_seq_max": 9}, "n_batch"),
+        ({"n_seq_max": 257}, "n_seq_max"),
+        ({"n_seq_max": 0}, "n_seq_max"),
+        ({"kv_type": "q8_0", "flash_attention": False}, "kv_type"),
+        ({"gc_threshold": 0}, "gc_threshold"),
+        ({"rope_freq_base": math.inf}, "rope_freq_base"),
+        ({"n_threads": 0}, "n_threads"),
+    ],
+)
+def test_what_llama_cpp_would_abort_on_is_refused(values: dict[str, Any], field: str) -> None:
+    assert refusal(ContextParams, **values).field == field
+
+
+def test_zero_context_means_the_models_own_length() -> None:
+    assert ContextParams(n_ctx=0, n_seq_max=256).n_ctx == 0
