@@ -1,0 +1,195 @@
+"""What this machine offers to this process: processors, memory, CPU features.
+
+A container or a batch system often grants less than the machine has, so the scheduler's
+affinity and every cgroup (v1 and v2) from the process's own up to the top are asked.
+``root`` is where ``/proc`` and ``/sys`` are looked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from llama_runner.errors import InvalidParameterError
+
+__all__ = [
+    "cpu_features",
+    "cpu_name",
+    "memory_limit",
+    "peak_rss",
+    "physical_cores",
+    "thread_counts",
+    "usable_cpus",
+]
+
+ROOT = Path("/")
+
+# Linux's name of each CPU feature that ggml has kernels for, and ggml's name.
+FEATURES = {
+    "ssse3": "SSSE3",
+    "avx": "AVX",
+    "f16c": "F16C",
+    "fma": "FMA",
+    "avx2": "AVX2",
+    "bmi2": "BMI2",
+    "avx_vnni": "AVX_VNNI",
+    "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+    "amx_int8": "AMX_INT8",
+    "asimd": "NEON",
+    "asimddp": "DOTPROD",
+    "asimdhp": "FP16_VA",
+    "i8mm": "MATMUL_INT8",
+    "sve": "SVE",
+    "sme": "SME",
+}
+
+
+def thread_counts(n_threads: int | None, n_threads_batch: int | None) -> tuple[int, int]:
+    """Return the threads for decoding one token and for filling in a prompt.
+
+    Args:
+        n_threads: As asked for. None is one per usable physical core, because two threads on
+            one core share the unit that does the work.
+        n_threads_batch: As asked for. None is as many as for decoding.
+
+    Raises:
+        InvalidParameterError: More than this process may use: every token would wait for the
+            thread that has no processor.
+    """
+    usable = usable_cpus()
+    for field, asked in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
+        if asked is not None and asked > usable:
+            raise InvalidParameterError(
+                f"{field}={asked}: this process may use {usable} processors; "
+                "more threads only wait for each other",
+                field=field,
+            )
+    decode = n_threads or min(usable, physical_cores())
+    return decode, n_threads_batch or decode
+
+
+def usable_cpus(root: Path = ROOT) -> int:
+    """Return how many processors this process may keep busy, at least 1.
+
+    That is its affinity or the tightest cgroup quota, whichever is less; part of a processor
+    counts as a whole one.
+    """
+    quotas = (_cpu_quota(directory) for directory in _cgroups("cpu", root))
+    return max(1, math.ceil(min((len(_affinity()), *quotas))))
+
+
+def physical_cores(root: Path = ROOT) -> int:
+    """Return how many physical cores are behind the processors of this process's affinity."""
+    if sys.platform == "darwin":
+        # Apple silicon: the efficiency cores would only hold the others up.
+        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or 1
+    affinity = _affinity()
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {_read(root / topology.format(cpu)) for cpu in affinity}
+    return len(affinity) if "" in cores else len(cores)
+
+
+def memory_limit(root: Path = ROOT) -> int:
+    """Return the bytes that this process can have at most: the RAM or the tightest cgroup."""
+    limits = (_memory_quota(directory) for directory in _cgroups("memory", root))
+    return int(min((_total_memory(root), *limits)))
+
+
+def peak_rss(root: Path = ROOT) -> int:
+    """Return the most bytes of memory that this process has ever had resident."""
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """Return the processor's model name, or "unknown"."""
+    return _cpuinfo(root, "model name") or "unknown"
+
+
+def cpu_features(root: Path = ROOT) -> tuple[str, ...]:
+    """Return the features of this CPU that llama.cpp can make use of, by ggml's names."""
+    flags = set((_cpuinfo(root, "flags") or _cpuinfo(root, "Features")).split())
+    return tuple(name for flag, name in FEATURES.items() if flag in flags)
+
+
+def _affinity() -> list[int]:
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _cgroups(controller: str, root: Path) -> Iterator[Path]:
+    """The directories of this process's cgroups for a controller, its own first, then upwards."""
+    own = {}
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, name = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), name))
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        kind, *_, options = filesystem.split()
+        if kind == "cgroup2":
+            path = PurePosixPath(own.get("", "/"))
+        elif kind == "cgroup" and controller in options.split(","):
+            path = PurePosixPath(own.get(controller, "/"))
+        else:
+            continue
+        top, point = mount.split()[3:5]
+        # A path outside what is mounted belongs to another namespace; only the top is ours to see.
+        ours = path.is_relative_to(top) and ".." not in path.parts
+        here = path.relative_to(top) if ours else PurePosixPath()
+        for directory in (here, *here.parents):
+            yield root / point.lstrip("/") / directory
+
+
+def _cpu_quota(cgroup: Path) -> float:
+    """Processors that this cgroup may keep busy; infinite where it sets no limit."""
+    v1 = f"{_read(cgroup / 'cpu.cfs_quota_us')} {_read(cgroup / 'cpu.cfs_period_us')}"
+    match (_read(cgroup / "cpu.max") or v1).split():
+        case [quota, period] if quota.isdigit() and period.isdigit():
+            return int(quota) / int(period)
+    return math.inf
+
+
+def _memory_quota(cgroup: Path) -> float:
+    limit = _read(cgroup / "memory.max") or _read(cgroup / "memory.limit_in_bytes")
+    return int(limit) if limit.isdigit() else math.inf
+
+
+def _total_memory(root: Path) -> int:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cpuinfo(root: Path, key: str) -> str:
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _sysctl(name: str) -> int:
+    import subprocess
+
+    answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return int(answer.stdout) if answer.returncode == 0 else 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
