@@ -1,0 +1,64 @@
+# The extension types of _core, and what its pieces share.
+from libc.stdint cimport int32_t
+from libcpp.memory cimport shared_ptr
+from libcpp.vector cimport vector
+
+from llama_runner._llama_cpp.llama cimport llama_model, llama_token, llama_vocab
+from llama_runner._llama_cpp.shim cimport (
+    ChatTemplates,
+    ContextBox,
+    Engine,
+    ModelBox,
+    NativeRequest,
+    RequestPtr,
+    SequencePtr,
+)
+
+
+cdef class Model:
+    cdef shared_ptr[ModelBox] box
+    cdef readonly str path
+    cdef readonly bint vocab_only
+    cdef shared_ptr[ModelBox] alive(self) except *
+
+
+cdef class Vocab:
+    cdef shared_ptr[ModelBox] box
+    cdef const llama_vocab * ptr
+    cdef readonly int n_tokens
+    cdef int check_token(self, long long token) except -1
+    cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
+                            vector[llama_token] & out) except -1
+
+
+cdef class ChatTemplate:
+    cdef shared_ptr[ModelBox] box
+    cdef ChatTemplates native
+
+
+cdef class Context:
+    cdef shared_ptr[ContextBox] box
+    cdef Engine * engine
+    cdef readonly Model model
+    cdef readonly int n_ctx
+    cdef readonly int n_ctx_seq
+    cdef readonly int n_batch
+    cdef readonly int n_ubatch
+    cdef readonly int n_seq_max
+    cdef readonly str memory_kind
+    cdef readonly bint unified
+    cdef object __weakref__
+    cdef shared_ptr[ContextBox] alive(self) except *
+    cdef int _learn_traits(self, const llama_model * model) except -1
+
+
+cdef class Sequence:
+    cdef readonly Context context
+    cdef SequencePtr native
+    cdef int check_idle(self) except -1
+
+
+cdef class Request:
+    cdef readonly Sequence sequence
+    cdef RequestPtr native
+    cdef int raise_failure(self) except -1

@@ -1,0 +1,197 @@
+# llama_runner's own C++: guard.hpp, handles.hpp, state.hpp, chat.hpp
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp cimport bool
+from libcpp.atomic cimport atomic
+from libcpp.memory cimport shared_ptr
+from libcpp.random cimport mt19937
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from llama_runner._llama_cpp.ggml cimport ggml_threadpool
+from llama_runner._llama_cpp.llama cimport (
+    llama_batch,
+    llama_context,
+    llama_model,
+    llama_sampler,
+    llama_seq_id,
+    llama_token,
+    llama_token_data,
+    llama_vocab,
+    set_python_error,
+)
+
+cdef extern from "guard.hpp" namespace "llama_runner" nogil:
+    const int32_t kThrew
+    cdef cppclass PythonErrors:
+        PyObject * out_of_memory
+        PyObject * runtime
+    PythonErrors & python_errors()
+    int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
+    int32_t append_piece(
+        const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
+    int32_t tokenize(
+        const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
+        int32_t capacity, bool add_special, bool parse_special, string & error)
+
+cdef extern from "log.hpp" namespace "llama_runner" nogil:
+    void remember_error(const char * text)
+    string last_error()
+    void forget_error()
+
+cdef extern from "handles.hpp" namespace "llama_runner" nogil:
+    long process_id()
+    cdef cppclass ModelBox:
+        ModelBox(llama_model * loaded) except +
+        llama_model * model
+        long owner
+    cdef cppclass ContextBox:
+        ContextBox(shared_ptr[ModelBox] parent, llama_context * created, ggml_threadpool * pool,
+                   int32_t n_batch) except +set_python_error
+        llama_context * context
+        ggml_threadpool * threadpool
+        llama_batch batch
+        long owner
+    ggml_threadpool * new_threadpool(int n_threads)
+
+cdef extern from "state.hpp" namespace "llama_runner" nogil:
+    int64_t now_us()
+
+    cdef cppclass Monitor:
+        void lock()
+        void unlock()
+        void notify_all()
+        void wait_ms(int ms)
+
+    cdef struct SamplerRecipe:
+        float temperature
+        int32_t top_k
+        float top_p
+        float min_p
+        float repeat_penalty
+        float frequency_penalty
+        float presence_penalty
+        int32_t penalty_last_n
+        uint32_t seed
+
+    cdef struct Candidate:
+        float logit
+        float p
+        llama_token id
+
+    cdef struct Patch:
+        llama_token id
+        float logit
+
+    cdef cppclass SamplerState:
+        SamplerRecipe recipe
+        mt19937 rng
+        vector[llama_token] suppressed
+        vector[llama_token] window
+        vector[float] block_max
+        vector[float] block_max_scratch
+        vector[Candidate] candidates
+        vector[Patch] patches
+        vector[llama_token_data] chain_data
+        llama_sampler * chain
+
+    cdef cppclass NativeSequence "llama_runner::Sequence":
+        vector[llama_token] tokens
+        int32_t n_kv
+        llama_seq_id slot
+        uint64_t last_used
+        bool busy
+    ctypedef shared_ptr[NativeSequence] SequencePtr
+
+    cdef enum class Phase:
+        Waiting
+        Prefill
+        Decode
+        Done
+
+    cdef enum class Finish:
+        None "None"
+        Stop
+        Length
+        Cancelled
+        Failed
+
+    cdef cppclass NativeRequest "llama_runner::Request":
+        SequencePtr sequence
+        SamplerState sampler
+        vector[string] stops
+        size_t longest_stop
+        int32_t max_tokens
+        bool temporary
+        atomic[bool] cancelled
+        bool in_batch
+        bool suspect
+        Phase phase
+        Finish finish
+        int32_t failure
+        string error
+        uint64_t arrival
+        vector[llama_token] output
+        vector[size_t] output_starts
+        string text
+        size_t released
+        size_t taken
+        size_t tokens_taken
+        int32_t stop_index
+        int32_t n_prompt
+        int32_t n_reused
+        int32_t n_prefilled
+        int64_t t_start
+        int64_t t_first
+        int64_t t_end
+    ctypedef shared_ptr[NativeRequest] RequestPtr
+
+    cdef struct Share:
+        NativeRequest * request
+        int32_t n_tokens
+        int32_t output_index
+
+    cdef struct Traits:
+        const llama_vocab * vocab
+        int32_t n_vocab
+        int32_t n_swa
+        bool recurrent
+        bool can_shift
+        bool unified
+        int32_t n_ctx
+        int32_t n_ctx_seq
+        int32_t n_ubatch
+
+    cdef cppclass Engine:
+        Traits traits
+        Monitor monitor
+        vector[NativeRequest *] active
+        vector[SequencePtr] slots
+        vector[llama_seq_id] orphans
+        vector[NativeRequest *] working
+        vector[Share] shares
+        vector[llama_token] suppressed
+        bool running
+        bool closed
+        bool broken
+        int32_t exclusive_waiting
+        size_t turn
+        uint64_t clock
+        uint64_t arrivals
+        atomic[bool] abort
+        NativeRequest * leader
+        unsigned long leader_thread
+        bool checks_signals
+        uint32_t polls
+        int64_t next_signal_check
+        void * interrupt
+
+cdef extern from "chat.hpp" namespace "llama_runner" nogil:
+    cdef cppclass ChatTemplates:
+        ChatTemplates()
+        bool operator bool()
+    ChatTemplates chat_templates(
+        const llama_model * model, const string & override_source) except +set_python_error
+    string chat_template_source(const ChatTemplates & templates) except +set_python_error
+    string apply_chat_template(
+        const ChatTemplates & templates, const string & request) except +set_python_error

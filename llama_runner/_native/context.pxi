@@ -1,0 +1,286 @@
+# Context: one KV memory, its threads, and who may use it when.
+from cpython.ref cimport Py_INCREF
+from libc.stdlib cimport free
+from libcpp.memory cimport make_shared
+
+from llama_runner._llama_cpp.ggml cimport (
+    GGML_TYPE_BF16,
+    GGML_TYPE_F16,
+    GGML_TYPE_F32,
+    GGML_TYPE_IQ4_NL,
+    GGML_TYPE_Q4_0,
+    GGML_TYPE_Q4_1,
+    GGML_TYPE_Q5_0,
+    GGML_TYPE_Q5_1,
+    GGML_TYPE_Q8_0,
+    ggml_threadpool,
+    ggml_type,
+)
+from llama_runner._llama_cpp.llama cimport (
+    LLAMA_FLASH_ATTN_TYPE_AUTO,
+    LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    llama_context,
+    llama_context_default_params,
+    llama_context_params,
+    llama_flash_attn_type,
+    llama_get_memory,
+    llama_init_from_model,
+    llama_memory_can_shift,
+    llama_model,
+    llama_model_get_vocab,
+    llama_model_is_diffusion,
+    llama_model_n_swa,
+    llama_n_batch,
+    llama_n_ctx,
+    llama_n_ctx_seq,
+    llama_n_seq_max,
+    llama_n_threads,
+    llama_n_threads_batch,
+    llama_n_ubatch,
+    llama_token,
+    llama_vocab_get_suppress_tokens,
+    llama_vocab_n_tokens,
+)
+from llama_runner._llama_cpp.shim cimport ContextBox, Engine, NativeSequence, new_threadpool
+
+import warnings as _warnings
+
+_KV_TYPES = {
+    "f32": <int> GGML_TYPE_F32,
+    "f16": <int> GGML_TYPE_F16,
+    "bf16": <int> GGML_TYPE_BF16,
+    "q8_0": <int> GGML_TYPE_Q8_0,
+    "q4_0": <int> GGML_TYPE_Q4_0,
+    "q4_1": <int> GGML_TYPE_Q4_1,
+    "iq4_nl": <int> GGML_TYPE_IQ4_NL,
+    "q5_0": <int> GGML_TYPE_Q5_0,
+    "q5_1": <int> GGML_TYPE_Q5_1,
+}
+_FLASH_ATTENTION = {
+    "auto": <int> LLAMA_FLASH_ATTN_TYPE_AUTO,
+    False: <int> LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    True: <int> LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
+
+
+cdef class Context:
+    """A KV memory with ``n_seq_max`` sequences, and the threads that compute on it.
+
+    Any number of threads may use one context: their requests are decoded together in one batch,
+    and operations on the memory take turns with them.
+
+    Args:
+        model: The weights; kept alive by the context.
+        n_ctx: Tokens of KV memory, for all sequences together; 0 is what the model was trained
+            with. Rounded up to a multiple of 256.
+        n_seq_max: Sequences that can be in the memory at once.
+        n_threads: Threads that compute a single token.
+        n_threads_batch: Threads that compute a prompt.
+        n_batch, n_ubatch: Most tokens per llama.cpp call and per computation.
+        flash_attention: "auto", True or False.
+        kv_type: Storage type of keys and values, "f16" or another of llama.cpp's.
+        unified: One pool of cells for all sequences, instead of an equal share for each.
+        swa_full: Keep all positions of sliding-window layers, so that they can be rewound.
+        offload_kqv: Keep the KV memory on the accelerator.
+        rope_freq_base, rope_freq_scale: RoPE overrides; 0.0 is what the model says.
+
+    Raises:
+        OutOfMemoryError: llama.cpp could not allocate the context.
+        UnsupportedModelError: The model cannot generate text.
+        ClosedError: The model is closed.
+    """
+
+    def __cinit__(self):
+        self.engine = new Engine()
+
+    def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
+                 int n_threads=1, int n_threads_batch=1, int n_batch=2048, int n_ubatch=512,
+                 flash_attention="auto", str kv_type="f16", bint unified=True,
+                 bint swa_full=True, bint offload_kqv=True, float rope_freq_base=0,
+                 float rope_freq_scale=0):
+        cdef shared_ptr[ModelBox] weights = model.alive()
+        if model.vocab_only:
+            raise UnsupportedModelError(
+                "this model was loaded with vocab_only=True: it can tokenize but not generate"
+            )
+        self.memory_kind = memory_kind_of(weights.get().model)
+        if self.memory_kind == "none" or llama_model_is_diffusion(weights.get().model):
+            raise self._unsupported()
+
+        cdef llama_context_params params = llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = n_batch
+        params.n_ubatch = n_ubatch
+        params.n_seq_max = n_seq_max
+        # Only the last token of each sequence is ever asked for its logits.
+        params.n_outputs_max = n_seq_max
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads_batch
+        params.flash_attn_type = <llama_flash_attn_type> <int> _FLASH_ATTENTION[flash_attention]
+        params.type_k = params.type_v = <ggml_type> <int> _KV_TYPES[kv_type]
+        params.rope_freq_base = rope_freq_base
+        params.rope_freq_scale = rope_freq_scale
+        params.offload_kqv = offload_kqv
+        params.swa_full = swa_full
+        params.kv_unified = unified
+        params.no_perf = True
+        params.abort_callback = should_abort
+        params.abort_callback_data = self.engine
+
+        cdef llama_context * created
+        cdef ggml_threadpool * pool
+        forget_error()
+        with nogil:
+            created = llama_init_from_model(weights.get().model, params)
+        if created is NULL:
+            raise OutOfMemoryError(
+                f"llama.cpp cannot create a context of {n_ctx or 'the trained number of'} tokens: "
+                "try a smaller n_ctx, another kv_type or flash_attention='auto'",
+                native=native_line(),
+            )
+        pool = new_threadpool(max(n_threads, n_threads_batch))
+        self.box.reset(new ContextBox(weights, created, pool, <int32_t> llama_n_batch(created)))
+        self.model = model
+        if llama_get_memory(created) is NULL:
+            raise self._unsupported()
+        self.n_ctx = llama_n_ctx(created)
+        self.n_ctx_seq = llama_n_ctx_seq(created)
+        self.n_batch = llama_n_batch(created)
+        self.n_ubatch = llama_n_ubatch(created)
+        self.n_seq_max = llama_n_seq_max(created)
+        self.unified = unified
+        self.engine.slots.resize(n_seq_max)
+        self._learn_traits(weights.get().model)
+        _live_contexts.add(self)
+
+    def _unsupported(self):
+        return UnsupportedModelError(
+            "this model does not generate text from left to right (it is an encoder, an "
+            "encoder-decoder or a diffusion model): llama_runner runs decoder-only models"
+        )
+
+    cdef int _learn_traits(self, const llama_model * model) except -1:
+        cdef int32_t n_suppressed = 0
+        cdef const llama_token * suppressed = llama_vocab_get_suppress_tokens(
+            llama_model_get_vocab(model), &n_suppressed)
+        cdef Engine * engine = self.engine
+        engine.suppressed.assign(suppressed, suppressed + n_suppressed)
+        engine.traits.vocab = llama_model_get_vocab(model)
+        engine.traits.n_vocab = llama_vocab_n_tokens(engine.traits.vocab)
+        engine.traits.n_swa = llama_model_n_swa(model)
+        engine.traits.recurrent = self.memory_kind in ("recurrent", "hybrid")
+        engine.traits.can_shift = self.memory_kind == "plain" and llama_memory_can_shift(
+            llama_get_memory(self.box.get().context))
+        engine.traits.unified = self.unified
+        engine.traits.n_ctx = self.n_ctx
+        engine.traits.n_ctx_seq = self.n_ctx_seq
+        engine.traits.n_ubatch = min(self.n_ubatch, self.n_batch)
+        return 0
+
+    cdef shared_ptr[ContextBox] alive(self) except *:
+        if not self.box:
+            raise ClosedError("this context is closed: create it again")
+        check_process(self.box.get().owner, "context")
+        return self.box
+
+    def close(self):
+        """Stop what runs on the context and free it. Requests of other threads end cancelled."""
+        if not self.box:
+            return
+        check_process(self.box.get().owner, "context")
+        cdef shared_ptr[ContextBox] last
+        with self._exclusive():
+            self.engine.monitor.lock()
+            self.engine.closed = True
+            self.engine.monitor.unlock()
+            self.box.swap(last)
+        with nogil:
+            last.reset()
+
+    @property
+    def closed(self):
+        return not self.box
+
+    @property
+    def n_threads(self):
+        return llama_n_threads(self.alive().get().context)
+
+    @property
+    def n_threads_batch(self):
+        return llama_n_threads_batch(self.alive().get().context)
+
+    @property
+    def can_shift(self):
+        """Can tokens be removed from the middle of a sequence without recomputing the rest?"""
+        return self.engine.traits.can_shift
+
+    @property
+    def n_resident(self):
+        """Tokens in the KV memory now, of all sequences."""
+        cdef size_t i
+        cdef long total = 0
+        self.alive()
+        with self._exclusive():
+            for i in range(self.engine.slots.size()):
+                if self.engine.slots[i]:
+                    total += self.engine.slots[i].get().n_kv
+        return total
+
+    def new_sequence(self):
+        """A new, empty :class:`Sequence`. It takes a slot in the memory when it is first used."""
+        self.alive()
+        cdef Sequence sequence = Sequence.__new__(Sequence)
+        sequence.context = self
+        sequence.native = make_shared[NativeSequence]()
+        return sequence
+
+    def _exclusive(self):
+        return _Exclusive(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __del__(self):
+        if self.box and process_id() == self.box.get().owner:
+            _warnings.warn(f"{self!r} was never closed: use close() or 'with'", ResourceWarning,
+                           stacklevel=2, source=self)
+
+    def __dealloc__(self):
+        with nogil:
+            self.box.reset()
+        del self.engine
+
+    def __repr__(self):
+        return (f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} "
+                f"{'closed' if self.closed else self.memory_kind}>")
+
+
+cdef class _Exclusive:
+    # `with context._exclusive():` holds the decode loop, between two of its turns.
+    cdef Context context
+
+    def __cinit__(self, Context context):
+        self.context = context
+
+    def __enter__(self):
+        cdef Engine * engine = self.context.engine
+        cdef bint mine
+        with nogil:
+            mine = acquire_loop(engine)
+        if not mine:
+            raise ContextBusyError(
+                "a callback or signal handler that runs inside a generation cannot use its context"
+            )
+
+    def __exit__(self, *exc_info):
+        cdef Engine * engine = self.context.engine
+        release_loop(engine)
+
+
+# Contexts to stop before the interpreter goes away; see module.pxi.
+import weakref as _weakref
+_live_contexts = _weakref.WeakSet()

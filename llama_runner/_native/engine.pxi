@@ -1,0 +1,542 @@
+# The decode loop: driven by its callers, one turn at a time, for all of them together.
+#
+# A caller puts its request among the active ones and then either finds the loop free and runs it,
+# for everybody, until its own request has what it needs; or finds it running and sleeps until its
+# result is there or the loop is free. There is no thread of our own: nothing outlives a call,
+# and one caller alone pays a mutex per turn for it.
+#
+# A turn: plan a batch (one token of each decoding sequence, the rest of the budget shared by those
+# that still read their prompt), decode it, sample for each sequence whose last token was in it.
+# Locks: see state.hpp. The monitor is never held while llama.cpp computes or the GIL is taken.
+import threading as _threading
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t
+from libcpp.atomic cimport atomic
+
+from llama_runner._llama_cpp.llama cimport (
+    llama_get_logits_ith,
+    llama_get_memory,
+    llama_memory_seq_pos_max,
+    llama_seq_id,
+    llama_token,
+    llama_vocab_is_eog,
+)
+from llama_runner._llama_cpp.shim cimport (
+    Engine,
+    Finish,
+    NativeRequest,
+    Phase,
+    Share,
+    decode,
+    now_us,
+)
+
+cdef extern from "Python.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+# Why a request failed, beside llama_decode's own return codes.
+cdef int32_t NO_ROOM = 1
+cdef int32_t ABORTED = 2
+cdef int32_t CONTEXT_CLOSED = -101
+cdef int32_t CONTEXT_BROKEN = -102
+cdef int32_t NO_FINITE_LOGIT = -103
+
+cdef int SIGNAL_CHECK_US = 30_000
+cdef unsigned long main_thread = _threading.main_thread().ident
+cdef atomic[cpp_bool] process_exits
+
+
+# ---- who runs the loop -------------------------------------------------------------------------
+
+cdef bint acquire_loop(Engine * engine) noexcept nogil:
+    """Hold the loop between two turns; False if this very thread is inside one."""
+    cdef unsigned long me = PyThread_get_thread_ident()
+    engine.monitor.lock()
+    if engine.running and engine.leader_thread == me:
+        engine.monitor.unlock()
+        return False
+    engine.exclusive_waiting += 1
+    while engine.running:
+        engine.monitor.wait_ms(1000)
+    engine.exclusive_waiting -= 1
+    engine.running = True
+    engine.leader_thread = me
+    engine.monitor.unlock()
+    return True
+
+
+cdef void release_loop(Engine * engine) noexcept nogil:
+    engine.monitor.lock()
+    engine.running = False
+    engine.monitor.notify_all()
+    engine.monitor.unlock()
+
+
+cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
+                  bint streaming) noexcept nogil:
+    """Go on until the request is done or, when streaming, has text to show.
+
+    False if this very thread is inside a turn: a signal handler or callback of that generation.
+    """
+    cdef unsigned long me = PyThread_get_thread_ident()
+    cdef size_t i
+    engine.monitor.lock()
+    if engine.running and engine.leader_thread == me:
+        engine.monitor.unlock()
+        return False
+    engine.active.push_back(request)
+    while not is_ready(request, streaming):
+        if engine.closed:
+            fail(engine, box, request, CONTEXT_CLOSED)
+        elif engine.broken:
+            fail(engine, box, request, CONTEXT_BROKEN)
+        elif engine.running or engine.exclusive_waiting > 0:
+            engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
+            if me == main_thread:
+                engine.monitor.unlock()
+                if interrupted(engine):
+                    request.cancelled.store(True)
+                    engine.abort.store(True)
+                engine.monitor.lock()
+        else:
+            engine.running = True
+            engine.leader = request
+            engine.leader_thread = me
+            engine.checks_signals = me == main_thread
+            while (not is_ready(request, streaming) and engine.exclusive_waiting == 0
+                   and not engine.broken):
+                take_turn(engine, box)
+                engine.monitor.notify_all()
+            engine.leader = NULL
+            engine.running = False
+            engine.monitor.notify_all()
+    for i in range(engine.active.size()):
+        if engine.active[i] == request:
+            engine.active.erase(engine.active.begin() + i)
+            break
+    engine.monitor.unlock()
+    return True
+
+
+cdef bint is_ready(NativeRequest * request, bint streaming) noexcept nogil:
+    return request.phase == Phase.Done or (streaming and request.released > request.taken)
+
+
+cdef void give_up_slot(Engine * engine, ContextBox * box,
+                       NativeSequence * sequence) noexcept nogil:
+    """Free a sequence's cells now, or at the next turn where the loop is running."""
+    engine.monitor.lock()
+    if engine.running:
+        engine.orphans.push_back(sequence.slot)
+    else:
+        drop_cells(engine, box, sequence)
+        engine.monitor.notify_all()
+    engine.monitor.unlock()
+
+
+# ---- stopping ----------------------------------------------------------------------------------
+
+cdef cpp_bool should_abort(void * data) noexcept nogil:
+    """ggml's abort callback, polled between the nodes of a graph by the leader's thread."""
+    cdef Engine * engine = <Engine *> data
+    cdef int64_t now
+    if engine.abort.load() or process_exits.load():
+        return True
+    if not engine.checks_signals:
+        return False
+    engine.polls += 1
+    if engine.polls & 15:  # the clock costs more than the question
+        return False
+    now = now_us()
+    if now < engine.next_signal_check:
+        return False
+    engine.next_signal_check = now + SIGNAL_CHECK_US
+    if not interrupted(engine):
+        return False
+    if engine.leader is not NULL:
+        engine.leader.cancelled.store(True)
+    return True
+
+
+cdef bint interrupted(Engine * engine) noexcept with gil:
+    """Run Python's signal handlers; True if one raised. The exception waits in engine.interrupt."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        if engine.interrupt is NULL:
+            Py_INCREF(error)
+            engine.interrupt = <void *> error
+        return True
+    return False
+
+
+cdef int raise_interrupt(Engine * engine) except -1:
+    if engine.interrupt is NULL:
+        return 0
+    error = <object> engine.interrupt
+    engine.interrupt = NULL
+    Py_DECREF(error)
+    raise error
+
+
+# ---- one turn ----------------------------------------------------------------------------------
+
+cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
+    """Called with the monitor held and the loop owned; lets the monitor go while computing."""
+    cdef string error
+    cdef int32_t code
+    # First lower the flag, then look at the requests: a cancel() in between raises it again.
+    engine.abort.store(process_exits.load())
+    drop_orphans(engine, box)
+    begin_turn(engine, box)
+    if engine.working.empty():
+        return
+    plan_batch(engine, box)
+    if engine.shares.empty():
+        fail(engine, box, oldest(engine), NO_ROOM)
+        return
+    engine.monitor.unlock()
+    code = decode(box.context, box.batch, error)
+    engine.monitor.lock()
+    if code == 0:
+        settle(engine, box)
+    else:
+        recover(engine, box, code, error)
+
+
+cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
+    cdef size_t i
+    for i in range(engine.orphans.size()):
+        if engine.slots[engine.orphans[i]]:
+            drop_cells(engine, box, engine.slots[engine.orphans[i]].get())
+    engine.orphans.clear()
+
+
+cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
+    """Collect the requests that want tokens; end those that were cancelled."""
+    cdef size_t i
+    cdef NativeRequest * request
+    cdef NativeSequence * sequence
+    engine.working.clear()
+    for i in range(engine.active.size()):
+        request = engine.active[i]
+        if request.phase == Phase.Done:
+            continue
+        if request.cancelled.load() or process_exits.load():
+            finish(engine, box, request, Finish.Cancelled)
+            continue
+        sequence = request.sequence.get()
+        engine.clock += 1
+        sequence.last_used = engine.clock
+        if request.phase == Phase.Waiting:
+            # The last token's logits are needed, so at least that one is decoded (again).
+            trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
+            request.n_reused = sequence.n_kv
+            request.phase = Phase.Prefill
+        engine.working.push_back(request)
+    for i in range(engine.working.size()):
+        request = engine.working[i]
+        if request.suspect:
+            engine.working.assign(1, request)
+            return
+
+
+cdef NativeRequest * oldest(Engine * engine) noexcept nogil:
+    cdef size_t i
+    cdef NativeRequest * found = engine.working[0]
+    for i in range(1, engine.working.size()):
+        if engine.working[i].arrival < found.arrival:
+            found = engine.working[i]
+    return found
+
+
+cdef inline int32_t n_pending(NativeRequest * request) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    return <int32_t> sequence.tokens.size() - sequence.n_kv
+
+
+cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
+    """Fill the batch: decoding sequences first, then prompts in equal parts."""
+    cdef size_t i, n = engine.working.size()
+    cdef int32_t budget = engine.traits.n_ubatch
+    cdef int32_t n_prompts = 0
+    cdef int32_t part
+    cdef NativeRequest * request
+    box.batch.n_tokens = 0
+    engine.shares.clear()
+    engine.turn += 1  # another one begins each time, so that nobody is always last
+    for i in range(n):
+        request = engine.working[(i + engine.turn) % n]
+        if n_pending(request) > 1:
+            n_prompts += 1
+        elif budget > 0 and make_room(engine, box, request, 1):
+            add_share(engine, box, request, 1)
+            budget -= 1
+    for i in range(n):
+        request = engine.working[(i + engine.turn) % n]
+        if n_pending(request) <= 1 or budget <= 0 or request.in_batch:
+            continue
+        part = min(n_pending(request), max(1, budget // max(1, n_prompts)))
+        n_prompts -= 1
+        if make_room(engine, box, request, part):
+            add_share(engine, box, request, part)
+            budget -= part
+    for i in range(engine.shares.size()):
+        engine.shares[i].request.in_batch = False
+
+
+cdef void add_share(Engine * engine, ContextBox * box, NativeRequest * request,
+                    int32_t n) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef Share share
+    cdef int32_t i, at
+    cdef int32_t first = box.batch.n_tokens
+    for i in range(n):
+        at = first + i
+        box.batch.token[at] = sequence.tokens[sequence.n_kv + i]
+        box.batch.pos[at] = sequence.n_kv + i
+        box.batch.n_seq_id[at] = 1
+        box.batch.seq_id[at][0] = sequence.slot
+        box.batch.logits[at] = 0
+    box.batch.n_tokens = first + n
+    share.request = request
+    share.n_tokens = n
+    share.output_index = -1
+    if sequence.n_kv + n == <int32_t> sequence.tokens.size():
+        share.output_index = first + n - 1
+        box.batch.logits[share.output_index] = 1
+    request.in_batch = True
+    engine.shares.push_back(share)
+
+
+# ---- room in the memory ------------------------------------------------------------------------
+
+cdef bint make_room(Engine * engine, ContextBox * box, NativeRequest * request,
+                    int32_t n) noexcept nogil:
+    """Find a slot and n cells, moving out who is idle, then who came later."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    while sequence.slot < 0 and not take_free_slot(engine, request):
+        if not evict_one(engine, box, request):
+            return False
+    while free_cells(engine, sequence) < n:
+        if not evict_one(engine, box, request):
+            return False
+    return True
+
+
+cdef bint take_free_slot(Engine * engine, NativeRequest * request) noexcept nogil:
+    cdef size_t i
+    for i in range(engine.slots.size()):
+        if not engine.slots[i]:
+            engine.slots[i] = request.sequence
+            request.sequence.get().slot = <llama_seq_id> i
+            return True
+    return False
+
+
+cdef int32_t free_cells(Engine * engine, NativeSequence * sequence) noexcept nogil:
+    cdef size_t i
+    cdef int32_t used = 0
+    if not engine.traits.unified:
+        return engine.traits.n_ctx_seq - sequence.n_kv
+    for i in range(engine.slots.size()):
+        if engine.slots[i]:
+            used += engine.slots[i].get().n_kv
+    for i in range(engine.shares.size()):
+        used += engine.shares[i].n_tokens
+    return engine.traits.n_ctx - used
+
+
+cdef bint evict_one(Engine * engine, ContextBox * box, NativeRequest * wanting) noexcept nogil:
+    """Move one other sequence out of the memory: the idle one used longest ago, else the youngest
+    request that is not in this turn's batch yet. The oldest request so always gets on."""
+    cdef NativeSequence * victim = NULL
+    cdef NativeSequence * sequence
+    cdef NativeRequest * youngest = NULL
+    cdef size_t i, j
+    cdef bint works
+    for i in range(engine.slots.size()):
+        sequence = engine.slots[i].get()
+        if sequence is NULL or sequence == wanting.sequence.get():
+            continue
+        works = False
+        for j in range(engine.working.size()):
+            if engine.working[j].sequence.get() == sequence:
+                works = True
+                if (engine.working[j].arrival > wanting.arrival and not engine.working[j].in_batch
+                        and (youngest is NULL or engine.working[j].arrival > youngest.arrival)):
+                    youngest = engine.working[j]
+        if not works and (victim is NULL or sequence.last_used < victim.last_used):
+            victim = sequence
+    if victim is NULL and youngest is not NULL:
+        victim = youngest.sequence.get()
+    if victim is NULL:
+        return False
+    drop_cells(engine, box, victim)
+    return True
+
+
+# ---- after the computation ---------------------------------------------------------------------
+
+cdef void settle(Engine * engine, ContextBox * box) noexcept nogil:
+    cdef size_t i
+    cdef Share * share
+    for i in range(engine.shares.size()):
+        share = &engine.shares[i]
+        share.request.suspect = False
+        share.request.sequence.get().n_kv += share.n_tokens
+        if share.request.phase == Phase.Prefill:
+            share.request.n_prefilled += share.n_tokens
+        if share.output_index >= 0:
+            take_token(engine, box, share.request,
+                       llama_get_logits_ith(box.context, share.output_index))
+
+
+cdef void recover(Engine * engine, ContextBox * box, int32_t code,
+                  const string & error) noexcept nogil:
+    """Make the ledgers true again after a failed decode, and find whose failure it was."""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    cdef NativeRequest * request
+    cdef int32_t pos_max
+    if code == kThrew:
+        # llama.cpp gives no promise about a context that was thrown out of.
+        engine.broken = True
+        for i in range(engine.working.size()):
+            engine.working[i].error = error
+            fail(engine, box, engine.working[i], CONTEXT_BROKEN)
+        return
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        if code == NO_ROOM or code == -1:
+            continue  # the memory is as it was
+        pos_max = llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+        if engine.traits.recurrent or pos_max + 1 < sequence.n_kv:
+            drop_cells(engine, box, sequence)
+        else:
+            sequence.n_kv = pos_max + 1
+    if code == ABORTED:
+        return  # the next turn ends who was cancelled and goes on with the others
+    if engine.shares.size() == 1:
+        request = engine.shares[0].request
+        request.error = error
+        fail(engine, box, request, code)
+        return
+    # Somebody in the batch is at fault: let each go alone once, and only the guilty one will fail.
+    for i in range(engine.shares.size()):
+        engine.shares[i].request.suspect = True
+
+
+cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
+                     float * logits) noexcept nogil:
+    """Sample one token and append it to ledger and text, or end the request."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef llama_token token = sample_token(
+        request.sampler, logits, engine.traits.n_vocab, sequence.tokens.data(),
+        sequence.tokens.size())
+    cdef size_t text_size = request.text.size()
+    if token < 0:
+        fail(engine, box, request, NO_FINITE_LOGIT)
+        return
+    if request.phase == Phase.Prefill:
+        request.phase = Phase.Decode
+        request.t_first = now_us()
+    sequence.tokens.push_back(token)
+    if llama_vocab_is_eog(engine.traits.vocab, token):
+        finish(engine, box, request, Finish.Stop)
+        return
+    request.output.push_back(token)
+    request.output_starts.push_back(text_size)
+    append_piece(engine.traits.vocab, token, False, request.text, request.error)
+    if meets_stop(request, text_size):
+        cut_at_stop(request)
+        finish(engine, box, request, Finish.Stop)
+    elif (<int32_t> request.output.size() >= request.max_tokens
+          or <int32_t> sequence.tokens.size() >= engine.traits.n_ctx_seq):
+        finish(engine, box, request, Finish.Length)
+    else:
+        request.released = max(request.released, showable(request))
+
+
+cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
+                 Finish reason) noexcept nogil:
+    request.finish = reason
+    request.phase = Phase.Done
+    request.t_end = now_us()
+    request.released = request.text.size()
+    request.sequence.get().busy = False
+    if request.temporary:
+        drop_cells(engine, box, request.sequence.get())
+
+
+cdef void fail(Engine * engine, ContextBox * box, NativeRequest * request,
+               int32_t code) noexcept nogil:
+    request.failure = code
+    request.finish = Finish.Failed
+    request.phase = Phase.Done
+    request.t_end = now_us()
+    request.sequence.get().busy = False
+    if request.temporary and not engine.closed and not engine.broken:
+        drop_cells(engine, box, request.sequence.get())
+
+
+# ---- text --------------------------------------------------------------------------------------
+
+cdef bint meets_stop(NativeRequest * request, size_t old_size) noexcept nogil:
+    """Does a stop string end in the text since old_size? Cuts the text before the first one."""
+    cdef size_t i, begin, at
+    cdef size_t first = <size_t> -1
+    if request.longest_stop == 0:
+        return False
+    begin = old_size - min(old_size, request.longest_stop - 1)
+    for i in range(request.stops.size()):
+        at = request.text.find(request.stops[i], begin)
+        if at < first:
+            first = at
+            request.stop_index = <int32_t> i
+    if request.stop_index < 0:
+        return False
+    request.text.resize(first)
+    return True
+
+
+cdef void cut_at_stop(NativeRequest * request) noexcept nogil:
+    """Forget the tokens from the stop string on. One that only begins with other text stays whole,
+    in the output as in the ledger: there is no token for its first half."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef size_t n = request.output.size()
+    while n > 0 and request.output_starts[n - 1] >= request.text.size():
+        n -= 1
+    sequence.tokens.resize(sequence.tokens.size() - (request.output.size() - n))
+    request.output.resize(n)
+    request.output_starts.resize(n)
+
+
+cdef size_t showable(NativeRequest * request) noexcept nogil:
+    """Length of the text without a half character or what may become a stop string."""
+    cdef size_t i, length, longest
+    cdef size_t held = 0
+    for i in range(request.stops.size()):
+        longest = min(request.stops[i].size() - 1, request.text.size())
+        for length in range(longest, held, -1):
+            if request.text.compare(request.text.size() - length, length,
+                                    request.stops[i], 0, length) == 0:
+                held = length
+                break
+    return whole_characters(request.text, request.text.size() - held)
+
+
+cdef size_t whole_characters(const string & text, size_t end) noexcept nogil:
+    """The largest length <= end that does not split a UTF-8 character (RFC 3629)."""
+    cdef size_t back, needed
+    cdef unsigned char byte
+    for back in range(1, min(<size_t> 4, end) + 1):
+        byte = text[end - back]
+        if byte < 0x80:
+            return end
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return end - back if back < needed else end
+    return end  # four continuation bytes: no character will come of it

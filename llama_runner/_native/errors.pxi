@@ -1,0 +1,39 @@
+# Native failures as the package's own exceptions.
+from cpython.object cimport PyObject
+
+from llama_runner._llama_cpp.shim cimport forget_error, last_error, process_id, python_errors
+
+from llama_runner.errors import (
+    ChatTemplateError,
+    ClosedError,
+    ContextBusyError,
+    ContextFullError,
+    DecodeError,
+    ForkedProcessError,
+    InvalidParameterError,
+    LlamaRuntimeError,
+    ModelLoadError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    TokenizationError,
+    UnsupportedModelError,
+)
+
+# Borrowed by C++ for as long as the process lives: the module's globals keep the classes alive.
+python_errors().out_of_memory = <PyObject *> OutOfMemoryError
+python_errors().runtime = <PyObject *> LlamaRuntimeError
+
+
+cdef object native_line():
+    """What llama.cpp logged as an error on this thread since forget_error(), or None."""
+    cdef bytes line = last_error()
+    return line.decode("utf-8", "replace") or None
+
+
+cdef int check_process(long owner, str what) except -1:
+    if process_id() != owner:
+        raise ForkedProcessError(
+            f"this {what} was made before fork() and its threads exist only in the parent: "
+            "create it in the child, or start workers with the 'spawn' method"
+        )
+    return 0

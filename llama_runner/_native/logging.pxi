@@ -1,0 +1,71 @@
+# llama.cpp's log lines: silent by default, to Python's `logging` on request.
+import logging as _logging
+
+from libcpp cimport bool as cpp_bool
+from libcpp.atomic cimport atomic
+
+from llama_runner._llama_cpp.ggml cimport (
+    GGML_LOG_LEVEL_CONT,
+    GGML_LOG_LEVEL_DEBUG,
+    GGML_LOG_LEVEL_ERROR,
+    GGML_LOG_LEVEL_INFO,
+    GGML_LOG_LEVEL_WARN,
+    ggml_log_level,
+)
+from llama_runner._llama_cpp.llama cimport llama_log_set
+from llama_runner._llama_cpp.shim cimport remember_error
+
+_native_logger = _logging.getLogger("llama_runner.native")
+_LEVELS = {
+    <int> GGML_LOG_LEVEL_DEBUG: _logging.DEBUG,
+    <int> GGML_LOG_LEVEL_INFO: _logging.INFO,
+    <int> GGML_LOG_LEVEL_WARN: _logging.WARNING,
+    <int> GGML_LOG_LEVEL_ERROR: _logging.ERROR,
+}
+cdef int LOG_OFF = 1000
+cdef atomic[int] log_threshold  # as ggml_log_level; read on ggml's threads, without the GIL
+log_threshold.store(LOG_OFF)
+
+
+cdef void on_native_log(ggml_log_level level, const char * text, void * data) noexcept nogil:
+    if level == GGML_LOG_LEVEL_ERROR:
+        remember_error(text)
+    if level == GGML_LOG_LEVEL_CONT or <int> level < log_threshold.load():
+        return
+    with gil:
+        try:
+            line = (<bytes> text).decode("utf-8", "replace").rstrip()
+            if line:
+                _native_logger.log(_LEVELS.get(<int> level, _logging.INFO), "%s", line)
+        except Exception:
+            pass  # a broken log handler must not unwind through llama.cpp's frames
+
+
+def set_log_level(level=None):
+    """Send llama.cpp's log lines to the logger ``llama_runner.native``.
+
+    Lines below the level are dropped before the GIL is taken.
+
+    Args:
+        level: "debug", "info", "warning" or "error"; None sends nothing (the default).
+
+    Raises:
+        InvalidParameterError: Another level.
+    """
+    cdef dict native = {
+        "debug": <int> GGML_LOG_LEVEL_DEBUG,
+        "info": <int> GGML_LOG_LEVEL_INFO,
+        "warning": <int> GGML_LOG_LEVEL_WARN,
+        "error": <int> GGML_LOG_LEVEL_ERROR,
+    }
+    if level is None:
+        log_threshold.store(LOG_OFF)
+    elif level in native:
+        log_threshold.store(<int> native[level])
+    else:
+        raise InvalidParameterError(
+            f"level: must be one of {', '.join(native)} or None (got {level!r})", field="level"
+        )
+
+
+llama_log_set(on_native_log, NULL)

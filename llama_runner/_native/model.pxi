@@ -1,0 +1,235 @@
+# Model: the weights, shared by any number of contexts and threads.
+import os as _os
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t
+from libcpp cimport bool as cpp_bool
+from libcpp.memory cimport shared_ptr
+
+from llama_runner._llama_cpp.llama cimport (
+    LLAMA_LOAD_MODE_AUTO,
+    LLAMA_LOAD_MODE_DIRECT_IO,
+    LLAMA_LOAD_MODE_MLOCK,
+    LLAMA_LOAD_MODE_MMAP,
+    LLAMA_LOAD_MODE_MMAP_MLOCK,
+    LLAMA_LOAD_MODE_NONE,
+    LLAMA_ROPE_TYPE_IMROPE,
+    LLAMA_ROPE_TYPE_MROPE,
+    LLAMA_SPLIT_MODE_LAYER,
+    LLAMA_SPLIT_MODE_NONE,
+    LLAMA_SPLIT_MODE_ROW,
+    llama_load_mode,
+    llama_model,
+    llama_model_default_params,
+    llama_model_desc,
+    llama_model_has_decoder,
+    llama_model_has_encoder,
+    llama_model_is_hybrid,
+    llama_model_is_recurrent,
+    llama_model_load_from_file,
+    llama_model_meta_count,
+    llama_model_meta_key_by_index,
+    llama_model_meta_val_str_by_index,
+    llama_model_n_ctx_train,
+    llama_model_n_embd,
+    llama_model_n_layer,
+    llama_model_n_params,
+    llama_model_n_swa,
+    llama_model_params,
+    llama_model_rope_type,
+    llama_model_size,
+    llama_rope_type,
+    llama_split_mode,
+)
+from llama_runner._llama_cpp.shim cimport ModelBox
+
+_LOAD_MODES = {
+    "auto": <int> LLAMA_LOAD_MODE_AUTO,
+    "none": <int> LLAMA_LOAD_MODE_NONE,
+    "mmap": <int> LLAMA_LOAD_MODE_MMAP,
+    "mlock": <int> LLAMA_LOAD_MODE_MLOCK,
+    "mmap_mlock": <int> LLAMA_LOAD_MODE_MMAP_MLOCK,
+    "direct_io": <int> LLAMA_LOAD_MODE_DIRECT_IO,
+}
+_SPLIT_MODES = {
+    "none": <int> LLAMA_SPLIT_MODE_NONE,
+    "layer": <int> LLAMA_SPLIT_MODE_LAYER,
+    "row": <int> LLAMA_SPLIT_MODE_ROW,
+}
+
+
+cdef class _Progress:
+    # What the loader's callback needs, and what it found.
+    cdef object report
+    cdef object error
+    cdef bint cancelled
+
+
+cdef cpp_bool on_progress(float fraction, void * data) noexcept with gil:
+    cdef _Progress progress = <_Progress> data
+    try:
+        PyErr_CheckSignals()
+        if progress.report is not None and progress.report(fraction) is False:
+            progress.cancelled = True
+            return False
+        return True
+    except BaseException as error:
+        progress.error = error  # raised where the load was called
+        return False
+
+
+cdef class Model:
+    """A loaded GGUF model.
+
+    Immutable, shareable by threads and contexts; a context keeps its model alive.
+
+    Args:
+        path: The GGUF file (the first part of a split one).
+        n_gpu_layers: Layers to put on the accelerator; -1 is all of them.
+        load_mode: "auto", "none", "mmap", "mlock", "mmap_mlock" or "direct_io".
+        split_mode: How layers are spread over several GPUs: "none", "layer" or "row".
+        main_gpu: The GPU for everything when ``split_mode`` is "none".
+        vocab_only: Read the vocabulary and metadata, no weights.
+        check_tensors: Look for NaN and broken blocks while loading.
+        repack: Let the CPU backend keep weights in a faster layout (costs memory).
+        progress: Called with the fraction loaded (0.0 to 1.0); returning False cancels.
+
+    Raises:
+        ModelLoadError: llama.cpp refused the file, or ``progress`` cancelled.
+        OutOfMemoryError: No room for the weights.
+    """
+
+    def __init__(self, path, *, int n_gpu_layers=-1, str load_mode="auto",
+                 str split_mode="layer", int main_gpu=0, bint vocab_only=False,
+                 bint check_tensors=False, bint repack=True, progress=None):
+        cdef llama_model_params params = llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.load_mode = <llama_load_mode> <int> _LOAD_MODES[load_mode]
+        params.split_mode = <llama_split_mode> <int> _SPLIT_MODES[split_mode]
+        params.main_gpu = main_gpu
+        params.vocab_only = vocab_only
+        params.check_tensors = check_tensors
+        params.use_extra_bufts = repack
+
+        cdef _Progress watcher = _Progress()
+        watcher.report = progress
+        params.progress_callback = on_progress
+        params.progress_callback_user_data = <void *> watcher
+
+        cdef bytes encoded = _os.fsencode(path)
+        cdef const char * name = encoded
+        cdef llama_model * loaded
+        forget_error()
+        with nogil:
+            loaded = llama_model_load_from_file(name, params)
+        if loaded is NULL:
+            if watcher.error is not None:
+                raise watcher.error
+            if watcher.cancelled:
+                raise ModelLoadError(f"loading {_os.fsdecode(path)} was cancelled")
+            raise ModelLoadError(
+                f"llama.cpp cannot load {_os.fsdecode(path)}: check it with "
+                "'llama-runner info'", native=native_line()
+            )
+        self.box.reset(new ModelBox(loaded))
+        self.path = _os.fsdecode(path)
+        self.vocab_only = vocab_only
+
+    cdef shared_ptr[ModelBox] alive(self) except *:
+        if not self.box:
+            raise ClosedError("this model is closed: load it again")
+        check_process(self.box.get().owner, "model")
+        return self.box
+
+    def close(self):
+        """Give up the weights; they are freed with the last context that uses them."""
+        cdef shared_ptr[ModelBox] last
+        self.box.swap(last)
+        with nogil:
+            last.reset()
+
+    @property
+    def closed(self):
+        return not self.box
+
+    @property
+    def vocab(self):
+        """The model's :class:`Vocab`."""
+        return _new_vocab(self.alive())
+
+    @property
+    def description(self):
+        """Architecture, size and quantization in one line, as llama.cpp words it."""
+        cdef char text[256]
+        llama_model_desc(self.alive().get().model, text, sizeof(text))
+        return text.decode("utf-8", "replace")
+
+    @property
+    def metadata(self):
+        """The file's scalar metadata: dict of str to str."""
+        cdef shared_ptr[ModelBox] box = self.alive()
+        cdef const llama_model * model = box.get().model
+        cdef char key[512]
+        cdef int32_t i, n
+        cdef dict found = {}
+        cdef bytearray value
+        for i in range(llama_model_meta_count(model)):
+            if llama_model_meta_key_by_index(model, i, key, sizeof(key)) < 0:
+                continue
+            n = llama_model_meta_val_str_by_index(model, i, NULL, 0)
+            value = bytearray(n + 1)
+            llama_model_meta_val_str_by_index(model, i, <char *> value, n + 1)
+            found[key.decode("utf-8", "replace")] = value[:n].decode("utf-8", "replace")
+        return found
+
+    @property
+    def n_ctx_train(self):
+        """Tokens of context that the model was trained with."""
+        return llama_model_n_ctx_train(self.alive().get().model)
+
+    @property
+    def n_embd(self):
+        return llama_model_n_embd(self.alive().get().model)
+
+    @property
+    def n_layer(self):
+        return llama_model_n_layer(self.alive().get().model)
+
+    @property
+    def n_params(self):
+        """Number of weights."""
+        return llama_model_n_params(self.alive().get().model)
+
+    @property
+    def size(self):
+        """Bytes of all tensors."""
+        return llama_model_size(self.alive().get().model)
+
+    @property
+    def memory_kind(self):
+        """How the model remembers: "plain", "swa", "recurrent", "hybrid", "mrope" or "none"."""
+        return memory_kind_of(self.alive().get().model)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        return f"<Model {self.path!r}{' (closed)' if self.closed else ''}>"
+
+
+cdef str memory_kind_of(const llama_model * model):
+    cdef llama_rope_type rope = llama_model_rope_type(model)
+    if llama_model_is_hybrid(model):
+        return "hybrid"
+    if llama_model_is_recurrent(model):
+        return "recurrent"
+    if rope == LLAMA_ROPE_TYPE_MROPE or rope == LLAMA_ROPE_TYPE_IMROPE:
+        return "mrope"
+    if llama_model_n_swa(model) > 0:
+        return "swa"
+    if llama_model_has_encoder(model) or not llama_model_has_decoder(model):
+        return "none"
+    return "plain"

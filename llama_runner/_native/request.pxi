@@ -1,0 +1,200 @@
+# Request: one generation on one sequence, from its parameters to its text.
+from libcpp.memory cimport make_shared
+from llama_runner._llama_cpp.llama cimport llama_token, llama_vocab_is_eog
+
+_FINISH_REASONS = {
+    <int> Finish.Stop: "stop",
+    <int> Finish.Length: "length",
+    <int> Finish.Cancelled: "cancelled",
+}
+
+
+@cython.no_gc_clear  # __dealloc__ needs the sequence and, through it, the context
+cdef class Request:
+    """A generation that goes on from a sequence's tokens.
+
+    Nothing is computed before :meth:`run` or the first :meth:`read`. Between them it rests: only
+    a caller that waits for its text makes it advance. Until it is done or closed, the sequence
+    can be used for nothing else.
+
+    Args:
+        sequence: With at least one token; prompt and output stay in its ledger.
+        params: GenerationParams with a seed.
+        temporary: Take the sequence out of the memory when done.
+
+    Raises:
+        PromptTooLongError: The sequence leaves no room for one more token.
+        InvalidParameterError: The sequence is empty.
+        ContextBusyError: The sequence is generating already.
+    """
+
+    def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
+        cdef Engine * engine = sequence.context.engine
+        cdef NativeRequest * native
+        cdef llama_token token
+        sequence.check_idle()
+        n_tokens, room = len(sequence), sequence.context.n_ctx_seq
+        if n_tokens == 0:
+            raise InvalidParameterError(
+                "prompt: there is no token to begin from (the prompt is empty)", field="prompt")
+        if n_tokens >= room:
+            raise PromptTooLongError(
+                f"the prompt has {n_tokens:,} tokens, but a sequence of this context holds "
+                f"{room:,}, one of them for the answer: shorten it by {n_tokens - room + 1:,} "
+                "tokens or raise n_ctx"
+            )
+        self.sequence = sequence
+        self.native = make_shared[NativeRequest]()
+        native = self.native.get()
+        native.sequence = sequence.native
+        native.temporary = temporary
+        native.max_tokens = params.max_tokens
+        native.n_prompt = n_tokens
+        prepare_sampler(native.sampler, read_recipe(params), False)
+        native.sampler.suppressed = engine.suppressed
+        if params.ignore_eos:
+            for token in range(engine.traits.n_vocab):
+                if llama_vocab_is_eog(engine.traits.vocab, token):
+                    native.sampler.suppressed.push_back(token)
+        for stop in params.stop:
+            native.stops.push_back(stop.encode())
+            native.longest_stop = max(native.longest_stop, native.stops.back().size())
+        native.t_start = now_us()
+        engine.monitor.lock()
+        engine.arrivals += 1
+        native.arrival = engine.arrivals
+        engine.monitor.unlock()
+        sequence.native.get().busy = True
+
+    def run(self):
+        """Generate to the end.
+
+        Raises:
+            ContextFullError, DecodeError, OutOfMemoryError: This request failed; others go on.
+            ClosedError: The context was closed meanwhile.
+            KeyboardInterrupt: Or whatever else a signal handler raised.
+        """
+        self._advance(False)
+
+    def read(self):
+        """Generate until there is new text.
+
+        Returns:
+            (text, tokens): the new text, whole characters only, and the list of new token ids;
+            ("", []) or the rest when :attr:`done`.
+        """
+        cdef NativeRequest * native = self.native.get()
+        cdef size_t start = native.taken
+        cdef size_t n_start = native.tokens_taken
+        self._advance(True)
+        native.taken = native.released
+        native.tokens_taken = native.output.size()
+        return (
+            native.text.substr(start, native.taken - start).decode("utf-8", "replace"),
+            [native.output[i] for i in range(min(n_start, native.output.size()),
+                                             native.output.size())],
+        )
+
+    def _advance(self, bint streaming):
+        cdef Engine * engine = self.sequence.context.engine
+        cdef NativeRequest * native = self.native.get()
+        cdef shared_ptr[ContextBox] box
+        cdef bint ran = True
+        if native.phase != Phase.Done:
+            box = self.sequence.context.alive()
+            with nogil:
+                ran = advance(engine, box.get(), native, streaming)
+        if not ran:
+            raise ContextBusyError(
+                "a callback or signal handler that runs inside a generation cannot use its context"
+            )
+        if PyThread_get_thread_ident() == main_thread:
+            raise_interrupt(engine)
+        self.raise_failure()
+
+    cdef int raise_failure(self) except -1:
+        cdef NativeRequest * native = self.native.get()
+        cdef int32_t code = native.failure
+        cdef str cause = native.error.decode("utf-8", "replace") or None
+        if native.finish != Finish.Failed:
+            return 0
+        if code == CONTEXT_CLOSED:
+            raise ClosedError("the context was closed while this request was generating")
+        if code == NO_FINITE_LOGIT:
+            raise DecodeError(
+                "the model gave no finite logit: its weights are broken, or the KV type is too "
+                "coarse for it"
+            )
+        if code == CONTEXT_BROKEN:
+            raise DecodeError(
+                "llama.cpp threw while decoding, which leaves its context undefined: close this "
+                "runner and create another", native=cause)
+        if code == NO_ROOM:
+            raise ContextFullError(
+                "the KV memory has no room for this sequence: clear a conversation or raise n_ctx")
+        if code == -2:
+            raise OutOfMemoryError(
+                "llama.cpp could not allocate what this batch needs: try a smaller n_ubatch",
+                native=cause)
+        raise DecodeError(f"llama.cpp could not decode this batch (code {code})", native=cause)
+
+    def cancel(self):
+        """Stop as soon as possible, from any thread; what was generated so far stays."""
+        self.native.get().cancelled.store(True)
+        self.sequence.context.engine.abort.store(True)
+
+    def close(self):
+        """Stop, and free the sequence for other uses. Not while another thread reads."""
+        cdef NativeRequest * native = self.native.get()
+        if native.phase == Phase.Done:
+            return
+        native.cancelled.store(True)
+        native.phase = Phase.Done
+        native.finish = Finish.Cancelled
+        native.t_end = now_us()
+        native.released = native.text.size()
+        native.sequence.get().busy = False
+        if native.temporary and native.sequence.get().slot >= 0 and self.sequence.context.box:
+            give_up_slot(self.sequence.context.engine, self.sequence.context.box.get(),
+                         native.sequence.get())
+
+    def __dealloc__(self):
+        if self.native:
+            self.close()
+
+    @property
+    def done(self):
+        return self.native.get().phase == Phase.Done
+
+    @property
+    def text(self):
+        """Everything generated so far, whole or not."""
+        return self.native.get().text.decode("utf-8", "replace")
+
+    @property
+    def tokens(self):
+        """Tuple of the generated token ids, without the one that ended the generation."""
+        return tuple(self.native.get().output)
+
+    @property
+    def finish_reason(self):
+        """"stop", "length", "cancelled", or None while generating or after a failure."""
+        return _FINISH_REASONS.get(<int> self.native.get().finish)
+
+    @property
+    def stop_index(self):
+        """Which of the stop strings ended the generation, or None."""
+        return None if self.native.get().stop_index < 0 else self.native.get().stop_index
+
+    @property
+    def counts(self):
+        """(prompt, reused, prefilled): ledger tokens at the start, those of them found in the
+        memory, and those decoded for this request before its first output."""
+        cdef NativeRequest * native = self.native.get()
+        return native.n_prompt, native.n_reused, native.n_prefilled
+
+    @property
+    def times_us(self):
+        """(start, first token, end) on a monotonic clock; 0 for what has not happened."""
+        cdef NativeRequest * native = self.native.get()
+        return native.t_start, native.t_first, native.t_end

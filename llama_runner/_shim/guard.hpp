@@ -1,0 +1,90 @@
+// C++ exceptions stop here.
+//
+// llama.cpp's C functions can throw. Inside the nogil decode loop a throw must become a return
+// code: these wrappers catch it and keep its text. Everywhere else Cython's `except +` with
+// set_python_error() turns the exception into one of the package's own.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "llama.h"
+
+namespace llama_runner {
+
+constexpr int32_t kThrew = -100;  // no llama.cpp function returns this
+
+// Python exception classes, filled in once when the module is imported.
+struct PythonErrors {
+    PyObject * out_of_memory = nullptr;
+    PyObject * runtime       = nullptr;
+};
+
+inline PythonErrors & python_errors() {
+    static PythonErrors errors;
+    return errors;
+}
+
+// The handler of `except +`: called with the GIL held, inside a catch block.
+inline void set_python_error() {
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        PyErr_SetString(python_errors().out_of_memory, "llama.cpp ran out of memory");
+    } catch (const std::exception & error) {
+        PyErr_SetString(python_errors().runtime, error.what());
+    } catch (...) {
+        PyErr_SetString(python_errors().runtime, "llama.cpp threw an unknown exception");
+    }
+}
+
+template <typename Call>
+inline int32_t guarded(std::string & error, Call && call) noexcept {
+    try {
+        return call();
+    } catch (const std::exception & caught) {
+        try {
+            error = caught.what();
+        } catch (...) {
+        }
+    } catch (...) {
+    }
+    return kThrew;
+}
+
+inline int32_t decode(llama_context * ctx, const llama_batch & batch, std::string & error) noexcept {
+    return guarded(error, [&] { return llama_decode(ctx, batch); });
+}
+
+// Appends the text of one token to `out`; 0, or kThrew.
+inline int32_t append_piece(
+        const llama_vocab * vocab, llama_token token, bool special, std::string & out,
+        std::string & error) noexcept {
+    return guarded(error, [&] {
+        char    piece[128];
+        int32_t n = llama_token_to_piece(vocab, token, piece, sizeof piece, 0, special);
+        if (n >= 0) {
+            out.append(piece, n);
+            return 0;
+        }
+        const size_t old_size = out.size();
+        out.resize(old_size - n);
+        llama_token_to_piece(vocab, token, &out[old_size], -n, 0, special);
+        return 0;
+    });
+}
+
+inline int32_t tokenize(
+        const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
+        int32_t capacity, bool add_special, bool parse_special, std::string & error) noexcept {
+    return guarded(error, [&] {
+        return llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special);
+    });
+}
+
+}  // namespace llama_runner

@@ -1,0 +1,74 @@
+// Owning boxes for llama.cpp's objects.
+//
+// A box embeds a share of its parent, so whoever holds a ContextBox also keeps the weights alive
+// and the freeing order (context, then threadpool, then model) cannot go wrong. After fork() the
+// child owns nothing: the worker threads that a destructor would join exist only in the parent.
+#pragma once
+
+#include <memory>
+#include <new>
+
+#ifdef _WIN32
+#include <process.h>
+#else
+#include <unistd.h>
+#endif
+
+#include "ggml-cpu.h"
+#include "llama.h"
+
+namespace llama_runner {
+
+inline long process_id() {
+#ifdef _WIN32
+    return _getpid();
+#else
+    return getpid();
+#endif
+}
+
+struct ModelBox {
+    llama_model * const model;
+    const long          owner = process_id();
+
+    explicit ModelBox(llama_model * loaded) : model(loaded) {}
+    ModelBox(const ModelBox &) = delete;
+    ~ModelBox() {
+        if (process_id() == owner) {
+            llama_model_free(model);
+        }
+    }
+};
+
+struct ContextBox {
+    const std::shared_ptr<ModelBox> model;
+    llama_context * const           context;
+    ggml_threadpool * const         threadpool;
+    llama_batch                     batch;
+    const long                      owner = process_id();
+
+    // Takes ownership of `created` and `pool`; `n_batch` tokens of one sequence each fit the batch.
+    ContextBox(std::shared_ptr<ModelBox> parent, llama_context * created, ggml_threadpool * pool,
+               int32_t n_batch)
+        : model(std::move(parent)), context(created), threadpool(pool),
+          batch(llama_batch_init(n_batch, 0, 1)) {
+        llama_attach_threadpool(context, threadpool, threadpool);
+    }
+    ContextBox(const ContextBox &) = delete;
+    ~ContextBox() {
+        if (process_id() == owner) {
+            llama_free(context);
+            ggml_threadpool_free(threadpool);
+            llama_batch_free(batch);
+        }
+    }
+};
+
+// One pool serves both thread counts: a graph may use fewer threads than its pool has.
+// No cpumask and no strict placement: which cores to use stays the process's own decision.
+inline ggml_threadpool * new_threadpool(int n_threads) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    return ggml_threadpool_new(&params);
+}
+
+}  // namespace llama_runner

@@ -1,0 +1,185 @@
+// The decode loop's state: plain data that many threads reach without the GIL.
+//
+// Who may touch what: `Engine::monitor` guards `active`, `orphans`, the `running` and `closed`
+// flags and every field of a Request that its caller reads. Sequence contents, the batch and the
+// llama_context belong to whoever holds the loop (`running == true`).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+
+namespace llama_runner {
+
+inline int64_t now_us() {
+    using namespace std::chrono;
+    return duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+class Monitor {
+  public:
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
+    void notify_all() { changed_.notify_all(); }
+    // Called with the lock held; returns with it held.
+    void wait_ms(int ms) {
+        std::unique_lock<std::mutex> held(mutex_, std::adopt_lock);
+        changed_.wait_for(held, std::chrono::milliseconds(ms));
+        held.release();
+    }
+
+  private:
+    std::mutex              mutex_;
+    std::condition_variable changed_;
+};
+
+// The recipe of one request's sampling; fields as in GenerationParams.
+struct SamplerRecipe {
+    float    temperature       = 0.0f;
+    int32_t  top_k             = 0;
+    float    top_p             = 1.0f;
+    float    min_p             = 0.0f;
+    float    repeat_penalty    = 1.0f;
+    float    frequency_penalty = 0.0f;
+    float    presence_penalty  = 0.0f;
+    int32_t  penalty_last_n    = 0;
+    uint32_t seed              = 0;
+};
+
+struct Candidate {
+    float       logit;
+    float       p;
+    llama_token id;
+};
+
+struct Patch {  // a logit that was changed in place and must be put back
+    llama_token id;
+    float       logit;
+};
+
+struct SamplerState {
+    SamplerRecipe                 recipe;
+    std::mt19937                  rng;
+    std::vector<llama_token>      suppressed;  // never sampled
+    std::vector<llama_token>      window;      // the tokens under penalty, sorted
+    std::vector<float>            block_max;
+    std::vector<float>            block_max_scratch;
+    std::vector<Candidate>        candidates;
+    std::vector<Patch>            patches;
+    std::vector<llama_token_data> chain_data;  // only for the fallback chain
+    llama_sampler *               chain = nullptr;
+
+    SamplerState() = default;
+    SamplerState(const SamplerState &) = delete;
+    ~SamplerState() {
+        if (chain) {
+            llama_sampler_free(chain);
+        }
+    }
+};
+
+// One conversation: its ledger and, while it is in the KV memory, its slot there.
+// tokens[0:n_kv] are in the memory at positions 0..n_kv-1; the rest waits to be decoded.
+struct Sequence {
+    std::vector<llama_token> tokens;
+    int32_t                  n_kv      = 0;
+    llama_seq_id             slot      = -1;
+    uint64_t                 last_used = 0;
+    bool                     busy      = false;  // a request or a memory operation uses it
+};
+
+using SequencePtr = std::shared_ptr<Sequence>;
+
+enum class Phase { Waiting, Prefill, Decode, Done };
+enum class Finish { None, Stop, Length, Cancelled, Failed };
+
+struct Request {
+    SequencePtr              sequence;
+    SamplerState             sampler;
+    std::vector<std::string> stops;
+    size_t                   longest_stop = 0;
+    int32_t                  max_tokens   = 1;
+    bool                     temporary    = false;  // a stateless call: its sequence dies with it
+
+    std::atomic<bool> cancelled{false};
+    bool              in_batch = false;
+    bool              suspect  = false;  // a batch with it failed: decode it alone once
+    Phase             phase    = Phase::Waiting;
+    Finish            finish   = Finish::None;
+    int32_t           failure  = 0;  // llama_decode's return code, or one of Failure
+    std::string       error;
+    uint64_t          arrival = 0;
+
+    std::vector<llama_token> output;         // generated tokens, without the one that ended it
+    std::vector<size_t>      output_starts;  // where each begins in `text`
+    std::string              text;           // bytes generated so far
+    size_t                   released = 0;   // text[0:released] may be shown: whole characters,
+    size_t                   taken    = 0;   // no possible stop string; [0:taken] was shown
+    size_t                   tokens_taken = 0;
+    int32_t                  stop_index   = -1;
+
+    int32_t n_prompt = 0;  // ledger length when the request began
+    int32_t n_reused = 0;  // of those, already in the memory
+    int32_t n_prefilled = 0;  // ledger tokens decoded for this request before its first output
+    int64_t t_start  = 0;
+    int64_t t_first  = 0;
+    int64_t t_end    = 0;
+};
+
+using RequestPtr = std::shared_ptr<Request>;
+
+// One sequence's part of the batch in flight.
+struct Share {
+    Request * request;
+    int32_t   n_tokens;
+    int32_t   output_index;  // batch index whose logits are wanted, or -1
+};
+
+// What the loop must know of its model and context; fixed when the context is made.
+struct Traits {
+    const llama_vocab * vocab     = nullptr;
+    int32_t             n_vocab   = 0;
+    int32_t             n_swa     = 0;      // sliding window in tokens, 0 without one
+    bool                recurrent = false;  // a state that cannot be rewound
+    bool                can_shift = false;
+    bool                unified   = true;
+    int32_t             n_ctx     = 0;
+    int32_t             n_ctx_seq = 0;
+    int32_t             n_ubatch  = 0;
+};
+
+struct Engine {
+    Traits                   traits;
+    Monitor                  monitor;
+    std::vector<Request *>   active;     // requests whose callers wait for them
+    std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
+    std::vector<llama_seq_id> orphans;   // slots given up while the loop was running
+    std::vector<Request *>   working;    // the active requests of the turn in hand
+    std::vector<Share>       shares;
+    std::vector<llama_token> suppressed; // the model's own suppress list
+    bool                     running           = false;
+    bool                     closed            = false;
+    bool                     broken            = false;  // an exception left the context undefined
+    int32_t                  exclusive_waiting = 0;
+    size_t                   turn              = 0;
+    uint64_t                 clock             = 0;
+    uint64_t                 arrivals          = 0;
+
+    std::atomic<bool> abort{false};
+    Request *         leader            = nullptr;  // whose caller runs the loop
+    unsigned long     leader_thread     = 0;
+    bool              checks_signals    = false;  // the loop runs on Python's main thread
+    uint32_t          polls             = 0;
+    int64_t           next_signal_check = 0;
+    void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
+};
+
+}  // namespace llama_runner
