@@ -37,7 +37,7 @@ THREADS_MAX = 512
 SEQUENCES_MAX = 256
 
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
-SplitMode = Literal["none", "layer", "row", "tensor"]
+SplitMode = Literal["none", "layer", "row"]
 KvLayout = Literal["auto", "unified", "streams"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 StopString = Annotated[str, Field(min_length=1)]

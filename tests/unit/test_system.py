@@ -136,7 +136,7 @@ def test_memory_limit_of_cgroup_v2(tmp_path: Path) -> None:
 def test_peak_memory_grows_with_what_is_held() -> None:
     before = system.peak_rss()
     held = b"x" * (before + 32 * 2**20)
-    assert system.peak_rss() >= before + 32 * 2**20 and held
+    assert system.peak_rss() >= len(held)
 
 
 def test_cpu_features_have_ggmls_names(tmp_path: Path) -> None:
