@@ -1,0 +1,74 @@
+"""Model files: reading, validating, describing, naming and fetching them.
+
+Names are loaded on first use, so that reading a header does not pay for pydantic.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .catalogue import (
+        CatalogueEntry,
+        default_model,
+        find_model,
+        list_models,
+        remove,
+        verify,
+    )
+    from .download import pull
+    from .gguf import GgufInfo, TensorInfo, read_gguf
+    from .header import GgufArray
+    from .metadata import ModelMetadata, SamplingDefaults, load_model
+    from .validation import ValidationReport, validate_model
+
+__all__ = [
+    "CatalogueEntry",
+    "GgufArray",
+    "GgufInfo",
+    "ModelMetadata",
+    "SamplingDefaults",
+    "TensorInfo",
+    "ValidationReport",
+    "default_model",
+    "find_model",
+    "list_models",
+    "load_model",
+    "pull",
+    "read_gguf",
+    "remove",
+    "validate_model",
+    "verify",
+]
+
+_HOME = {
+    "CatalogueEntry": "catalogue",
+    "GgufArray": "header",
+    "GgufInfo": "gguf",
+    "ModelMetadata": "metadata",
+    "SamplingDefaults": "metadata",
+    "TensorInfo": "gguf",
+    "ValidationReport": "validation",
+    "default_model": "catalogue",
+    "find_model": "catalogue",
+    "list_models": "catalogue",
+    "load_model": "metadata",
+    "pull": "download",
+    "read_gguf": "gguf",
+    "remove": "catalogue",
+    "validate_model": "validation",
+    "verify": "catalogue",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

