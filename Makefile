@@ -1,0 +1,65 @@
+# make run    environment, native build, default model, and an answer: make run PROMPT="..."
+# make test   the same, and then the whole test suite
+# make lint   formatting, style and types
+
+PYTHON ?= python3
+PROMPT ?= Why is the sky blue?
+export PROMPT
+
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test lint build model bench-tools clean
+.DELETE_ON_ERROR:
+
+run: model
+	@$(BIN)/llama-runner generate --prompt "$$PROMPT"
+
+test: model
+	@echo "==> Running the tests"
+	@$(BIN)/python -m pytest
+
+lint: .venv/installed
+	@echo "==> Checking style and types"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/cython-lint llama_runner
+	@$(BIN)/mypy
+
+model: build
+	@echo "==> Default model"
+	@$(BIN)/llama-runner pull smollm2-135m
+
+# Always asked, because setup.py knows best what is out of date; nothing to do takes seconds.
+build: .venv/installed
+	@echo "==> Native build"
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+.venv/installed: .venv/requirements setup.py
+	@echo "==> Native build (the first time this takes some minutes)"
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@echo "==> Installing llama-runner into .venv"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.venv/requirements: pyproject.toml .venv/created
+	@echo "==> Fetching the build requirements"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > .venv/requirements.txt
+	@$(BIN)/python -m pip install -q -r .venv/requirements.txt
+	@touch $@
+
+.venv/created:
+	@echo "==> Creating the environment .venv"
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old: install Python 3.11 or newer, then make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot create environments: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# llama-bench of the same llama.cpp, as its authors ship it: what benchmarks/ compares with.
+bench-tools: .venv/requirements
+	@echo "==> Compiling llama-bench"
+	@$(BIN)/python -m llama_cpp_src.bench
+
+clean:
+	rm -rf build dist .venv *.egg-info llama_runner/*.so llama_runner/_build_info.json

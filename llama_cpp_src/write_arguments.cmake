@@ -1,0 +1,12 @@
+# cmake -DOUTPUT=file -P write_arguments.cmake -- argument ...: one argument a line into the file.
+set(separator_seen FALSE)
+set(lines "")
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(index RANGE ${last})
+    if(separator_seen)
+        string(APPEND lines "${CMAKE_ARGV${index}}\n")
+    elseif(CMAKE_ARGV${index} STREQUAL "--")
+        set(separator_seen TRUE)
+    endif()
+endforeach()
+file(WRITE ${OUTPUT} "${lines}")
