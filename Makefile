@@ -58,8 +58,11 @@ build: .venv/installed
 
 # llama-bench of the same llama.cpp, as its authors ship it: what benchmarks/ compares with.
 bench-tools: .venv/requirements
-	@echo "==> Compiling llama-bench"
-	@$(BIN)/python -m llama_cpp_src.bench
+	@echo "==> Compiling llama-bench into build/bench/bin"
+	@tree=$$($(BIN)/python llama_cpp_src/source.py) && PATH="$(CURDIR)/$(BIN):$$PATH" && \
+	cmake -S llama_cpp_src -B build/bench -G Ninja --log-level=WARNING \
+		-DLLAMA_RUNNER_BENCH=ON -DLLAMA_CPP_DIR="$$tree" && \
+	cmake --build build/bench --target llama-bench
 
 clean:
 	rm -rf build dist .venv *.egg-info llama_runner/*.so llama_runner/_build_info.json

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,15 +109,15 @@ class SourceDistribution(sdist):
         super().run()
 
 
-def build_native(
-    machine: features.Features, pin: source.Pin, tree: Path, native_dir: Path
-) -> None:
+def build_native(machine: features.Features, pin: source.Pin, tree: Path, native_dir: Path) -> None:
     """Configure and build the static libraries; quick where nothing changed."""
     options = machine.cmake_options()
     options |= {"LLAMA_CPP_DIR": str(tree), "LLAMA_CPP_COMMIT": pin.commit[:7]}
     configure = [machine.cmake, "-S", str(ROOT / "llama_cpp_src"), "-B", str(native_dir)]
     if machine.ninja:
         configure += ["-G", "Ninja"]
+    if compiler_changed(machine, native_dir):
+        configure.append("--fresh")  # CMake cannot change its compiler in place
     configure += [f"-D{name}={value}" for name, value in options.items()]
     log = native_dir / "configure.log"
     with log.open("w", encoding="utf-8") as stream:
@@ -124,10 +125,21 @@ def build_native(
             stream.flush()
             sys.stderr.write(log.read_text(encoding="utf-8"))
             raise SystemExit("error: CMake could not configure llama.cpp; its output is above.")
-    print(f"Compiling llama.cpp {pin.version} ({machine.tag}, {machine.jobs} at once) ...", flush=True)
+    print(
+        f"Compiling llama.cpp {pin.version} ({machine.tag}, {machine.jobs} at once) ...", flush=True
+    )
     build = [machine.cmake, "--build", str(native_dir), "--parallel", str(machine.jobs)]
     if subprocess.run(build).returncode:
         raise SystemExit("error: llama.cpp could not be compiled; the compiler's message is above.")
+
+
+def compiler_changed(machine: features.Features, native_dir: Path) -> bool:
+    try:
+        cache = (native_dir / "CMakeCache.txt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    compilers = dict(re.findall(r"^CMAKE_(C|CXX)_COMPILER:\w+=(.*)$", cache, re.MULTILINE))
+    return compilers != {"C": machine.c_compiler, "CXX": machine.cxx_compiler}
 
 
 def macro_of(definition: str) -> tuple[str, Any]:

