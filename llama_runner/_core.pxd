@@ -9,7 +9,7 @@ from llama_runner._llama_cpp.shim cimport (
     ContextBox,
     Engine,
     ModelBox,
-    NativeRequest,
+    NativeSequence,
     RequestPtr,
     SequencePtr,
 )
@@ -45,6 +45,9 @@ cdef class Context:
     cdef readonly int n_batch
     cdef readonly int n_ubatch
     cdef readonly int n_seq_max
+    cdef readonly size_t weights_bytes  # on all devices together, as are the next two
+    cdef readonly size_t kv_bytes
+    cdef readonly size_t compute_bytes
     cdef readonly str memory_kind
     cdef readonly bint unified
     cdef object __weakref__
@@ -55,7 +58,8 @@ cdef class Context:
 cdef class Sequence:
     cdef readonly Context context
     cdef SequencePtr native
-    cdef int check_idle(self) except -1
+    cdef NativeSequence * alive(self) except NULL
+    cdef NativeSequence * idle(self) except NULL
 
 
 cdef class Request:

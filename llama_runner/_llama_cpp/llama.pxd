@@ -169,8 +169,6 @@ cdef extern from "llama.h" nogil:
     llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq)
     llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq)
     bool llama_memory_can_shift(llama_memory_t mem)
-    size_t llama_state_seq_get_size(
-        llama_context * ctx, llama_seq_id seq) except +set_python_error
 
     llama_vocab_type_t llama_vocab_type(const llama_vocab * vocab)
     int32_t llama_vocab_n_tokens(const llama_vocab * vocab)

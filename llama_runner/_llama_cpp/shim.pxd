@@ -1,4 +1,4 @@
-# llama_runner's own C++: guard.hpp, handles.hpp, state.hpp, chat.hpp
+# llama_runner's own C++, in _shim/
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool
@@ -195,3 +195,10 @@ cdef extern from "chat.hpp" namespace "llama_runner" nogil:
     string chat_template_source(const ChatTemplates & templates) except +set_python_error
     string apply_chat_template(
         const ChatTemplates & templates, const string & request) except +set_python_error
+
+cdef extern from "memory.hpp" namespace "llama_runner" nogil:
+    cdef struct MemoryUse:
+        size_t weights
+        size_t kv
+        size_t compute
+    MemoryUse memory_use(const llama_context * context) except +set_python_error

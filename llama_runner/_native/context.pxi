@@ -42,7 +42,14 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_get_suppress_tokens,
     llama_vocab_n_tokens,
 )
-from llama_runner._llama_cpp.shim cimport ContextBox, Engine, NativeSequence, new_threadpool
+from llama_runner._llama_cpp.shim cimport (
+    ContextBox,
+    Engine,
+    MemoryUse,
+    NativeSequence,
+    memory_use,
+    new_threadpool,
+)
 
 import warnings as _warnings
 
@@ -150,6 +157,8 @@ cdef class Context:
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
         self.unified = unified
+        cdef MemoryUse use = memory_use(created)
+        self.weights_bytes, self.kv_bytes, self.compute_bytes = use.weights, use.kv, use.compute
         self.engine.slots.resize(n_seq_max)
         self._learn_traits(weights.get().model)
         _live_contexts.add(self)
@@ -226,6 +235,10 @@ cdef class Context:
                 if self.engine.slots[i]:
                     total += self.engine.slots[i].get().n_kv
         return total
+
+    def check(self):
+        """Raise ClosedError or ForkedProcessError where the context cannot be used."""
+        self.alive()
 
     def new_sequence(self):
         """A new, empty :class:`Sequence`. It takes a slot in the memory when it is first used."""

@@ -32,7 +32,7 @@ cdef class Request:
         cdef Engine * engine = sequence.context.engine
         cdef NativeRequest * native
         cdef llama_token token
-        sequence.check_idle()
+        sequence.idle()
         n_tokens, room = len(sequence), sequence.context.n_ctx_seq
         if n_tokens == 0:
             raise InvalidParameterError(

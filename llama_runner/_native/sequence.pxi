@@ -3,6 +3,8 @@
 # Ledger: tokens[0:n_kv] are in the memory at positions 0..n_kv-1, tokens[n_kv:] wait to be decoded.
 # So forgetting cells is always safe: lower n_kv, and the next turn decodes them again.
 # The functions on native sequences must be called by whoever holds the loop.
+from libc.string cimport memcmp
+
 from llama_runner._llama_cpp.llama cimport (
     llama_get_memory,
     llama_memory_seq_add,
@@ -10,8 +12,9 @@ from llama_runner._llama_cpp.llama cimport (
     llama_memory_seq_pos_min,
     llama_memory_seq_rm,
     llama_memory_t,
-    llama_state_seq_get_size,
     llama_token,
+    llama_vocab,
+    llama_vocab_is_control,
 )
 
 
@@ -71,15 +74,19 @@ cdef class Sequence:
     def __init__(self):
         raise TypeError("a Sequence comes from Context.new_sequence()")
 
-    cdef int check_idle(self) except -1:
+    cdef NativeSequence * alive(self) except NULL:
         self.context.alive()
         if not self.native:
-            raise ClosedError("this sequence is closed")
-        if self.native.get().busy:
+            raise ClosedError("this sequence is closed: make another")
+        return self.native.get()
+
+    cdef NativeSequence * idle(self) except NULL:
+        cdef NativeSequence * native = self.alive()
+        if native.busy:
             raise ContextBusyError(
                 "this conversation is generating: finish, close or cancel its stream first"
             )
-        return 0
+        return native
 
     def __len__(self):
         return self.native.get().tokens.size() if self.native else 0
@@ -90,10 +97,31 @@ cdef class Sequence:
         return self.native.get().n_kv if self.native else 0
 
     @property
+    def busy(self):
+        """Is a generation on this sequence begun and not yet done or closed?"""
+        return self.native.get().busy if self.native else False
+
+    @property
     def tokens(self):
         """The whole ledger: numpy int32 array, shape (n,), a copy."""
-        self.context.alive()
-        return new_token_array(self.native.get().tokens.data(), self.native.get().tokens.size())
+        cdef NativeSequence * native = self.alive()
+        return new_token_array(native.tokens.data(), native.tokens.size())
+
+    def token_at(self, Py_ssize_t index):
+        """One token id of the ledger."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"no token {index} in a sequence of {len(self)}")
+        return self.native.get().tokens[index]
+
+    def common_prefix(self, tokens):
+        """How many tokens, from the first, the ledger has in common with others."""
+        cdef vector[llama_token] others
+        cdef size_t i = 0
+        cdef NativeSequence * native = self.alive()
+        read_tokens(tokens, others)
+        while i < others.size() and i < native.tokens.size() and native.tokens[i] == others[i]:
+            i += 1
+        return i
 
     def append(self, tokens):
         """Add tokens to be decoded with the next generation.
@@ -104,7 +132,7 @@ cdef class Sequence:
         """
         cdef vector[llama_token] added
         cdef size_t i
-        self.check_idle()
+        cdef NativeSequence * native = self.idle()
         read_tokens(tokens, added)
         for i in range(added.size()):
             if not 0 <= added[i] < self.context.engine.traits.n_vocab:
@@ -112,13 +140,11 @@ cdef class Sequence:
                     f"token id at index {i} is out of range: this vocabulary has ids 0 to "
                     f"{self.context.engine.traits.n_vocab - 1}"
                 )
-        cdef NativeSequence * native = self.native.get()
         native.tokens.insert(native.tokens.end(), added.begin(), added.end())
 
     def truncate(self, Py_ssize_t n):
         """Forget all but the first n tokens."""
-        self.check_idle()
-        cdef NativeSequence * native = self.native.get()
+        cdef NativeSequence * native = self.idle()
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
@@ -134,8 +160,7 @@ cdef class Sequence:
             will be decoded again.
         """
         cdef bint shifted
-        self.check_idle()
-        cdef NativeSequence * native = self.native.get()
+        cdef NativeSequence * native = self.idle()
         if not 0 <= start < stop <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"start, stop: no tokens {start}:{stop} in a sequence of {native.tokens.size()}",
@@ -147,38 +172,64 @@ cdef class Sequence:
 
     def evict(self):
         """Leave the KV memory; the ledger stays and is decoded again on the next use."""
-        self.check_idle()
+        cdef NativeSequence * native = self.idle()
         with self.context._exclusive():
-            drop_cells(self.context.engine, self.context.box.get(), self.native.get())
+            drop_cells(self.context.engine, self.context.box.get(), native)
 
     @property
     def positions(self):
         """(pos_min, pos_max) as llama.cpp sees this sequence; (-1, -1) when not in the memory."""
         cdef llama_memory_t memory
-        self.context.alive()
+        cdef NativeSequence * native = self.alive()
         with self.context._exclusive():
-            if self.native.get().slot < 0:
+            if native.slot < 0:
                 return -1, -1
             memory = llama_get_memory(self.context.box.get().context)
-            return (llama_memory_seq_pos_min(memory, self.native.get().slot),
-                    llama_memory_seq_pos_max(memory, self.native.get().slot))
+            return (llama_memory_seq_pos_min(memory, native.slot),
+                    llama_memory_seq_pos_max(memory, native.slot))
 
-    @property
-    def state_bytes(self):
-        """Bytes that this sequence occupies in the KV memory."""
-        self.context.alive()
-        with self.context._exclusive():
-            if self.native.get().slot < 0:
-                return 0
-            return llama_state_seq_get_size(self.context.box.get().context,
-                                            self.native.get().slot)
+    def match_text(self, Py_ssize_t start, bytes text not None):
+        """How far the tokens from ``start`` on spell this text.
+
+        A token's leading space that is not in the text is forgiven at the start and behind a
+        control token: SentencePiece vocabularies put one there.
+
+        Args:
+            start: Index of the first token to compare.
+            text: UTF-8.
+
+        Returns:
+            (n_tokens, n_bytes): whole tokens that match, and the bytes of text they stand for.
+        """
+        cdef NativeSequence * native = self.alive()
+        cdef const llama_vocab * vocab = self.context.engine.traits.vocab
+        cdef const char * data = text
+        cdef size_t size = len(text)
+        cdef size_t offset = 0
+        cdef size_t i = max(0, start)
+        cdef size_t skip
+        cdef bint at_start = True
+        cdef string piece, error
+        with nogil:
+            while i < native.tokens.size() and offset < size:
+                piece.clear()
+                append_piece(vocab, native.tokens[i], True, piece, error)
+                skip = 0
+                if at_start and piece.size() > 1 and piece[0] == b" " and data[offset] != b" ":
+                    skip = 1
+                if (piece.size() - skip > size - offset
+                        or memcmp(piece.data() + skip, data + offset, piece.size() - skip) != 0):
+                    break
+                offset += piece.size() - skip
+                at_start = llama_vocab_is_control(vocab, native.tokens[i])
+                i += 1
+        return i - max(0, start), offset
 
     def close(self):
         """Forget everything and give the slot back."""
         if not self.native:
             return
         if not self.context.closed:
-            self.check_idle()
             self.evict()
         self.native.reset()
 

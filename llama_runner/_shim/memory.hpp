@@ -1,0 +1,18 @@
+// What a context occupies (llama-ext.h, which is C++ and not part of the public API).
+#pragma once
+
+#include <cstddef>
+
+#include "llama.h"
+
+namespace llama_runner {
+
+struct MemoryUse {  // bytes over all devices
+    size_t weights = 0;
+    size_t kv      = 0;
+    size_t compute = 0;
+};
+
+MemoryUse memory_use(const llama_context * context);
+
+}  // namespace llama_runner

@@ -1,0 +1,145 @@
+"""One generation, from a prepared sequence to a Completion or a stream of Chunks."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from llama_runner._core import Request, Sequence
+from llama_runner.params import SEED_MAX, GenerationParams
+from llama_runner.results import Chunk, Completion, Receipt, Timings, Usage
+
+__all__ = ["Generation", "Stream"]
+
+
+class Generation:
+    """A request and what it takes to describe its outcome.
+
+    Args:
+        sequence: Holds the whole prompt.
+        params: Without a seed, one is chosen here.
+        temporary: Leave nothing behind in the KV memory.
+        first_difference: Where the prompt first differed from what was in memory.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        params: GenerationParams,
+        *,
+        temporary: bool = False,
+        first_difference: int | None = None,
+    ) -> None:
+        if params.seed is None:
+            params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
+        self.params = params
+        self.request = Request(sequence, params, temporary=temporary)
+        self._first_difference = first_difference
+
+    def run(self) -> Completion:
+        """Generate to the end; no Python runs between two tokens."""
+        self.request.run()
+        return self.completion()
+
+    def completion(self) -> Completion:
+        """The outcome, once the request is done."""
+        request = self.request
+        assert request.finish_reason is not None
+        stop = request.stop_index
+        n_prompt, n_reused, n_prefilled = request.counts
+        tokens = request.tokens
+        assert self.params.seed is not None
+        return Completion(
+            text=request.text,
+            tokens=tokens,
+            finish_reason=request.finish_reason,
+            stop_string=None if stop is None else self.params.stop[stop],
+            usage=Usage(prompt_tokens=n_prompt, completion_tokens=len(tokens)),
+            timings=self._timings(len(tokens), n_prefilled),
+            receipt=Receipt(
+                reused=n_reused, recomputed=n_prefilled, first_difference=self._first_difference
+            ),
+            seed=self.params.seed,
+        )
+
+    def _timings(self, n_generated: int, n_prefilled: int) -> Timings:
+        start, first, end = self.request.times_us
+        first = first or end  # cancelled before the first token
+        prefill, decode = (first - start) / 1e6, (end - first) / 1e6
+        return Timings(
+            prefill_ms=prefill * 1e3,
+            first_token_ms=prefill * 1e3,
+            decode_ms=decode * 1e3,
+            # The first token falls out of the prefill.
+            tokens_per_second=(n_generated - 1) / decode if decode > 0 and n_generated > 1 else 0.0,
+            prefill_tokens_per_second=n_prefilled / prefill if prefill > 0 else 0.0,
+        )
+
+
+class Stream(Iterator[Chunk]):
+    """The chunks of one generation; computed as they are pulled.
+
+    Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
+    chunk :attr:`completion` is set. Not for several threads at once, but :meth:`cancel` may be
+    called from any.
+
+    Args:
+        generation: Not begun yet.
+        on_end: Called once, with the completion, or with None when the generation failed.
+    """
+
+    def __init__(
+        self, generation: Generation, on_end: Callable[[Completion | None], None]
+    ) -> None:
+        self._generation = generation
+        self._on_end = on_end
+        self.completion: Completion | None = None
+        """The whole answer, once the stream has ended."""
+
+    def __next__(self) -> Chunk:
+        if self.completion is not None:
+            raise StopIteration
+        request = self._generation.request
+        try:
+            text, tokens = request.read()
+        except BaseException:
+            if request.done and request.finish_reason is None:
+                self._on_end(None)
+            raise
+        if not request.done:
+            return Chunk(text, tuple(tokens))
+        completion = self._end()
+        return Chunk(text, tuple(tokens), completion.finish_reason, completion)
+
+    def cancel(self) -> None:
+        """Stop as soon as possible; the next chunk is the last, with reason "cancelled"."""
+        self._generation.request.cancel()
+
+    def close(self) -> None:
+        """Stop now; what was generated so far stays in a conversation's memory."""
+        if self.completion is None:
+            self._generation.request.close()
+            if self._generation.request.finish_reason is not None:
+                self._end()
+
+    def _end(self) -> Completion:
+        self.completion = self._generation.completion()
+        self._on_end(self.completion)
+        return self.completion
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "completion"):
+            self.close()

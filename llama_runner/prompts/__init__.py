@@ -1,0 +1,1 @@
+"""Prompts: chat messages, templates, and what agents build from them."""

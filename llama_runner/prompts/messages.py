@@ -1,0 +1,51 @@
+"""What may be given as a prompt, and which of the three kinds it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard
+
+from llama_runner.errors import InvalidParameterError
+
+__all__ = ["Message", "Prompt", "is_messages", "read_messages"]
+
+Message: TypeAlias = Mapping[str, Any]
+"""``{"role": ..., "content": ...}`` as in OpenAI's API."""
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+"""Raw text, token ids (any int sequence or int32 buffer), or chat messages."""
+
+
+def is_messages(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a list of messages."""
+    if isinstance(prompt, Mapping):
+        raise InvalidParameterError(
+            "prompt: a single message must be in a list: [message]", field="prompt"
+        )
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and isinstance(prompt[0], Mapping)
+    )
+
+
+def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+    """Check messages and copy them.
+
+    Raises:
+        InvalidParameterError: One is no mapping, or has no role or no content.
+    """
+    messages = []
+    for i, message in enumerate(prompt):
+        if not isinstance(message, Mapping):
+            raise InvalidParameterError(
+                f"prompt[{i}]: messages cannot be mixed with {type(message).__name__}",
+                field="prompt",
+            )
+        if not isinstance(message.get("role"), str):
+            raise InvalidParameterError(f"prompt[{i}]: has no 'role'", field="prompt")
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
+        messages.append(dict(message))
+    return messages

@@ -1,0 +1,27 @@
+"""One call for one answer: for scripts and fire-and-forget workers."""
+
+from __future__ import annotations
+
+import os
+
+from llama_runner.runner import LlamaRunner
+
+__all__ = ["generate_once"]
+
+
+def generate_once(model_path: str | os.PathLike[str], prompt: str, max_tokens: int = 200) -> str:
+    """Load a model, answer one raw text prompt, free everything.
+
+    Args:
+        model_path: A GGUF file, or the name of a pulled model.
+        prompt: Raw text.
+        max_tokens: Most tokens to generate.
+
+    Returns:
+        The generated text.
+
+    Raises:
+        LlamaError: As :class:`LlamaRunner` and :meth:`LlamaRunner.generate_stateless`.
+    """
+    with LlamaRunner(model_path, n_seq_max=1) as runner:
+        return runner.generate_stateless(prompt, max_tokens).text

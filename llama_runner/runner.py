@@ -1,0 +1,354 @@
+"""LlamaRunner: a model, a context, and two ways to use them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner.errors import ChatTemplateError
+from llama_runner.generation import Generation, Stream
+from llama_runner.params import (
+    ContextParams,
+    GenerationParams,
+    KvLayout,
+    KvType,
+    LoadMode,
+    ModelParams,
+    SplitMode,
+)
+from llama_runner.prompts.messages import Prompt, is_messages, read_messages
+from llama_runner.results import Completion, ContextInfo, GcReport
+from llama_runner.session import Session
+from llama_runner.system import thread_counts
+
+__all__ = ["GenerationOptions", "LlamaRunner", "RunnerOptions"]
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
+
+    n_gpu_layers: int
+    split_mode: SplitMode
+    main_gpu: int
+    load_mode: LoadMode
+    repack: bool
+    vocab_only: bool
+    check_tensors: bool
+    n_ctx: int
+    n_seq_max: int
+    n_threads: int | None
+    n_threads_batch: int | None
+    n_batch: int
+    n_ubatch: int
+    flash_attention: Literal["auto"] | bool
+    kv_type: KvType
+    kv_layout: KvLayout
+    swa_full: bool
+    offload_kqv: bool
+    gc_threshold: float
+    rope_freq_base: float | None
+    rope_freq_scale: float | None
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The keywords of a generation: the fields of GenerationParams but max_tokens."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_last_n: int
+    seed: int | None
+    stop: str | Sequence[str]
+    parse_special: bool
+    ignore_eos: bool
+
+
+class LlamaRunner:
+    """A GGUF model in this process, for programs that control its memory themselves.
+
+    *Stateless* calls are independent and leave nothing in the KV memory. *Stateful* calls go on
+    with one conversation that lives there, of which only what is new is computed.
+
+    A prompt is raw text (``str``), token ids, or a list of ``{"role", "content"}`` messages, which
+    go through the model's chat template. For stateful calls, messages with an assistant's answer
+    among them, or a system message first, are the whole conversation; others are added to it.
+
+    Threads may share a runner: stateless calls are computed together, stateful ones take turns.
+
+    Args:
+        model: Path of a GGUF file, or the name of a pulled model.
+        chat_template: A Jinja template to use instead of the model's own.
+        progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
+        **options: Fields of :class:`ModelParams` and :class:`ContextParams`.
+
+    Raises:
+        InvalidParameterError: An option is unknown or out of range.
+        ModelNotFoundError: No such file or name.
+        ModelValidationError: The file is not a sound GGUF.
+        ModelLoadError: llama.cpp refused it, or ``progress`` cancelled.
+        OutOfMemoryError: No room for the weights or the context.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        chat_template: str | None = None,
+        progress: Callable[[float], bool | None] | None = None,
+        **options: Unpack[RunnerOptions],
+    ) -> None:
+        from llama_runner.loaders import find_model, validate_model
+
+        for_context = {k: v for k, v in options.items() if k in ContextParams.model_fields}
+        for_model = {k: v for k, v in options.items() if k not in for_context}
+        self.model_params = ModelParams(**for_model)
+        self.context_params = ContextParams(**for_context)
+        n_threads, n_threads_batch = thread_counts(
+            self.context_params.n_threads, self.context_params.n_threads_batch
+        )
+
+        path = find_model(model)
+        validate_model(path, level="header")
+        self.model = Model(path, progress=progress, **self.model_params.model_dump())
+        self._context = self._template = self._session = None
+        try:
+            self._vocab = self.model.vocab
+            self._template = _chat_template(self.model, chat_template)
+            if not self.model_params.vocab_only:
+                self._context = _context(
+                    self.model, self.context_params, n_threads, n_threads_batch
+                )
+                self._session = Session(
+                    self._context, self._template, self.context_params.gc_threshold
+                )
+        except BaseException:
+            self.model.close()
+            raise
+
+    # ---- stateless -----------------------------------------------------------------------------
+
+    def generate_stateless(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Completion:
+        """Answer one prompt and leave nothing in the KV memory.
+
+        Args:
+            prompt: Text, token ids or messages.
+            max_tokens: Most tokens to generate.
+            params: How to sample and when to stop; ``overrides`` are changes to it.
+
+        Raises:
+            InvalidParameterError: A parameter is out of range, or the prompt is empty.
+            TokenizationError: The prompt is no text, or has token ids that do not exist.
+            PromptTooLongError: The prompt does not fit the context.
+            ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
+        """
+        return self._stateless(prompt, max_tokens, params, overrides).run()
+
+    def stream_stateless(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Stream:
+        """Like :meth:`generate_stateless`, as an iterator of chunks that can be closed."""
+        return Stream(self._stateless(prompt, max_tokens, params, overrides), lambda _: None)
+
+    def _stateless(
+        self,
+        prompt: Prompt,
+        max_tokens: int,
+        params: GenerationParams | None,
+        overrides: GenerationOptions,
+    ) -> Generation:
+        context = self._alive_context()
+        chosen = _chosen(max_tokens, params, overrides)
+        sequence = context.new_sequence()
+        if is_messages(prompt):
+            text, stops = self._chat().render(read_messages(prompt))
+            tokens = self._vocab.tokenize(text, add_special=False)
+            bos = self._vocab.bos
+            if self._vocab.add_bos and bos is not None and (len(tokens) == 0 or tokens[0] != bos):
+                sequence.append([bos])
+            sequence.append(tokens)
+            chosen = chosen.merged(stop=(*chosen.stop, *stops)) if stops else chosen
+        elif isinstance(prompt, str):
+            if prompt:
+                sequence.append(
+                    self._vocab.tokenize(prompt, parse_special=chosen.parse_special)
+                )
+        else:
+            sequence.append(prompt)
+        return Generation(sequence, chosen, temporary=True)
+
+    # ---- stateful ------------------------------------------------------------------------------
+
+    def generate_stateful(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Completion:
+        """Go on with the conversation in the KV memory; prompt and answer stay there.
+
+        Above ``gc_threshold`` the oldest turns are dropped first. A call that raises leaves the
+        conversation as it was.
+
+        Args:
+            prompt: Text or token ids to go on with, or messages.
+            max_tokens: Most tokens to generate.
+            params: How to sample and when to stop; ``overrides`` are changes to it.
+
+        Raises:
+            ContextBusyError: A stream on the conversation is still open.
+            Others: As for :meth:`generate_stateless`.
+        """
+        session = self._alive_session()
+        return session.generate(prompt, _chosen(max_tokens, params, overrides))
+
+    def stream_stateful(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Stream:
+        """Like :meth:`generate_stateful`, as an iterator of chunks that can be closed.
+
+        What was generated by then stays in the conversation.
+        """
+        session = self._alive_session()
+        return session.stream(prompt, _chosen(max_tokens, params, overrides))
+
+    def get_context_info(self) -> ContextInfo:
+        """What the conversation holds and how much room is left."""
+        return self._alive_session().info()
+
+    def gc_context(self) -> GcReport:
+        """Drop the oldest turns of the conversation, about half of it; the first span stays."""
+        return self._alive_session().collect()
+
+    def clear_context(self) -> None:
+        """Forget the conversation."""
+        self._alive_session().clear()
+
+    # ---- text ----------------------------------------------------------------------------------
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+    ) -> Any:
+        """Token ids of a text: numpy int32 array, shape (n,).
+
+        Args:
+            text: Text, or bytes of UTF-8.
+            add_special: Add BOS/EOS where the model wants them.
+            parse_special: Read special tokens written out in the text as those tokens.
+        """
+        return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._vocab.detokenize(tokens).decode("utf-8", "replace")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template in use, if there is one."""
+        return None if self._template is None else self._template.source
+
+    # ---- lifetime ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free context and weights. Calls still running in other threads end with ClosedError."""
+        if self._context is not None:
+            self._context.close()
+        self.model.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the runner was closed."""
+        return self.model.closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LlamaRunner {self.model.path!r}{' (closed)' if self.closed else ''}>"
+
+    def _alive_context(self) -> Context:
+        if self._context is None:
+            # Loaded with vocab_only: the core says what that means.
+            return Context(self.model)
+        self._context.check()
+        return self._context
+
+    def _alive_session(self) -> Session:
+        self._alive_context()
+        assert self._session is not None
+        return self._session
+
+    def _chat(self) -> ChatTemplate:
+        if self._template is None:
+            raise ChatTemplateError(
+                "this model has no chat template: give the prompt as text, or pass chat_template="
+            )
+        return self._template
+
+
+def _chosen(
+    max_tokens: int, params: GenerationParams | None, overrides: GenerationOptions
+) -> GenerationParams:
+    return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
+
+
+def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
+    try:
+        return ChatTemplate(model, source)
+    except ChatTemplateError:
+        if source is not None:
+            raise
+        return None  # raw prompts work without one; messages say so
+
+
+def _context(
+    model: Model, params: ContextParams, n_threads: int, n_threads_batch: int
+) -> Context:
+    n_ctx = params.n_ctx
+    if "n_ctx" not in params.model_fields_set:
+        n_ctx = min(n_ctx, model.n_ctx_train)
+    return Context(
+        model,
+        n_ctx=n_ctx,
+        n_seq_max=params.n_seq_max,
+        n_threads=n_threads,
+        n_threads_batch=n_threads_batch,
+        n_batch=params.n_batch,
+        n_ubatch=params.n_ubatch,
+        flash_attention=params.flash_attention,
+        kv_type=params.kv_type,
+        unified=params.kv_layout != "streams",
+        swa_full=params.swa_full,
+        offload_kqv=params.offload_kqv,
+        rope_freq_base=params.rope_freq_base or 0.0,
+        rope_freq_scale=params.rope_freq_scale or 0.0,
+    )
