@@ -1,0 +1,60 @@
+"""The command line, ``llama-runner``.
+
+One module per command; what is slow to import, each imports when it runs. Answers go to standard
+output, everything else to standard error. Exit status: 0, 1 for an error, 2 for wrong usage,
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from llama_runner.cli.chat import chat
+from llama_runner.cli.doctor import doctor
+from llama_runner.cli.generate import generate
+from llama_runner.cli.info import info
+from llama_runner.cli.models import models, pull
+from llama_runner.cli.output import note, printable
+from llama_runner.errors import LlamaError
+
+__all__ = ["commands", "main"]
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="llama-runner")
+def commands() -> None:
+    """Run GGUF language models in this process, with llama.cpp linked in."""
+
+
+for _command in (generate, chat, info, pull, models, doctor):
+    commands.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Args:
+        arguments: What stands after the program's name; by default what the shell gave.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal lacks must not end a half-written answer.
+            stream.reconfigure(errors="replace")
+    try:
+        status = commands.main(arguments, prog_name="llama-runner", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:
+        status = INTERRUPTED
+    except LlamaError as error:
+        note(f"error: {printable(str(error))}")
+        status = 1
+    sys.exit(status)

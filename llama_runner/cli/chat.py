@@ -1,0 +1,129 @@
+"""``llama-runner chat``: a conversation that lives in the context."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_runner.cli.generate import write_stream
+from llama_runner.cli.options import (
+    CONTEXT,
+    GENERATION,
+    MODEL,
+    QUIET,
+    SYSTEM,
+    chosen,
+    open_runner,
+)
+from llama_runner.cli.output import note, printable
+from llama_runner.errors import ChatTemplateError, LlamaError
+
+if TYPE_CHECKING:
+    from llama_runner.results import ContextInfo
+    from llama_runner.runner import LlamaRunner
+
+__all__ = ["chat"]
+
+# An answer that ends in mid-sentence is worse here than a long one.
+MAX_TOKENS = 1000
+HELP = """\
+/info   what is in the context
+/gc     drop the oldest turns
+/clear  forget everything
+/help   this list
+/quit   leave; Ctrl-D does too. Ctrl-C stops an answer."""
+
+
+@click.command(params=[MODEL, SYSTEM, *GENERATION, *CONTEXT, QUIET])
+def chat(model: str | None, system: str | None, quiet: bool, **options: Any) -> None:
+    """Talk with a model.
+
+    Type /help for what else can be typed. An answer has at most 1000 tokens unless --max-tokens
+    says otherwise.
+    """
+    overrides = {"max_tokens": MAX_TOKENS} | chosen(options, GENERATION)
+    with open_runner(model, chosen(options, CONTEXT), quiet=quiet) as runner:
+        if runner.chat_template is None:
+            raise ChatTemplateError(
+                "this model has no chat template and cannot chat; try llama-runner generate --raw"
+            )
+        if not quiet:
+            note("/help for help, Ctrl-D to leave")
+        Conversation(runner, system, overrides).run()
+
+
+class Conversation:
+    """The loop of questions, answers and slash commands."""
+
+    def __init__(self, runner: LlamaRunner, system: str | None, overrides: dict[str, Any]) -> None:
+        self.runner = runner
+        self.overrides = overrides
+        self.opening = [{"role": "system", "content": system}] if system else []
+
+    def run(self) -> None:
+        """Go on until the user leaves."""
+        for line in _lines():
+            if line == "/quit":
+                return
+            try:
+                if line.startswith("/"):
+                    note(self.command(line))
+                elif line:
+                    self.answer(line)
+            except LlamaError as error:
+                note(f"error: {printable(str(error))}")
+
+    def answer(self, question: str) -> None:
+        """Ask the model and print what it says; Ctrl-C stops it."""
+        turn = [{"role": "user", "content": question}]
+        begun = self.runner.get_context_info().used > 0
+        messages = turn if begun else self.opening + turn
+        try:
+            completion = write_stream(self.runner.stream_stateful(messages, **self.overrides))
+        except KeyboardInterrupt:
+            note("\n[stopped]")
+        else:
+            if completion.finish_reason == "length":
+                note("[cut off: --max-tokens or the context is used up]")
+
+    def command(self, line: str) -> str:
+        """Do what a slash command says, and return what it has to tell."""
+        match line:
+            case "/info":
+                return _describe(self.runner.get_context_info())
+            case "/gc":
+                return str(self.runner.gc_context())
+            case "/clear":
+                self.runner.clear_context()
+                return "forgotten"
+            case "/help":
+                return HELP
+        return f"unknown command {printable(line)}; /help lists them"
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, until the end of input; with a prompt and editing on a terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from (line.strip() for line in sys.stdin)
+        return
+    import readline  # noqa: F401  (gives input() its editing and history)
+
+    while True:
+        try:
+            yield input("> ").strip()
+        except KeyboardInterrupt:
+            note("")
+        except EOFError:
+            note("")
+            return
+
+
+def _describe(info: ContextInfo) -> str:
+    lines = [str(info)]
+    for span in info.spans:
+        pinned = ", pinned" if span.pinned else ""
+        lines.append(f"{span.start:8,}  {span.role}: {span.tokens:,} tokens{pinned}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""``llama-runner generate``: one prompt, one answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_runner.cli.options import (
+    CONTEXT,
+    GENERATION,
+    MODEL,
+    QUIET,
+    SYSTEM,
+    chosen,
+    open_runner,
+)
+from llama_runner.cli.output import note, print_json
+
+if TYPE_CHECKING:
+    from llama_runner.generation import Stream
+    from llama_runner.results import Completion
+    from llama_runner.runner import LlamaRunner
+
+__all__ = ["generate", "write_stream"]
+
+
+@click.command(
+    params=[
+        click.Argument(["prompt"], required=False),
+        click.Option(["-p", "--prompt", "prompt_text"], metavar="TEXT", help="Instead of PROMPT."),
+        SYSTEM,
+        click.Option(["--raw"], is_flag=True, help="Use no chat template: the bare text."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the whole result as JSON."),
+        MODEL,
+        *GENERATION,
+        *CONTEXT,
+        QUIET,
+    ]
+)
+def generate(
+    prompt: str | None,
+    prompt_text: str | None,
+    raw: bool,
+    as_json: bool,
+    model: str | None,
+    system: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Answer one prompt.
+
+    PROMPT is taken from standard input if it is - or missing. It is a user's message to the model,
+    or, if that has no chat template, a text to go on with.
+    """
+    if raw and system:
+        raise click.UsageError("--system needs the chat template that --raw leaves out.")
+    text = _read_prompt(prompt, prompt_text)
+    overrides = chosen(options, GENERATION)
+    with open_runner(model, chosen(options, CONTEXT), quiet=quiet) as runner:
+        request = text if raw else _as_messages(runner, text, system)
+        if as_json:
+            completion = runner.generate_stateless(request, **overrides)
+            print_json(dataclasses.asdict(completion))
+        else:
+            completion = write_stream(runner.stream_stateless(request, **overrides))
+        if not quiet:
+            note(_summary(completion))
+
+
+def write_stream(chunks: Stream) -> Completion:
+    """Print an answer while it is generated, and return it."""
+    completion = None
+    with closing(chunks):
+        for chunk in chunks:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+            completion = chunk.completion
+    assert completion is not None  # the last chunk carries it
+    if not completion.text.endswith("\n"):
+        click.echo()
+    return completion
+
+
+def _read_prompt(argument: str | None, option: str | None) -> str:
+    if argument is not None and option is not None:
+        raise click.UsageError("Give the prompt as an argument or with --prompt, not both.")
+    if option is not None:
+        return option
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise click.UsageError("No prompt: give it as an argument, or pipe it in.")
+    return sys.stdin.read().removesuffix("\n")
+
+
+def _as_messages(runner: LlamaRunner, text: str, system: str | None) -> str | list[dict[str, str]]:
+    if runner.chat_template is None and system is None:
+        note("this model has no chat template: it gets the bare text, as with --raw")
+        return text
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": text}]
+
+
+def _summary(completion: Completion) -> str:
+    usage, timings = completion.usage, completion.timings
+    return (
+        f"[prompt: {usage.prompt_tokens} tokens, {timings.prefill_tokens_per_second:.0f}/s; "
+        f"answer: {usage.completion_tokens} tokens, {timings.tokens_per_second:.1f}/s, "
+        f"first after {timings.first_token_ms:.0f} ms; "
+        f"{completion.finish_reason}; seed {completion.seed}]"
+    )

@@ -1,0 +1,116 @@
+"""``llama-runner info``: what a model file says about itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_runner.cli.output import byte_size, print_json, print_table
+from llama_runner.errors import ModelValidationError
+
+if TYPE_CHECKING:
+    from llama_runner.loaders import GgufInfo
+
+__all__ = ["info"]
+
+LONGEST_VALUE = 100
+
+
+@click.command()
+@click.argument("model", metavar="PATH|NAME", required=False)
+@click.option("--tensors", is_flag=True, help="List the tensors, too.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(model: str | None, tensors: bool, as_json: bool) -> None:
+    """Show what a model file holds.
+
+    And whether it is safe to load. No weights are read. Without PATH or NAME it is the default
+    model.
+    """
+    from llama_runner.loaders import default_model, find_model, read_gguf
+
+    gguf = read_gguf(find_model(model) if model else default_model()[0])
+    problem = _problem(gguf)
+    if as_json:
+        print_json(_as_json(gguf, problem, tensors))
+        return
+    print_table(_summary(gguf, problem))
+    click.echo()
+    print_table([(key, _shortened(value)) for key, value in gguf.keys.items()])
+    if tensors:
+        click.echo()
+        rows = [("TENSOR", "TYPE", "SHAPE", "SIZE")]
+        for tensor in gguf.tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            rows.append((tensor.name, tensor.type, shape, byte_size(tensor.nbytes)))
+        print_table(rows, right=(3,))
+
+
+def _problem(gguf: GgufInfo) -> str | None:
+    """Why the file must not be loaded, if so."""
+    from llama_runner.loaders import validate_model
+
+    try:
+        validate_model(gguf.path)
+    except ModelValidationError as error:
+        return str(error)
+    return None
+
+
+def _summary(gguf: GgufInfo, problem: str | None) -> list[tuple[str, str]]:
+    context = f"{gguf.context_length:,} tokens" if gguf.context_length else "?"
+    vocabulary = f"{gguf.vocab_size:,} tokens" if gguf.vocab_size else "?"
+    rows = [
+        ("file", os.fspath(gguf.path)),
+        ("size", byte_size(gguf.size)),
+        ("name", gguf.name or "?"),
+        ("architecture", gguf.architecture or "?"),
+        ("parameters", f"{gguf.n_params:,}"),
+        ("quantization", gguf.quantization or "?"),
+        ("context length", context),
+        ("vocabulary", vocabulary),
+        ("chat template", "yes" if gguf.chat_template else "no"),
+        ("tensors", f"{len(gguf.tensors):,}"),
+        ("loadable", "yes" if problem is None else f"no: {problem}"),
+    ]
+    if gguf.split_count > 1:
+        rows.append(("split", f"one of {gguf.split_count} files"))
+    return rows
+
+
+def _shortened(value: object) -> str:
+    from llama_runner.loaders import GgufArray
+
+    if isinstance(value, GgufArray):
+        return f"{len(value):,} x {value.element_type}"
+    text = str(value)
+    return (
+        text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ... ({len(text):,} long)"
+    )
+
+
+def _as_json(gguf: GgufInfo, problem: str | None, tensors: bool) -> dict[str, Any]:
+    from llama_runner.loaders import GgufArray
+
+    found: dict[str, Any] = {
+        "path": gguf.path,
+        "size": gguf.size,
+        "name": gguf.name,
+        "architecture": gguf.architecture,
+        "parameters": gguf.n_params,
+        "quantization": gguf.quantization,
+        "context_length": gguf.context_length,
+        "vocab_size": gguf.vocab_size,
+        "split_count": gguf.split_count,
+        "problem": problem,
+        "keys": {
+            key: {"type": value.element_type, "length": len(value)}
+            if isinstance(value, GgufArray)
+            else value
+            for key, value in gguf.keys.items()
+        },
+    }
+    if tensors:
+        found["tensors"] = [tensor._asdict() for tensor in gguf.tensors]
+    return found

@@ -1,0 +1,107 @@
+"""Options that several commands share, and the runner that they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_runner.cli.output import bar, note, printable
+
+if TYPE_CHECKING:
+    from llama_runner.runner import LlamaRunner
+
+__all__ = ["CONTEXT", "GENERATION", "MODEL", "QUIET", "SYSTEM", "chosen", "open_runner"]
+
+MODEL = click.Option(
+    ["-m", "--model"],
+    metavar="PATH|NAME",
+    help="Model file, or a name that 'llama-runner models' lists. "
+    "[default: LLAMA_RUNNER_MODEL, else smollm2-135m]",
+)
+SYSTEM = click.Option(["-s", "--system"], metavar="TEXT", help="What the model is told to be.")
+QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but the answer.")
+
+# Values are checked by GenerationParams and ContextParams alone; the defaults are theirs.
+GENERATION = (
+    click.Option(
+        ["-n", "--max-tokens"], type=int, show_default="200", help="Most tokens to generate."
+    ),
+    click.Option(
+        ["-t", "--temperature"], type=float, show_default="0.8", help="Randomness; 0 is none."
+    ),
+    click.Option(["--top-k"], type=int, show_default="40", help="Keep the k likeliest; 0 is all."),
+    click.Option(
+        ["--top-p"], type=float, show_default="0.95", help="Keep the likeliest that reach p."
+    ),
+    click.Option(
+        ["--min-p"], type=float, show_default="0.05", help="Drop below this share of the likeliest."
+    ),
+    click.Option(
+        ["--repeat-penalty"],
+        type=float,
+        show_default="1.0",
+        help="Weaken repeated tokens; 1 is off.",
+    ),
+    click.Option(["--seed"], type=int, show_default="random", help="Same seed, same answer."),
+    click.Option(
+        ["--stop"], multiple=True, metavar="TEXT", help="End the answer here (repeatable)."
+    ),
+)
+CONTEXT = (
+    click.Option(
+        ["-c", "--n-ctx"], type=int, show_default="4096", help="Tokens of context; 0: as trained."
+    ),
+    click.Option(["--n-threads"], type=int, show_default="physical cores", help="For decoding."),
+    click.Option(
+        ["--n-threads-batch"], type=int, show_default="as n-threads", help="For reading prompts."
+    ),
+    click.Option(
+        ["--n-gpu-layers"], type=int, show_default="-1", help="On the accelerator; -1 is all."
+    ),
+    click.Option(
+        ["--kv-type"], metavar="TYPE", show_default="f16", help="KV cache: f16, q8_0, q4_0 ..."
+    ),
+)
+
+
+def chosen(values: Mapping[str, Any], group: Sequence[click.Option]) -> dict[str, Any]:
+    """The options of a group that the user gave."""
+    names = [str(option.name) for option in group]
+    return {name: values[name] for name in names if values[name] not in (None, ())}
+
+
+@contextmanager
+def open_runner(
+    model: str | None, settings: Mapping[str, Any], *, quiet: bool
+) -> Iterator[LlamaRunner]:
+    """Load the model that the user means, say which it is, and close it at the end.
+
+    Raises:
+        LlamaError: There is no such model, or it cannot be loaded with these settings.
+    """
+    from llama_runner.runner import LlamaRunner
+
+    path, words = _find(model)
+    if quiet:
+        runner = LlamaRunner(path, n_seq_max=1, **settings)
+    else:
+        note(f"model: {printable(words)}")
+        with bar(path.name, count_bytes=False) as update:
+            runner = LlamaRunner(
+                path,
+                n_seq_max=1,  # one conversation gets the whole context
+                progress=lambda fraction: update(fraction, 1, "loading"),
+                **settings,
+            )
+    with closing(runner):
+        yield runner
+
+
+def _find(model: str | None) -> tuple[Path, str]:
+    from llama_runner.loaders import default_model, find_model
+
+    return (find_model(model), model) if model else default_model()

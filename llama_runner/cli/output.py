@@ -1,0 +1,83 @@
+"""What the commands print, and where."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+__all__ = ["bar", "byte_size", "note", "print_json", "print_table", "printable"]
+
+Update = Callable[[float, float, str], None]
+"""Takes what is done, what there is in all, and what is going on."""
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the command's result."""
+    click.echo(text, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print a result for people: columns, those of the indices in ``right`` flush right."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def printable(text: str) -> str:
+    """The text in one line and without control codes: a model file could hold any."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes for people."""
+    from rich.filesize import decimal
+
+    return decimal(count)
+
+
+@contextmanager
+def bar(name: str, *, count_bytes: bool) -> Iterator[Update]:
+    """Show a progress bar on a terminal; elsewhere one line for each thing that goes on."""
+    if not sys.stderr.isatty():
+        yield _plain_progress(name)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if count_bytes else ()
+    percent = TextColumn("{task.percentage:>3.0f} %")
+    label = TextColumn("{task.description}", markup=False)
+    console = Console(stderr=True)
+    with Progress(label, BarColumn(), percent, *amounts, console=console, transient=True) as shown:
+        task = shown.add_task(printable(name), total=None)
+
+        def update(done: float, total: float, doing: str) -> None:
+            description = printable(f"{doing} {name}")
+            shown.update(task, completed=done, total=total or None, description=description)
+
+        yield update
+
+
+def _plain_progress(name: str) -> Update:
+    told = set()
+
+    def update(done: float, total: float, doing: str) -> None:
+        if doing not in told:
+            told.add(doing)
+            note(f"{doing} {name}")
+
+    return update

@@ -1,0 +1,516 @@
+"""The command line, with a runner that needs no model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gguf
+import numpy as np
+import pytest
+
+from llama_runner.cli import main, output
+from llama_runner.cli.chat import _lines
+from llama_runner.cli.options import CONTEXT, GENERATION
+from llama_runner.errors import ContextFullError, DownloadError, ModelLoadError
+from llama_runner.params import ContextParams, GenerationParams
+from llama_runner.results import (
+    Chunk,
+    Completion,
+    ContextInfo,
+    GcReport,
+    Receipt,
+    Span,
+    Timings,
+    Usage,
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class FakeStream(Iterator[Chunk]):
+    """Chunks, or whatever is to be raised in their place."""
+
+    def __init__(self, items: list[Chunk | BaseException]) -> None:
+        self.items = items
+        self.closed = False
+
+    def __next__(self) -> Chunk:
+        if not self.items:
+            raise StopIteration
+        item = self.items.pop(0)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeRunner:
+    """Answers every prompt with the same words, and remembers what it was asked."""
+
+    made: ClassVar[list[FakeRunner]] = []
+    load_error: ClassVar[BaseException | None] = None
+    has_template: ClassVar[bool] = True
+    words: ClassVar[list[str | BaseException]] = ["Hel", "lo"]
+    finish_reason: ClassVar[Any] = "stop"
+
+    def __init__(self, model: Path, *, progress: Any = None, **settings: Any) -> None:
+        if self.load_error is not None:
+            raise self.load_error
+        if progress is not None:
+            progress(1.0)
+        self.model, self.settings = model, settings
+        self.chat_template = "{{ messages }}" if self.has_template else None
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.streams: list[FakeStream] = []
+        self.used = 0
+        self.closed = False
+        self.made.append(self)
+
+    def completion(self) -> Completion:
+        text = "".join(word for word in self.words if isinstance(word, str))
+        return Completion(
+            text,
+            (1, 2),
+            self.finish_reason,
+            None,
+            Usage(7, 2),
+            Timings(10, 12, 20, 50, 700),
+            Receipt(0, 7),
+            1,
+        )
+
+    def generate_stateless(self, prompt: Any, **overrides: Any) -> Completion:
+        self.asked.append((prompt, overrides))
+        return self.completion()
+
+    def stream_stateless(self, prompt: Any, **overrides: Any) -> FakeStream:
+        self.asked.append((prompt, overrides))
+        chunks = [word if isinstance(word, BaseException) else Chunk(word) for word in self.words]
+        stream = FakeStream([*chunks, Chunk("", (), "stop", self.completion())])
+        self.streams.append(stream)
+        return stream
+
+    def stream_stateful(self, prompt: Any, **overrides: Any) -> FakeStream:
+        self.used += 10
+        return self.stream_stateless(prompt, **overrides)
+
+    def get_context_info(self) -> ContextInfo:
+        spans = (Span("system", 0, 4, True, 0), Span("user", 4, 6, False, 0)) if self.used else ()
+        return ContextInfo(100, self.used, 1024, spans, 0, "growing")
+
+    def gc_context(self) -> GcReport:
+        return GcReport(1, 5, "shift", 0, 0.5)
+
+    def clear_context(self) -> None:
+        self.used = 0
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
+    class Runner(FakeRunner):
+        made: ClassVar[list[FakeRunner]] = []
+
+    module = types.ModuleType("llama_runner.runner")
+    module.LlamaRunner = Runner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llama_runner.runner", module)
+    return Runner
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A GGUF file with a hostile name."""
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("evil\x1b[31m\nname")
+    writer.add_context_length(64)
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_tensor("token_embd.weight", np.zeros((3, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(tmp_path / "catalogue"))
+    monkeypatch.delenv("LLAMA_RUNNER_MODEL", raising=False)
+
+    def run(*arguments: str | Path, stdin: str | io.StringIO = "") -> tuple[int, str, str]:
+        typed = io.StringIO(stdin) if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+# ---- generate ------------------------------------------------------------------------------
+
+
+def test_generate_streams_to_stdout_and_tells_the_rest_on_stderr(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    status, out, err = run("generate", "-m", model, "Hi")
+    assert (status, out) == (0, "Hello\n")
+    assert str(model) in err
+    assert "7 tokens, 700/s" in err
+    (runner,) = fake.made
+    assert runner.asked == [([{"role": "user", "content": "Hi"}], {})]
+    assert runner.settings == {"n_seq_max": 1}
+    assert runner.closed
+
+
+def test_quiet_prints_nothing_but_the_answer(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    assert run("generate", "-q", "-m", model, "Hi") == (0, "Hello\n", "")
+
+
+def test_generate_hands_on_exactly_the_options_that_were_given(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    given = ["--max-tokens=5", "-t0", "--seed=3", "--stop=a", "--stop=b", "--n-ctx=512"]
+    run("generate", "-m", model, *given, "--kv-type=q8_0", "--n-threads=1", "Hi")
+    (runner,) = fake.made
+    assert runner.asked[0][1] == {
+        "max_tokens": 5,
+        "temperature": 0.0,
+        "seed": 3,
+        "stop": ("a", "b"),
+    }
+    assert runner.settings == {"n_seq_max": 1, "n_ctx": 512, "kv_type": "q8_0", "n_threads": 1}
+
+
+def test_every_option_is_a_parameter_and_shows_its_default() -> None:
+    for group, params in ((GENERATION, GenerationParams()), (CONTEXT, ContextParams())):
+        for option in group:
+            assert option.name
+            value = getattr(params, option.name, None)
+            if option.name not in ("n_gpu_layers", "stop") and value is not None:
+                assert option.show_default == str(value)
+
+
+def test_raw_and_system_prompts(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    run("generate", "-m", model, "--raw", "Hi")
+    run("generate", "-m", model, "--system", "Be kind", "Hi")
+    assert fake.made[0].asked[0][0] == "Hi"
+    assert fake.made[1].asked[0][0] == [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "Hi"},
+    ]
+    assert run("generate", "-m", model, "--raw", "--system", "Be kind", "Hi")[0] == 2
+
+
+def test_a_model_without_a_template_gets_the_bare_text(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.has_template = False
+    status, _, err = run("generate", "-m", model, "Hi")
+    assert (status, fake.made[0].asked[0][0]) == (0, "Hi")
+    assert "no chat template" in err
+
+
+@pytest.mark.parametrize("arguments", [("-",), ()])
+def test_the_prompt_can_be_piped_in(
+    fake: type[FakeRunner], model: Path, run: Run, arguments: tuple[str, ...]
+) -> None:
+    run("generate", "--raw", "-m", model, *arguments, stdin="one\ntwo\n")
+    assert fake.made[0].asked[0][0] == "one\ntwo"
+
+
+def test_a_prompt_option_may_begin_with_a_dash(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    run("generate", "--raw", "-m", model, "--prompt", "-")
+    assert fake.made[0].asked[0][0] == "-"
+
+
+def test_no_prompt_or_two_is_wrong_usage(fake: type[FakeRunner], run: Run) -> None:
+    assert run("generate", "a", "--prompt", "b")[0] == 2
+    status, _, err = run("generate", stdin=Terminal())
+    assert status == 2
+    assert "No prompt" in err
+    assert not fake.made
+
+
+def test_generate_json_is_the_whole_completion(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    _, out, _ = run("generate", "--json", "-m", model, "Hi")
+    result = json.loads(out)
+    assert result["text"] == "Hello"
+    assert result["usage"] == {"prompt_tokens": 7, "completion_tokens": 2}
+
+
+def test_an_error_is_one_line_and_status_1(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    fake.load_error = ModelLoadError("it is\x1b[2J broken", native="tensor\n'x'")
+    status, out, err = run("generate", "-q", "-m", model, "Hi")
+    assert (status, out) == (1, "")
+    assert err == "error: it is\\x1b[2J broken (llama.cpp: tensor\\n'x')\n"
+
+
+def test_a_missing_default_model_says_how_to_get_it(fake: type[FakeRunner], run: Run) -> None:
+    status, _, err = run("generate", "Hi")
+    assert status == 1
+    assert "llama-runner pull smollm2-135m" in err
+
+
+def test_ctrl_c_stops_the_generation(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    fake.words = ["Hel", KeyboardInterrupt()]
+    status, out, err = run("generate", "-m", model, "Hi")
+    assert (status, out) == (130, "Hel")
+    assert "Traceback" not in err
+    (runner,) = fake.made
+    assert runner.streams[0].closed
+    assert runner.closed
+
+
+def test_wrong_usage_is_status_2(run: Run) -> None:
+    for arguments in (["generate", "--nonsense"], ["nonsense"], ["generate", "-n", "many", "Hi"]):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "Usage:" in err
+
+
+# ---- chat ----------------------------------------------------------------------------------
+
+
+def test_chat_answers_each_line_and_sends_the_system_prompt_once(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    status, out, _ = run("chat", "-m", model, "-s", "Be kind", stdin="one\n\ntwo\n")
+    assert (status, out) == (0, "Hello\nHello\n")
+    (runner,) = fake.made
+    assert [prompt for prompt, _ in runner.asked] == [
+        [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "one"}],
+        [{"role": "user", "content": "two"}],
+    ]
+    assert runner.closed
+
+
+def test_chat_commands(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    typed = "one\n/info\n/gc\n/help\n/nonsense\n/clear\nagain\n/quit\nnever\n"
+    status, out, err = run("chat", "-m", model, "-s", "Be kind", stdin=typed)
+    assert (status, out) == (0, "Hello\nHello\n")
+    assert "10 of 100 tokens (10%)" in err
+    assert "system: 4 tokens, pinned" in err
+    assert "dropped 5 tokens" in err
+    assert "unknown command /nonsense" in err
+    assert all(command in err for command in ("/info", "/gc", "/clear", "/help", "/quit"))
+    asked = [prompt for prompt, _ in fake.made[0].asked]
+    assert [len(prompt) for prompt in asked] == [2, 2]  # the system prompt again after /clear
+
+
+def test_ctrl_c_stops_the_answer_not_the_chat(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.words = ["Hel", KeyboardInterrupt()]
+    status, out, err = run("chat", "-m", model, stdin="one\ntwo\n")
+    assert (status, out) == (0, "HelHel")
+    assert err.count("[stopped]") == 2
+    assert all(stream.closed for stream in fake.made[0].streams)
+
+
+def test_an_error_in_an_answer_does_not_end_the_chat(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.words = [ContextFullError("no room")]
+    status, _, err = run("chat", "-m", model, stdin="one\ntwo\n")
+    assert status == 0
+    assert err.count("error: no room") == 2
+
+
+def test_chat_says_when_an_answer_was_cut_off(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.finish_reason = "length"
+    assert "[cut off" in run("chat", "-m", model, stdin="one\n")[2]
+
+
+def test_chat_needs_a_template(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    fake.has_template = False
+    status, _, err = run("chat", "-m", model, stdin="one\n")
+    assert status == 1
+    assert "no chat template" in err
+
+
+def test_on_a_terminal_ctrl_c_clears_the_line_and_ctrl_d_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed: list[str | type[BaseException]] = [" one ", KeyboardInterrupt, "two", EOFError]
+
+    def type_in(prompt: str) -> str:
+        item = typed.pop(0)
+        if isinstance(item, str):
+            return item
+        raise item
+
+    monkeypatch.setattr("builtins.input", type_in)
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, types.SimpleNamespace(isatty=lambda: True))
+    assert list(_lines()) == ["one", "two"]
+
+
+# ---- models --------------------------------------------------------------------------------
+
+
+def test_info_shows_a_file_without_its_control_codes(model: Path, run: Run) -> None:
+    status, out, _ = run("info", model, "--tensors")
+    assert status == 0
+    assert "evil\\x1b[31m\\nname" in out
+    assert "\x1b" not in out
+    assert "token_embd.weight" in out
+    assert "32 x 3" in out
+    assert "3 x str" in out
+
+
+def test_info_json(model: Path, run: Run) -> None:
+    found = json.loads(run("info", model, "--json", "--tensors")[1])
+    assert (found["architecture"], found["context_length"]) == ("llama", 64)
+    assert found["keys"]["tokenizer.ggml.tokens"] == {"type": "str", "length": 3}
+    assert found["tensors"][0]["shape"] == [32, 3]
+    assert "tensors" not in json.loads(run("info", model, "--json")[1])
+
+
+def test_info_says_why_a_broken_file_cannot_be_loaded(model: Path, run: Run) -> None:
+    model.write_bytes(model.read_bytes()[:-64])
+    status, out, _ = run("info", model)
+    assert status == 0
+    assert "no: " in out
+    assert "truncated" in out
+
+
+def test_info_of_no_model_is_an_error(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "text.gguf").write_text("not a model at all, I am afraid")
+    for path in (tmp_path / "missing.gguf", tmp_path, tmp_path / "text.gguf"):
+        status, out, err = run("info", path)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+
+
+def test_models_lists_the_catalogue(run: Run, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "catalogue").mkdir()
+    entry = {"name": "Mine", "path": str(model), "architecture": "llama", "license": "mit"}
+    (tmp_path / "catalogue" / "mine.json").write_text(json.dumps(entry))
+    lines = run("models")[1].splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["+", "mine"], ["*", "smollm2-135m"]]
+    mine, default = json.loads(run("models", "--json")[1])
+    assert (mine["name"], mine["installed"], mine["license"]) == ("mine", True, "mit")
+    assert (default["default"], default["installed"]) == (True, False)
+
+
+def test_pull_prints_the_path_and_what_it_does(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    def pull(name: str, progress: Callable[[int, int, str], None]) -> Path:
+        for done in (0, 50, 100):
+            progress(done, 100, "download")
+        progress(100, 100, "verify")
+        return model
+
+    monkeypatch.setattr("llama_runner.loaders.pull", pull, raising=False)
+    status, out, err = run("pull", "some-model")
+    assert (status, out) == (0, f"{model}\n")
+    assert err.splitlines() == [
+        "downloading some-model",
+        "verifying some-model",
+        "some-model is ready",
+    ]
+
+
+def test_a_failed_pull_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pull(name: str, progress: object) -> Path:
+        raise DownloadError("the network is down")
+
+    monkeypatch.setattr("llama_runner.loaders.pull", pull, raising=False)
+    status, out, err = run("pull", "some-model")
+    assert (status, out, err) == (1, "", "error: the network is down\n")
+
+
+# ---- doctor --------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_is_missing(run: Run) -> None:
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert "missing: " in out
+    assert "llama-runner pull smollm2-135m" in out
+    assert "threads" in out
+
+
+def test_doctor_is_content_with_a_model(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_runner._core")
+    monkeypatch.setenv("LLAMA_RUNNER_MODEL", str(model))
+    status, out, _ = run("doctor", "--json")
+    report = json.loads(out)
+    assert (status, report["missing"]) == (0, [])
+    assert str(model) in report["found"]["default model"]
+    assert report["found"]["accelerators"]
+
+
+def test_doctor_without_the_core_says_how_to_build_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_runner._core", None)
+    monkeypatch.delattr("llama_runner._core", raising=False)
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert "missing: the native core" in out
+
+
+# ---- the program -------------------------------------------------------------------------
+
+
+def test_a_terminal_gets_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.bar("a model", count_bytes=True) as update:
+        update(50, 100, "loading")
+    printed = capsys.readouterr()
+    assert "loading a model" in printed.err
+    assert printed.out == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "llama_runner", "info", str(model), "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_help_loads_neither_the_core_nor_what_is_slow() -> None:
+    slow = ["llama_runner._core", "numpy", "pydantic", "rich"]
+    code = (
+        "import sys\nfrom llama_runner.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "generate" in done.stdout
