@@ -66,3 +66,4 @@ cdef class Request:
     cdef readonly Sequence sequence
     cdef RequestPtr native
     cdef int raise_failure(self) except -1
+    cdef bint _cancel(self)

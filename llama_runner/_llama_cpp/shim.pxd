@@ -94,6 +94,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         vector[Patch] patches
         vector[llama_token_data] chain_data
         llama_sampler * chain
+        bool use_chain
 
     cdef cppclass NativeSequence "llama_runner::Sequence":
         vector[llama_token] tokens

@@ -150,6 +150,7 @@ cdef class Context:
         self.box.reset(new ContextBox(weights, created, pool, <int32_t> llama_n_batch(created)))
         self.model = model
         if llama_get_memory(created) is NULL:
+            self.box.reset()
             raise self._unsupported()
         self.n_ctx = llama_n_ctx(created)
         self.n_ctx_seq = llama_n_ctx_seq(created)

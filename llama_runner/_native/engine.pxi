@@ -78,12 +78,13 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
                   bint streaming) noexcept nogil:
     """Go on until the request is done or, when streaming, has text to show.
 
-    False if this very thread is inside a turn: a signal handler or callback of that generation.
+    False where that cannot be: this very thread is inside a turn (a signal handler or callback of
+    that generation), or another one waits for this request already.
     """
     cdef unsigned long me = PyThread_get_thread_ident()
     cdef size_t i
     engine.monitor.lock()
-    if engine.running and engine.leader_thread == me:
+    if (engine.running and engine.leader_thread == me) or is_active(engine, request):
         engine.monitor.unlock()
         return False
     engine.active.push_back(request)
@@ -118,6 +119,14 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
             break
     engine.monitor.unlock()
     return True
+
+
+cdef bint is_active(Engine * engine, NativeRequest * request) noexcept nogil:
+    cdef size_t i
+    for i in range(engine.active.size()):
+        if engine.active[i] == request:
+            return True
+    return False
 
 
 cdef bint is_ready(NativeRequest * request, bint streaming) noexcept nogil:

@@ -106,7 +106,8 @@ cdef class Request:
                 ran = advance(engine, box.get(), native, streaming)
         if not ran:
             raise ContextBusyError(
-                "a callback or signal handler that runs inside a generation cannot use its context"
+                "this generation is being computed: another thread waits for it, or this call "
+                "comes from a signal handler or callback inside it"
             )
         if PyThread_get_thread_ident() == main_thread:
             raise_interrupt(engine)
@@ -140,23 +141,38 @@ cdef class Request:
 
     def cancel(self):
         """Stop as soon as possible, from any thread; what was generated so far stays."""
+        self._cancel()
+
+    cdef bint _cancel(self):
+        # Returns whether a caller waits for the request; only then a computation is worth aborting.
+        cdef Engine * engine = self.sequence.context.engine
+        cdef bint waited_for
         self.native.get().cancelled.store(True)
-        self.sequence.context.engine.abort.store(True)
+        engine.monitor.lock()
+        waited_for = is_active(engine, self.native.get())
+        if waited_for:
+            engine.abort.store(True)
+        engine.monitor.unlock()
+        return waited_for
 
     def close(self):
-        """Stop, and free the sequence for other uses. Not while another thread reads."""
+        """Stop, and free the sequence for other uses.
+
+        Where another thread waits for this request, it is that one's call that ends.
+        """
         cdef NativeRequest * native = self.native.get()
-        if native.phase == Phase.Done:
+        cdef Engine * engine = self.sequence.context.engine
+        if native.phase == Phase.Done or self._cancel():
             return
-        native.cancelled.store(True)
         native.phase = Phase.Done
         native.finish = Finish.Cancelled
         native.t_end = now_us()
         native.released = native.text.size()
         native.sequence.get().busy = False
-        if native.temporary and native.sequence.get().slot >= 0 and self.sequence.context.box:
-            give_up_slot(self.sequence.context.engine, self.sequence.context.box.get(),
-                         native.sequence.get())
+        if not native.temporary or not self.sequence.context.box:
+            return
+        if native.sequence.get().slot >= 0:
+            give_up_slot(engine, self.sequence.context.box.get(), native.sequence.get())
 
     def __dealloc__(self):
         if self.native:

@@ -7,8 +7,8 @@
 #
 # What follows on the survivors does the arithmetic of llama.cpp's chain penalties, top-k, top-p,
 # min-p, temperature, dist (src/llama-sampler.cpp) in the same order and precision, with the same
-# generator, so that a seed gives the same tokens on both paths. Recipes without a top-k need the
-# whole distribution and go through that chain itself.
+# generator, so that a seed gives the same tokens on both paths. Recipes with no top-k, or one so
+# large that few blocks drop out, need the whole distribution and go through that chain itself.
 from libc.math cimport INFINITY, expf, isfinite, logf
 from libcpp.algorithm cimport nth_element, sort
 from libcpp.random cimport mt19937, uniform_real_distribution
@@ -261,7 +261,7 @@ cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
         patch_logit(state, logits, state.suppressed[i], -INFINITY)
     if recipe.temperature <= 0:
         token = best_token(state, logits, n_vocab)
-    elif state.chain is NULL:
+    elif 0 < recipe.top_k <= n_vocab // (2 * BLOCK) and not state.use_chain:
         token = fused_sample(state, logits, n_vocab)
     else:
         token = chain_sample(state, logits, n_vocab)
@@ -273,10 +273,9 @@ cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe,
                          bint use_chain) except -1:
     cdef llama_sampler_chain_params params = llama_sampler_chain_default_params()
     state.recipe = recipe
+    state.use_chain = use_chain
+    state.rng.seed(recipe.seed)
     if recipe.temperature <= 0:
-        return 0
-    if recipe.top_k > 0 and not use_chain:
-        state.rng.seed(recipe.seed)
         return 0
     state.chain = llama_sampler_chain_init(params)
     if recipe.top_k > 0:

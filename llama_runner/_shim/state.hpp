@@ -75,7 +75,8 @@ struct SamplerState {
     std::vector<Candidate>        candidates;
     std::vector<Patch>            patches;
     std::vector<llama_token_data> chain_data;  // only for the fallback chain
-    llama_sampler *               chain = nullptr;
+    llama_sampler *               chain     = nullptr;
+    bool                          use_chain = false;
 
     SamplerState() = default;
     SamplerState(const SamplerState &) = delete;
