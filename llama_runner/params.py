@@ -207,7 +207,8 @@ class ContextParams(Parameters):
 
     n_ctx: int = Field(default=4096, ge=0, le=INT32_MAX)
     """Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
-    multiple of 256. 0 is the length that the model was trained with."""
+    multiple of 256. 0 is the length that the model was trained with, and if nothing is given it
+    is 4096 or that length, whichever is less."""
     n_seq_max: int = Field(default=4, ge=1, le=SEQUENCES_MAX)
     """Most sequences that live in the context at once."""
     n_threads: int | None = Field(default=None, ge=1, le=THREADS_MAX)

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from llama_runner import __version__
 from llama_runner.cli.chat import chat
 from llama_runner.cli.doctor import doctor
 from llama_runner.cli.generate import generate
@@ -28,7 +29,7 @@ INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="llama-runner")
+@click.version_option(__version__)
 def commands() -> None:
     """Run GGUF language models in this process, with llama.cpp linked in."""
 

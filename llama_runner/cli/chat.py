@@ -15,7 +15,7 @@ from llama_runner.cli.options import (
     MODEL,
     QUIET,
     SYSTEM,
-    chosen,
+    generation_options,
     open_runner,
 )
 from llama_runner.cli.output import note, printable
@@ -44,8 +44,8 @@ def chat(model: str | None, system: str | None, quiet: bool, **options: Any) -> 
     Type /help for what else can be typed. An answer has at most 1000 tokens unless --max-tokens
     says otherwise.
     """
-    overrides = {"max_tokens": MAX_TOKENS} | chosen(options, GENERATION)
-    with open_runner(model, chosen(options, CONTEXT), quiet=quiet) as runner:
+    overrides = {"max_tokens": MAX_TOKENS} | generation_options(options)
+    with open_runner(model, options, quiet=quiet) as runner:
         if runner.chat_template is None:
             raise ChatTemplateError(
                 "this model has no chat template and cannot chat; try llama-runner generate --raw"

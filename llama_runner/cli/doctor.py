@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from llama_runner import system
+from llama_runner import __version__, system
 from llama_runner.cli.output import byte_size, print_json, print_table
 from llama_runner.errors import LlamaError
 
@@ -54,11 +53,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
 
 def _versions(report: Report) -> None:
-    try:
-        version = importlib.metadata.version("llama-runner")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed,"
-    report.found["llama-runner"] = f"{version} in {BUILD_INFO.parent}"
+    report.found["llama-runner"] = f"{__version__} in {BUILD_INFO.parent}"
     report.found["Python"] = f"{platform.python_version()} on {platform.platform()}"
 
 

@@ -15,7 +15,7 @@ from llama_runner.cli.options import (
     MODEL,
     QUIET,
     SYSTEM,
-    chosen,
+    generation_options,
     open_runner,
 )
 from llama_runner.cli.output import note, print_json
@@ -23,7 +23,6 @@ from llama_runner.cli.output import note, print_json
 if TYPE_CHECKING:
     from llama_runner.generation import Stream
     from llama_runner.results import Completion
-    from llama_runner.runner import LlamaRunner
 
 __all__ = ["generate", "write_stream"]
 
@@ -59,9 +58,12 @@ def generate(
     if raw and system:
         raise click.UsageError("--system needs the chat template that --raw leaves out.")
     text = _read_prompt(prompt, prompt_text)
-    overrides = chosen(options, GENERATION)
-    with open_runner(model, chosen(options, CONTEXT), quiet=quiet) as runner:
-        request = text if raw else _as_messages(runner, text, system)
+    overrides = generation_options(options)
+    with open_runner(model, options, quiet=quiet) as runner:
+        bare = raw or (runner.chat_template is None and not system)
+        if bare and not raw and not quiet:
+            note("this model has no chat template: it gets the bare text, as with --raw")
+        request = text if bare else _as_messages(text, system)
         if as_json:
             completion = runner.generate_stateless(request, **overrides)
             print_json(dataclasses.asdict(completion))
@@ -97,12 +99,9 @@ def _read_prompt(argument: str | None, option: str | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def _as_messages(runner: LlamaRunner, text: str, system: str | None) -> str | list[dict[str, str]]:
-    if runner.chat_template is None and system is None:
-        note("this model has no chat template: it gets the bare text, as with --raw")
-        return text
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}]
+def _as_messages(text: str, system: str | None) -> list[dict[str, str]]:
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": text}]
 
 
 def _summary(completion: Completion) -> str:

@@ -14,7 +14,7 @@ from llama_runner.cli.output import bar, note, printable
 if TYPE_CHECKING:
     from llama_runner.runner import LlamaRunner
 
-__all__ = ["CONTEXT", "GENERATION", "MODEL", "QUIET", "SYSTEM", "chosen", "open_runner"]
+__all__ = ["CONTEXT", "GENERATION", "MODEL", "QUIET", "SYSTEM", "generation_options", "open_runner"]
 
 MODEL = click.Option(
     ["-m", "--model"],
@@ -68,37 +68,45 @@ CONTEXT = (
 )
 
 
-def chosen(values: Mapping[str, Any], group: Sequence[click.Option]) -> dict[str, Any]:
-    """The options of a group that the user gave."""
-    names = [str(option.name) for option in group]
-    return {name: values[name] for name in names if values[name] not in (None, ())}
+def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user wants of a generation.
+
+    Raises:
+        InvalidParameterError: A value is out of range; better now than when the model is loaded.
+    """
+    from llama_runner.params import GenerationParams
+
+    given = _given(values, GENERATION)
+    GenerationParams(**given)
+    return given
 
 
 @contextmanager
 def open_runner(
-    model: str | None, settings: Mapping[str, Any], *, quiet: bool
+    model: str | None, values: Mapping[str, Any], *, quiet: bool
 ) -> Iterator[LlamaRunner]:
     """Load the model that the user means, say which it is, and close it at the end.
 
     Raises:
-        LlamaError: There is no such model, or it cannot be loaded with these settings.
+        LlamaError: There is no such model, or it cannot be loaded with these options.
     """
     from llama_runner.runner import LlamaRunner
 
     path, words = _find(model)
+    settings = {"n_seq_max": 1} | _given(values, CONTEXT)  # one conversation gets all of n_ctx
     if quiet:
-        runner = LlamaRunner(path, n_seq_max=1, **settings)
+        runner = LlamaRunner(path, **settings)
     else:
         note(f"model: {printable(words)}")
         with bar(path.name, count_bytes=False) as update:
-            runner = LlamaRunner(
-                path,
-                n_seq_max=1,  # one conversation gets the whole context
-                progress=lambda fraction: update(fraction, 1, "loading"),
-                **settings,
-            )
+            runner = LlamaRunner(path, progress=lambda done: update(done, 1, "loading"), **settings)
     with closing(runner):
         yield runner
+
+
+def _given(values: Mapping[str, Any], group: Sequence[click.Option]) -> dict[str, Any]:
+    names = [str(option.name) for option in group]
+    return {name: values[name] for name in names if values[name] not in (None, ())}
 
 
 def _find(model: str | None) -> tuple[Path, str]:

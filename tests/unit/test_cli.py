@@ -211,6 +211,14 @@ def test_every_option_is_a_parameter_and_shows_its_default() -> None:
                 assert option.show_default == str(value)
 
 
+def test_wrong_values_are_refused_before_the_model_is_loaded(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    status, _, err = run("generate", "-m", model, "--top-p", "7", "Hi")
+    assert (status, err) == (1, "error: top_p=7.0: must be a number above 0 and at most 1\n")
+    assert not fake.made
+
+
 def test_raw_and_system_prompts(fake: type[FakeRunner], model: Path, run: Run) -> None:
     run("generate", "-m", model, "--raw", "Hi")
     run("generate", "-m", model, "--system", "Be kind", "Hi")
