@@ -125,9 +125,7 @@ def build_native(machine: features.Features, pin: source.Pin, tree: Path, native
             stream.flush()
             sys.stderr.write(log.read_text(encoding="utf-8"))
             raise SystemExit("error: CMake could not configure llama.cpp; its output is above.")
-    print(
-        f"Compiling llama.cpp {pin.version} ({machine.tag}, {machine.jobs} at once) ...", flush=True
-    )
+    print(f"llama.cpp {pin.version} for {machine.tag}, {machine.jobs} compilers", flush=True)
     build = [machine.cmake, "--build", str(native_dir), "--parallel", str(machine.jobs)]
     if subprocess.run(build).returncode:
         raise SystemExit("error: llama.cpp could not be compiled; the compiler's message is above.")
@@ -150,6 +148,7 @@ def macro_of(definition: str) -> tuple[str, Any]:
 def extension() -> Extension:
     link_args = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
     pieces = [
+        Path("setup.py"),
         *PACKAGE.glob("_native/*.pxi"),
         *PACKAGE.glob("_llama_cpp/*.pxd"),
         *PACKAGE.glob("_shim/*.hpp"),
