@@ -90,9 +90,7 @@ class Stream(Iterator[Chunk]):
         on_end: Called once, with the completion, or with None when the generation failed.
     """
 
-    def __init__(
-        self, generation: Generation, on_end: Callable[[Completion | None], None]
-    ) -> None:
+    def __init__(self, generation: Generation, on_end: Callable[[Completion | None], None]) -> None:
         self._generation = generation
         self._on_end = on_end
         self.completion: Completion | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Model
 from llama_runner.errors import ChatTemplateError
@@ -19,10 +19,14 @@ from llama_runner.params import (
     ModelParams,
     SplitMode,
 )
-from llama_runner.prompts.messages import Prompt, is_messages, read_messages
+from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.session import Session
 from llama_runner.system import thread_counts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["GenerationOptions", "LlamaRunner", "RunnerOptions"]
 
@@ -106,8 +110,10 @@ class LlamaRunner:
     ) -> None:
         from llama_runner.loaders import find_model, validate_model
 
-        for_context = {k: v for k, v in options.items() if k in ContextParams.model_fields}
-        for_model = {k: v for k, v in options.items() if k not in for_context}
+        for_context: dict[str, Any] = {
+            k: v for k, v in options.items() if k in ContextParams.model_fields
+        }
+        for_model: dict[str, Any] = {k: v for k, v in options.items() if k not in for_context}
         self.model_params = ModelParams(**for_model)
         self.context_params = ContextParams(**for_context)
         n_threads, n_threads_batch = thread_counts(
@@ -186,9 +192,7 @@ class LlamaRunner:
             chosen = chosen.merged(stop=(*chosen.stop, *stops)) if stops else chosen
         elif isinstance(prompt, str):
             if prompt:
-                sequence.append(
-                    self._vocab.tokenize(prompt, parse_special=chosen.parse_special)
-                )
+                sequence.append(self._vocab.tokenize(prompt, parse_special=chosen.parse_special))
         else:
             sequence.append(prompt)
         return Generation(sequence, chosen, temporary=True)
@@ -249,7 +253,7 @@ class LlamaRunner:
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
-    ) -> Any:
+    ) -> NDArray[np.int32]:
         """Token ids of a text: numpy int32 array, shape (n,).
 
         Args:
@@ -259,7 +263,7 @@ class LlamaRunner:
         """
         return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
+    def detokenize(self, tokens: TokenIds) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._vocab.detokenize(tokens).decode("utf-8", "replace")
 
@@ -330,9 +334,7 @@ def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
         return None  # raw prompts work without one; messages say so
 
 
-def _context(
-    model: Model, params: ContextParams, n_threads: int, n_threads_batch: int
-) -> Context:
+def _context(model: Model, params: ContextParams, n_threads: int, n_threads_batch: int) -> Context:
     n_ctx = params.n_ctx
     if "n_ctx" not in params.model_fields_set:
         n_ctx = min(n_ctx, model.n_ctx_train)

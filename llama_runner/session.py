@@ -10,14 +10,18 @@ import itertools
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_runner._core import ChatTemplate, Context, Sequence
 from llama_runner.errors import ChatTemplateError, InvalidParameterError, PromptTooLongError
 from llama_runner.generation import Generation, Stream
 from llama_runner.params import GenerationParams
-from llama_runner.prompts.messages import Prompt, is_messages, read_messages
+from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, ContextState, GcReport, Span
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Session"]
 
@@ -38,7 +42,7 @@ class _Mark:
 
     parts: list[_Part]
     turn: int
-    tokens: Any  # the ledger, int32
+    tokens: NDArray[np.int32]  # the ledger
 
 
 class Session:
@@ -114,12 +118,10 @@ class Session:
         self._cleaned = False
         return generation
 
-    def _take_raw(self, prompt: Prompt, parse_special: bool) -> None:
+    def _take_raw(self, prompt: str | TokenIds, parse_special: bool) -> None:
         if isinstance(prompt, str):
             first = len(self._sequence) == 0
-            prompt = self._vocab.tokenize(
-                prompt, add_special=first, parse_special=parse_special
-            )
+            prompt = self._vocab.tokenize(prompt, add_special=first, parse_special=parse_special)
         before = len(self._sequence)
         self._sequence.append(prompt)
         if len(self._sequence) == before:
@@ -196,9 +198,9 @@ class Session:
         position = len(self._sequence)
         tokens = self._vocab.tokenize(data[n_bytes:], add_special=False, parse_special=True)
         bos = self._vocab.bos
-        if position == 0 and self._vocab.add_bos and bos is not None:
-            if len(tokens) == 0 or tokens[0] != bos:
-                self._sequence.append([bos])
+        is_start = position == 0 and self._vocab.add_bos
+        if is_start and bos is not None and (len(tokens) == 0 or tokens[0] != bos):
+            self._sequence.append([bos])
         self._sequence.append(tokens)
         pending: list[dict[str, Any]] = []
         matched = len(self._sequence) - len(tokens)
@@ -210,14 +212,10 @@ class Session:
             n_tokens, _ = self._sequence.match_text(matched, data[n_bytes:end])
             matched += n_tokens
             n_bytes = end
-            self._parts.append(
-                _Part(messages[i]["role"], matched - position, self._turn, pending)
-            )
+            self._parts.append(_Part(messages[i]["role"], matched - position, self._turn, pending))
             position, pending = matched, []
         # What is left opens the answer.
-        self._parts.append(
-            _Part("assistant", len(self._sequence) - position, self._turn, pending)
-        )
+        self._parts.append(_Part("assistant", len(self._sequence) - position, self._turn, pending))
 
     def _text_until(self, messages: list[dict[str, Any]], data: bytes) -> int | None:
         """Length of the part of the text that shows these messages, if it begins with it."""
@@ -276,8 +274,10 @@ class Session:
             )
 
     def _droppable(self) -> list[int]:
-        """Indices of the parts that a collection takes: whole turns, oldest first, never the first
-        span (with its turn, unless it is a system message) nor the newest turn."""
+        """Indices of the parts that a collection takes: whole turns, oldest first.
+
+        Never the first span (with its turn, unless it is a system message) nor the newest turn.
+        """
         if not self._parts:
             return []
         head = 1 if self._parts[0].role == "system" else self._turn_end(0)

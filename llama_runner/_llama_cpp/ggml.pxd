@@ -22,7 +22,8 @@ cdef extern from "ggml.h" nogil:
         GGML_TYPE_Q5_0
         GGML_TYPE_Q5_1
 
-    ctypedef void (*ggml_log_callback)(ggml_log_level level, const char * text, void * user_data) noexcept
+    ctypedef void (*ggml_log_callback)(
+        ggml_log_level level, const char * text, void * user_data) noexcept
     ctypedef bool (*ggml_abort_callback)(void * data) noexcept
 
     cdef struct ggml_threadpool:
@@ -44,4 +45,5 @@ cdef extern from "ggml-backend.h" nogil:
     const char * ggml_backend_dev_name(ggml_backend_dev_t device)
     const char * ggml_backend_dev_description(ggml_backend_dev_t device)
     void ggml_backend_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total)
-    ggml_backend_dev_type ggml_backend_dev_type_of "ggml_backend_dev_type"(ggml_backend_dev_t device)
+    ggml_backend_dev_type ggml_backend_dev_type_of "ggml_backend_dev_type"(
+        ggml_backend_dev_t device)

@@ -33,7 +33,9 @@ cdef class ChatTemplate:
         try:
             self.native = chat_templates(self.box.get().model, text)
         except LlamaRuntimeError as error:
-            raise ChatTemplateError(f"the chat template does not parse: {one_line(error)}") from None
+            raise ChatTemplateError(
+                f"the chat template does not parse: {one_line(error)}"
+            ) from None
 
     @property
     def source(self):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_runner.errors import InvalidParameterError
 
-__all__ = ["Message", "Prompt", "is_messages", "read_messages"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import TypeIs
+
+__all__ = ["Message", "Prompt", "TokenIds", "is_messages", "read_messages"]
 
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}`` as in OpenAI's API."""
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
-"""Raw text, token ids (any int sequence or int32 buffer), or chat messages."""
+TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
+
+Prompt: TypeAlias = "str | TokenIds | Sequence[Message]"
+"""Raw text, token ids, or chat messages."""
 
 
-def is_messages(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+def is_messages(prompt: Prompt) -> TypeIs[Sequence[Message]]:
     """Whether a prompt is a list of messages."""
     if isinstance(prompt, Mapping):
         raise InvalidParameterError(

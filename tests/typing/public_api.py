@@ -1,0 +1,89 @@
+"""Checked by mypy, not run: what a type checker infers for a program that uses the public API."""
+
+from typing import Literal, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_runner import (
+    Chunk,
+    Completion,
+    ContextInfo,
+    ContextParams,
+    GcReport,
+    GenerationParams,
+    LlamaRunner,
+    ModelParams,
+    Stream,
+    generate_once,
+)
+
+
+def constructing(runner: LlamaRunner) -> None:
+    LlamaRunner(
+        "model.gguf",
+        n_ctx=2048,
+        n_threads=None,
+        kv_type="q8_0",
+        flash_attention=True,
+        progress=lambda fraction: fraction < 1,
+    )
+    LlamaRunner("model.gguf", n_context=2048)  # type: ignore[call-arg]
+    LlamaRunner("model.gguf", n_ctx="2048")  # type: ignore[arg-type]
+    LlamaRunner("model.gguf", kv_type="q9")  # type: ignore[arg-type]
+    assert_type(runner.model_params, ModelParams)
+    assert_type(runner.context_params, ContextParams)
+    with runner as entered:
+        assert_type(entered, LlamaRunner)
+    assert_type(runner.closed, bool)
+
+
+def prompts(runner: LlamaRunner, ids: NDArray[np.int32]) -> None:
+    runner.generate_stateless("text")
+    runner.generate_stateless([1, 2])
+    runner.generate_stateless(ids)
+    runner.generate_stateless([{"role": "user", "content": "text"}])
+    runner.generate_stateless(1)  # type: ignore[arg-type]
+
+
+def generating(runner: LlamaRunner, params: GenerationParams) -> None:
+    assert_type(runner.generate_stateless("a", 10, params, temperature=0.0), Completion)
+    assert_type(runner.generate_stateful("a", max_tokens=10, stop=["\n"], seed=None), Completion)
+    runner.generate_stateless("a", temprature=0.0)  # type: ignore[call-arg]
+    runner.generate_stateful("a", top_k="all")  # type: ignore[arg-type]
+    runner.stream_stateless("a", nothing=1)  # type: ignore[call-arg]
+    assert_type(generate_once("model.gguf", "a"), str)
+
+
+def streaming(runner: LlamaRunner) -> None:
+    assert_type(runner.stream_stateless("a", seed=1), Stream)
+    with runner.stream_stateful("a", ignore_eos=True) as stream:
+        for chunk in stream:
+            assert_type(chunk, Chunk)
+            assert_type(chunk.text, str)
+            assert_type(chunk.tokens, tuple[int, ...])
+        assert_type(stream.completion, Completion | None)
+
+
+def results(completion: Completion) -> None:
+    assert_type(completion.text, str)
+    assert_type(completion.finish_reason, Literal["stop", "length", "cancelled"])
+    assert_type(completion.stop_string, str | None)
+    assert_type(completion.usage.total, int)
+    assert_type(completion.timings.tokens_per_second, float)
+    assert_type(completion.receipt.reused, int)
+    completion.text = ""  # type: ignore[misc]
+
+
+def memory_and_text(runner: LlamaRunner) -> None:
+    assert_type(runner.get_context_info(), ContextInfo)
+    assert_type(runner.gc_context(), GcReport)
+    assert_type(runner.tokenize("a", add_special=False), NDArray[np.int32])
+    assert_type(runner.detokenize(runner.tokenize("a")), str)
+    assert_type(runner.chat_template, str | None)
+
+
+def core(runner: LlamaRunner) -> None:
+    assert_type(runner.model.n_ctx_train, int)
+    assert_type(runner.model.metadata, dict[str, str])
+    assert_type(runner.model.vocab.eos, int | None)
