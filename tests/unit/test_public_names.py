@@ -1,0 +1,130 @@
+"""The package's surface: its names, what importing it costs, its keywords, its errors."""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+import llama_runner
+from llama_runner import errors
+from llama_runner.errors import LlamaError
+from llama_runner.params import ContextParams, GenerationParams, ModelParams
+from llama_runner.runner import GenerationOptions, RunnerOptions
+
+PUBLIC = [
+    "Chunk",
+    "Completion",
+    "ContextInfo",
+    "ContextParams",
+    "GcReport",
+    "GenerationParams",
+    "LlamaError",
+    "LlamaRunner",
+    "LlamaRuntimeError",
+    "LlamaSystemError",
+    "LogicError",
+    "ModelError",
+    "ModelParams",
+    "Stream",
+    "__version__",
+    "generate_once",
+]
+
+# Each takes longer to import than the package may.
+SLOW = ["numpy", "pydantic", "click", "rich", "huggingface_hub", "llama_runner._core"]
+
+
+def drawn_tree() -> dict[str, tuple[str | None, str | None]]:
+    """(parent, builtin) of each error in the tree that the docstring of errors.py draws."""
+    tree: dict[str, tuple[str | None, str | None]] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        drawn = re.match(r"    ((?:[│ ]   )*(?:[├└]── )?)(\w+(?:Error))(?: +\((\w+)\))?", line)
+        if drawn:
+            depth = len(drawn[1]) // 4
+            path[depth:] = [drawn[2]]
+            tree[drawn[2]] = (path[depth - 1] if depth else None, drawn[3])
+    return tree
+
+
+TREE = drawn_tree()
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def test_all_is_what_was_promised() -> None:
+    assert llama_runner.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_can_be_imported_and_is_listed(name: str) -> None:
+    found: dict[str, object] = {}
+    exec(f"from llama_runner import {name}", found)
+    assert found[name] is getattr(llama_runner, name)
+    assert name in dir(llama_runner)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Lama'"):
+        llama_runner.Lama  # noqa: B018
+
+
+def test_import_loads_nothing_slow() -> None:
+    program = f"import sys, llama_runner; print([n for n in {SLOW} if n in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("[]\n", "")
+
+
+# ---- keywords ----------------------------------------------------------------------------------
+
+
+def test_runner_keywords_are_the_fields_of_both_parameter_classes() -> None:
+    fields = {**ModelParams.model_fields, **ContextParams.model_fields}
+    assert set(RunnerOptions.__annotations__) == set(fields)
+    assert not set(ModelParams.model_fields) & set(ContextParams.model_fields)
+
+
+def test_generation_keywords_are_the_fields_but_max_tokens() -> None:
+    # max_tokens is a parameter of its own, behind the prompt.
+    fields = set(GenerationParams.model_fields)
+    assert set(GenerationOptions.__annotations__) == fields - {"max_tokens"}
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def test_every_error_is_in_the_drawn_tree() -> None:
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, LlamaError)
+    }
+    assert set(TREE) == defined == set(errors.__all__)
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_error_has_the_bases_that_are_drawn(name: str) -> None:
+    parent, builtin = TREE[name]
+    bases = [getattr(errors, parent)] if parent else [Exception]
+    if builtin:
+        bases.append(getattr(builtins, builtin))
+    assert getattr(errors, name).__bases__ == tuple(bases)
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_error_survives_pickling(name: str) -> None:
+    error = getattr(errors, name)("too long: shorten it", field="prompt", native="no slot")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error) == "too long: shorten it (llama.cpp: no slot)"
+    assert (again.message, again.field, again.native) == (
+        "too long: shorten it",
+        "prompt",
+        "no slot",
+    )
