@@ -259,7 +259,8 @@ cdef class Context:
         self.close()
 
     def __del__(self):
-        if self.box and process_id() == self.box.get().owner:
+        # What lives until the process ends was not forgotten: the process itself closes it.
+        if self.box and process_id() == self.box.get().owner and not process_exits.load():
             _warnings.warn(f"{self!r} was never closed: use close() or 'with'", ResourceWarning,
                            stacklevel=2, source=self)
 

@@ -1,0 +1,112 @@
+"""A process ends in silence and with 0, whatever it leaves open; an abandoned context is named."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from pathlib import Path
+
+import pytest
+
+from llama_runner import LlamaRunner
+
+FLAGS = {"plain": (), "dev mode": ("-X", "dev"), "warnings are errors": ("-W", "error")}
+
+
+@pytest.fixture(params=FLAGS.values(), ids=FLAGS)
+def flags(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options of the interpreter under which an exit must be silent too."""
+    return request.param
+
+
+@pytest.mark.parametrize("kind", ["stateless", "stateful"])
+def test_exit_with_a_live_runner_and_a_half_read_stream(python, flags, kind: str) -> None:
+    answer = python(
+        f"""
+        runner = new_runner()
+        stream = runner.stream_{kind}("The sky is", 50, **ENDLESS)
+        print(type(next(stream)).__name__)
+        """,
+        *flags,
+    )
+    assert answer == "Chunk\n"
+
+
+def test_exit_with_everything_in_a_reference_cycle(python, flags) -> None:
+    python(
+        """
+        class Holder: pass
+        holder = Holder()
+        holder.itself = holder
+        holder.runner = new_runner()
+        holder.stream = holder.runner.stream_stateless("The sky is", 50, **ENDLESS)
+        next(holder.stream)
+        """,
+        *flags,
+    )
+
+
+def test_exit_while_daemon_threads_generate(python, flags) -> None:
+    python(
+        """
+        runner = new_runner(n_ctx=4096)
+        streams = [runner.stream_stateless("The sky is", 1500, **ENDLESS) for _ in range(2)]
+        started = [threading.Event() for _ in streams]
+
+        def consume(stream, event):
+            for _ in stream:
+                event.set()
+
+        for pair in zip(streams, started):
+            threading.Thread(target=consume, args=pair, daemon=True).start()
+        for event in started:
+            event.wait()
+        """,
+        *flags,
+    )
+
+
+def test_exit_while_a_daemon_thread_reads_its_prompt(python, flags) -> None:
+    python(
+        """
+        runner = new_runner(n_ctx=4096, n_ubatch=2048)
+        begun = threading.Event()
+
+        def generate():
+            begun.set()
+            runner.generate_stateless("The sky is blue. " * 500, 1)
+
+        threading.Thread(target=generate, daemon=True).start()
+        begun.wait()
+        threading.Event().wait(0.2)  # into the prompt
+        """,
+        *flags,
+    )
+
+
+def collected_warnings(abandon) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        abandon()
+        gc.collect()
+    return [f"{w.category.__name__}: {w.message}" for w in caught]
+
+
+def test_abandoned_context_is_a_resource_warning(model_path: Path) -> None:
+    def abandon() -> None:
+        LlamaRunner(model_path, n_ctx=512, n_threads=1)
+
+    (message,) = collected_warnings(abandon)
+    assert message.startswith("ResourceWarning: <Context n_ctx=512 ")
+    assert message.endswith("was never closed: use close() or 'with'")
+
+
+def test_what_was_closed_or_has_no_context_is_no_warning(model_path: Path) -> None:
+    def use_well() -> None:
+        LlamaRunner(model_path, vocab_only=True)
+        with LlamaRunner(model_path, n_ctx=512, n_threads=1) as runner:
+            stream = runner.stream_stateless("The sky is", 5)
+            next(stream)
+        LlamaRunner(model_path, n_ctx=512, n_threads=1).close()
+
+    assert collected_warnings(use_well) == []
