@@ -18,9 +18,12 @@ if TYPE_CHECKING:
         verify,
     )
     from .download import pull
-    from .gguf import GgufInfo, TensorInfo, read_gguf
+    from .gguf import GgufInfo, TensorInfo
     from .header import GgufArray
+    from .lora import validate_lora
     from .metadata import ModelMetadata, SamplingDefaults, load_model
+    from .projector import validate_mmproj
+    from .reading import read_gguf
     from .validation import ValidationReport, validate_model
 
 __all__ = [
@@ -38,6 +41,8 @@ __all__ = [
     "pull",
     "read_gguf",
     "remove",
+    "validate_lora",
+    "validate_mmproj",
     "validate_model",
     "verify",
 ]
@@ -55,8 +60,10 @@ _HOME = {
     "list_models": "catalogue",
     "load_model": "metadata",
     "pull": "download",
-    "read_gguf": "gguf",
+    "read_gguf": "reading",
     "remove": "catalogue",
+    "validate_lora": "lora",
+    "validate_mmproj": "projector",
     "validate_model": "validation",
     "verify": "catalogue",
 }

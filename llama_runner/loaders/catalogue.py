@@ -23,8 +23,8 @@ from ..errors import (
 )
 from .header import ModelPath, quoted
 from .metadata import ModelMetadata, read_metadata
+from .reading import part_names
 from .sources import HubSource, parse_source
-from .splits import part_names
 
 __all__ = [
     "DEFAULT_MODEL",

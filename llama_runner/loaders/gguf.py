@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from .ggml_types import ARRAY, FILE_TYPES, STRING, TENSOR_TYPES, VALUE_TYPES
-from .header import GgufArray, HeaderReader, ModelPath, Scalar, open_model, quoted
+from .header import GgufArray, HeaderReader, Scalar, quoted
 
-__all__ = ["GgufInfo", "TensorInfo", "read_gguf"]
+__all__ = ["GgufInfo", "TensorInfo", "read_file"]
 
 MAX_KEYS: Final = 4096
 MAX_TENSORS: Final = 16384
@@ -43,7 +43,7 @@ GgufValue = Scalar | GgufArray
 class TensorInfo(NamedTuple):
     """One tensor: its shape as GGUF counts it (fastest dimension first), its type and place.
 
-    ``offset`` counts bytes from the start of the file's tensor data, ``nbytes`` is without padding.
+    ``offset`` counts bytes from the start of its file's tensor data; ``nbytes`` has no padding.
     """
 
     name: str
@@ -56,17 +56,18 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What one GGUF file says about itself.
+    """What a GGUF model says about itself.
 
     Attributes:
-        path: The file.
-        size: Its length in bytes.
+        path: The file; of a split model, the first.
+        size: Its length in bytes; of a split model, that of all files together.
         version: GGUF format version.
         keys: Metadata in file order; arrays are decoded on demand.
         value_types: The type of each key: ``u32``, ``str``, ``arr`` ...
         tensors: The tensor records in file order.
         alignment: Every tensor starts at a multiple of this many bytes.
         data_offset: Where the tensor data starts, in bytes.
+        parts: The files of a split model, each as a model of its own; empty for a whole one.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class GgufInfo:
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_offset: int
+    parts: tuple[GgufInfo, ...] = ()
 
     @property
     def architecture(self) -> str | None:
@@ -141,21 +143,12 @@ class GgufInfo:
         return value if isinstance(value, str) else None
 
 
-def read_gguf(path: ModelPath) -> GgufInfo:
-    """Read a GGUF file's metadata and tensor records: its header, never its weights.
-
-    The time depends on the vocabulary's size alone: milliseconds, also for a file of 50 GB.
+def read_file(file: IO[bytes], path: Path) -> GgufInfo:
+    """Read one open file's header; ``path`` is its name in messages.
 
     Raises:
-        ModelNotFoundError: No such file.
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """
-    with open_model(path) as file:
-        return read_open_gguf(file, Path(path))
-
-
-def read_open_gguf(file: IO[bytes], path: Path) -> GgufInfo:
-    """`read_gguf` on a file that is open already; ``path`` is for messages."""
     reader = HeaderReader(file, quoted(str(path), limit=200))
     version, n_tensors, n_keys = _read_preamble(reader)
     keys, value_types = _read_keys(reader, n_keys)

@@ -11,12 +11,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Final, NoReturn
 
 from ..errors import ModelNotFoundError, ModelValidationError
 from .ggml_types import STRING, VALUE_TYPES
 
-__all__ = ["GgufArray", "HeaderReader", "open_model", "quoted"]
+__all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
@@ -30,6 +31,11 @@ ModelPath = str | os.PathLike[str]
 Scalar = int | float | bool | str
 
 
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a long set of names, written so that it can be read."""
+    return frozenset(text.split())
+
+
 def quoted(text: str | bytes, limit: int = 60) -> str:
     """Text from a file as it may stand in a message: one line, printable, of limited length."""
     if isinstance(text, bytes):
@@ -38,32 +44,46 @@ def quoted(text: str | bytes, limit: int = 60) -> str:
 
 
 @contextmanager
-def open_model(path: ModelPath) -> Iterator[IO[bytes]]:
-    """Open a model file once, as a regular file.
+def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]:
+    """Open a model file once, as a regular file; one that is open already is left open.
+
+    Yields:
+        The file, and the path to name it by.
 
     Raises:
         ModelNotFoundError: Nothing there.
         ModelValidationError: A directory, a device, a pipe, or a file that may not be read.
     """
-    name = quoted(os.fspath(path), limit=200)
+    if not isinstance(model, str | os.PathLike):
+        path = Path(str(model.name))
+        _require_regular(model, path)
+        yield model, path
+        return
+    path = Path(model)
+    name = quoted(str(path), limit=200)
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
         file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     except FileNotFoundError:
         raise ModelNotFoundError(f"no model file at {name}", field="path") from None
     except IsADirectoryError:
-        raise _not_a_file(name, "a directory") from None
+        raise _not_a_file(path, "a directory") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ModelValidationError(f"{name} cannot be opened: {reason}", field="path") from None
     with file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
-            raise _not_a_file(name, "a directory" if stat.S_ISDIR(mode) else "a special file")
-        yield file
+        _require_regular(file, path)
+        yield file, path
 
 
-def _not_a_file(name: str, what: str) -> ModelValidationError:
+def _require_regular(file: IO[bytes], path: Path) -> None:
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        raise _not_a_file(path, "a directory" if stat.S_ISDIR(mode) else "a special file")
+
+
+def _not_a_file(path: Path, what: str) -> ModelValidationError:
+    name = quoted(str(path), limit=200)
     return ModelValidationError(f"{name} is {what}; give the path of a .gguf file", field="path")
 
 
@@ -98,6 +118,15 @@ class GgufArray:
 
     def __repr__(self) -> str:
         return f"<GgufArray of {self._length} {self.element_type}>"
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the array takes in the file."""
+        return self._end - self._start
+
+    def count(self, pattern: bytes) -> int:
+        """How often a pattern occurs in the array's bytes, lengths of strings included."""
+        return self._reader.buffer.count(pattern, self._start, self._end)
 
     def raw(self) -> bytes:
         """The array's bytes as they are in the file."""

@@ -19,20 +19,23 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..errors import ModelMetadataError, ModelNotFoundError
-from .gguf import GgufInfo, read_gguf
+from .gguf import GgufInfo
 from .header import GgufArray, ModelPath
+from .reading import read_gguf
 
 __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 
 # A description is a page of text at most; a chat template is the only part that can be long.
-MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES: Final = 1 << 20
+MAX_TEXT: Final = 1024
+MAX_TAGS: Final = 100
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 # The schemes that a model can be fetched by: see download.py.
 Source = Annotated[str, StringConstraints(pattern="^(pypi|hf):.+:.+$")]
@@ -113,15 +116,18 @@ class ModelMetadata(_Frozen):
             ModelMetadataError: The file does not say what architecture it has.
         """
         info = read_gguf(path)
-        license_name = info.keys.get("general.license")
+        if not info.architecture:
+            raise ModelMetadataError(
+                f"{os.fspath(path)!r} does not say what architecture it has", field="architecture"
+            )
         return cls(
-            name=info.name or Path(path).stem,
+            name=_short(info.name) or Path(path).stem,
             path=Path(path).absolute(),
-            architecture=info.architecture or "",
+            architecture=info.architecture[:MAX_TEXT],
             quantization=info.quantization,
             context_length=info.context_length or None,
             size=info.size,
-            license=license_name if isinstance(license_name, str) and license_name else None,
+            license=_short(info.keys.get("general.license")),
             tags=_tags(info),
         )
 
@@ -248,6 +254,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _tags(info: GgufInfo) -> tuple[str, ...]:
     tags = info.keys.get("general.tags")
-    if not isinstance(tags, GgufArray) or tags.element_type != "str" or len(tags) > 100:
+    if not isinstance(tags, GgufArray) or tags.element_type != "str" or len(tags) > MAX_TAGS:
         return ()
-    return tuple(str(tag) for tag in tags.values() if tag)
+    return tuple(tag for tag in map(_short, tags.values()) if tag)
+
+
+def _short(value: object) -> str | None:
+    """A text from a file as a field takes it; None for an empty one or anything else."""
+    return value[:MAX_TEXT] or None if isinstance(value, str) else None

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import DownloadError, MissingDependencyError, ModelError
 from .catalogue import SIDECAR, CatalogueEntry, Progress, sha256_of, verify_file
 from .metadata import ModelMetadata
+from .reading import part_names
 from .sources import HubSource
-from .splits import part_names
 
 __all__ = ["fetch_from_hub"]
 

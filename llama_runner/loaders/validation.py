@@ -11,14 +11,17 @@ Bytes after the last tensor are accepted, as llama.cpp does not look at them, an
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from ..errors import ModelValidationError
-from .gguf import GgufInfo, read_open_gguf
-from .header import ModelPath, open_model, quoted
+from .facts import Facts
+from .gguf import GgufInfo
+from .header import ModelPath
+from .hyperparameters import check_hyperparameters
+from .reading import read_gguf
+from .template_limits import check_chat_templates
+from .tensors import check_plain_tensors, check_tensor_layout, check_tensor_types
+from .vocabulary import check_vocabulary
 
 __all__ = ["ValidationReport", "validate_model"]
 
@@ -30,7 +33,7 @@ class ValidationReport:
     """What was found in a model that may be loaded.
 
     Attributes:
-        info: The file's header.
+        info: The model's header; of a split model, all its parts'.
         level: How much was checked.
         notes: Oddities that do no harm, one line each.
     """
@@ -40,49 +43,28 @@ class ValidationReport:
     notes: tuple[str, ...]
 
 
-def validate_model(path: ModelPath, level: Level = "full") -> ValidationReport:
+def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> ValidationReport:
     """Check that a GGUF model can be loaded safely.
 
     Args:
-        path: The model file.
-        level: ``header`` checks the file's structure: that it is a GGUF file and that every tensor
-            lies inside it. ``full`` also checks every value that llama.cpp would stumble over.
+        model: The path of the model, any part of it if it is split; or the file, open for reading
+            bytes, so that the very file that was checked can be loaded.
+        level: ``header`` checks the files' structure: that they are GGUF files, belong together,
+            and that every tensor lies inside its file. ``full`` also checks every value that
+            llama.cpp would stumble over.
 
     Raises:
         ModelNotFoundError: No such file.
         ModelValidationError: It must not be loaded; ``field`` names the key or tensor at fault.
     """
-    with open_model(path) as file:
-        info = read_open_gguf(file, Path(os.fspath(path)))
-    notes = check_tensor_layout(info)
-    return ValidationReport(info, level, tuple(notes))
-
-
-def check_tensor_layout(info: GgufInfo) -> list[str]:
-    """Check that the tensors lie one after the other, inside the file."""
-    alignment = info.alignment
-    expected = 0
-    for tensor in info.tensors:
-        if tensor.offset != expected:
-            _fail(
-                info,
-                tensor.name,
-                f"{quoted(tensor.name)} is at offset {tensor.offset}, not at {expected}",
-            )
-        end = info.data_offset + expected + tensor.nbytes
-        if end > info.size:
-            _fail(
-                info,
-                tensor.name,
-                f"the file is truncated: {quoted(tensor.name)} ends at byte {end}, "
-                f"the file at {info.size}; fetch it again",
-            )
-        expected += -(-tensor.nbytes // alignment) * alignment
-    trailing = info.size - (info.data_offset + expected)
-    return [f"{trailing} bytes follow the last tensor"] if info.tensors and trailing > 0 else []
-
-
-def _fail(info: GgufInfo, field: str, problem: str) -> None:
-    raise ModelValidationError(
-        f"{quoted(str(info.path), limit=200)} is not a valid model: {problem}", field=field
-    )
+    info = read_gguf(model)
+    facts = Facts(info)
+    for part in info.parts or (info,):
+        check_tensor_layout(facts, part)
+    if level == "full":
+        check_hyperparameters(facts)
+        check_tensor_types(facts)
+        check_plain_tensors(facts)
+        check_chat_templates(facts)
+        check_vocabulary(facts)
+    return ValidationReport(info, level, tuple(facts.notes))

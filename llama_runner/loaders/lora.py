@@ -1,0 +1,82 @@
+"""Checks of a LoRA adapter against the model that it is to change."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .facts import Facts
+from .gguf import GgufInfo, TensorInfo
+from .header import ModelPath, quoted
+from .reading import read_gguf
+from .tensors import check_tensor_layout, check_tensor_types
+
+__all__ = ["validate_lora"]
+
+_LOW_RANK: Final = (".lora_a", ".lora_b")
+
+
+def validate_lora(path: ModelPath, base: GgufInfo) -> GgufInfo:
+    """Check that a LoRA adapter can be applied to a model, and return its header.
+
+    Raises:
+        ModelNotFoundError: No such file.
+        ModelValidationError: Not an adapter, or not one for this model; ``field`` says where.
+    """
+    info = read_gguf(path)
+    facts = Facts(info)
+    check_tensor_layout(facts, info)
+    check_tensor_types(facts)
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        found = facts.text(key)
+        if found != wanted:
+            facts.fail(key, f"{key} is {quoted(found or '')} instead of {wanted!r}")
+    if facts.text("general.architecture") != base.architecture:
+        facts.fail(
+            "general.architecture",
+            f"it is for {quoted(facts.architecture)} models, this one is {base.architecture!r}",
+        )
+    facts.number("adapter.lora.alpha", -1e6, 1e6)
+    facts.array("adapter.alora.invocation_tokens", "u32")
+    _check_pairs(facts, base)
+    return info
+
+
+def _check_pairs(facts: Facts, base: GgufInfo) -> None:
+    targets = {tensor.name: tensor for tensor in base.tensors}
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for tensor in facts.info.tensors:
+        suffix = tensor.name[-7:]
+        if suffix in _LOW_RANK:
+            pairs.setdefault(tensor.name.removesuffix(suffix), {})[suffix] = tensor
+        elif not tensor.name.endswith("_norm.weight"):
+            facts.fail(tensor.name, f"{quoted(tensor.name)} is no part of a LoRA adapter")
+    if not pairs:
+        facts.fail("n_tensors", "it changes no tensor")
+    for name, pair in pairs.items():
+        if len(pair) != 2:
+            facts.fail(name, f"of the pair for {quoted(name)}, one half is missing")
+        if name not in targets:
+            facts.fail(name, f"it changes {quoted(name)}, which this model does not have")
+        _check_shapes(facts, targets[name], *(_padded_shape(pair[half]) for half in _LOW_RANK))
+
+
+def _check_shapes(
+    facts: Facts, target: TensorInfo, down: tuple[int, ...], up: tuple[int, ...]
+) -> None:
+    """Compare with the tensor that is changed; a wrong third dimension would be read past."""
+    shape = _padded_shape(target)
+    if target.name.endswith("token_embd.weight"):
+        fits = (shape[0], shape[1]) == (up[1], down[1])
+    else:
+        fits = (shape[0], shape[1]) == (down[0], up[1])
+    fits = fits and shape[2:] == down[2:] == up[2:]
+    rank = up[0] if not target.name.endswith("token_embd.weight") else down[0]
+    if not fits or rank not in (down[0], down[1]):
+        facts.fail(
+            target.name,
+            f"shapes {down} and {up} do not fit {quoted(target.name)} of shape {target.shape}",
+        )
+
+
+def _padded_shape(tensor: TensorInfo) -> tuple[int, ...]:
+    return tensor.shape + (1,) * (4 - len(tensor.shape))

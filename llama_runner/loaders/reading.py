@@ -1,0 +1,103 @@
+"""Reading a model's header: of its one file, or of all the files that it is split over.
+
+llama.cpp finds the parts by name, in one folder: ``model-00001-of-00003.gguf`` and so on. The
+first part has the metadata; each has its own tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import IO, Final
+
+from ..errors import ModelNotFoundError, ModelValidationError
+from .gguf import GgufInfo, read_file
+from .header import ModelPath, open_model, quoted
+
+__all__ = ["part_names", "read_gguf"]
+
+MAX_PARTS: Final = 256
+
+_PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all parts, given the name of one; a file that is no part is alone."""
+    match = _PART.fullmatch(name)
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]) <= MAX_PARTS:
+        return [name]
+    count = int(match["count"])
+    return [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
+    """Read a GGUF model's metadata and tensor records: its header, never its weights.
+
+    The time depends on the vocabulary's size alone: milliseconds, also for a file of 50 GB. Any
+    part of a split model stands for the whole.
+
+    Args:
+        model: A path, or a file that is open for reading bytes.
+
+    Raises:
+        ModelNotFoundError: No such file, or a part of the model is not there.
+        ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
+    """
+    with open_model(model) as (file, path):
+        info = read_file(file, path)
+    return _read_parts(info) if info.split_count > 1 else info
+
+
+def _read_parts(given: GgufInfo) -> GgufInfo:
+    names = part_names(given.path.name)
+    if len(names) != given.split_count:
+        _fail(
+            given,
+            "split.count",
+            f"it is one of {given.split_count} parts, but is not named like one "
+            f"(NAME-00001-of-{given.split_count:05}.gguf)",
+        )
+    parts = tuple(_read_part(given, name, number) for number, name in enumerate(names))
+    first = parts[0]
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            _fail(first, tensor.name, f"{quoted(tensor.name)} is in two parts")
+        seen.add(tensor.name)
+    claimed = first.keys.get("split.tensors.count")
+    if claimed != len(tensors) or first.value_types["split.tensors.count"] != "i32":
+        _fail(
+            first,
+            "split.tensors.count",
+            f"its parts have {len(tensors)} tensors, split.tensors.count says {claimed!r}",
+        )
+    size = sum(part.size for part in parts)
+    return replace(first, size=size, tensors=tensors, parts=parts)
+
+
+def _read_part(given: GgufInfo, name: str, number: int) -> GgufInfo:
+    """One part, with its number and the count of parts in the one type that llama.cpp takes."""
+    path = given.path.with_name(name)
+    if name == given.path.name:
+        part = given
+    else:
+        try:
+            with open_model(path) as (file, _):
+                part = read_file(file, path)
+        except ModelNotFoundError:
+            raise ModelNotFoundError(
+                f"the model is split over {given.split_count} files; {quoted(name, 200)} is "
+                "missing next to the others",
+                field="split.count",
+            ) from None
+    for key, wanted in (("split.no", number), ("split.count", given.split_count)):
+        found = part.keys.get(key)
+        if found != wanted or part.value_types[key] != "u16":
+            _fail(part, key, f"{key} should be {wanted} of type u16, not {found!r}")
+    return part
+
+
+def _fail(info: GgufInfo, field: str, problem: str) -> None:
+    name = quoted(str(info.path), limit=200)
+    raise ModelValidationError(f"{name} is not a valid model: {problem}", field=field)
