@@ -52,7 +52,9 @@ def test_the_python_examples_print_what_they_say() -> None:
             expected = "".join(f"{line}\n" for line in PRINTED.findall(block))
             if expected:
                 matches = doctest.OutputChecker().check_output(expected, out.getvalue(), OPTIONS)
-                assert matches, f"printed\n{out.getvalue()}instead of\n{expected}in\n{block.lstrip()}"
+                assert matches, (
+                    f"printed\n{out.getvalue()}instead of\n{expected}in\n{block.lstrip()}"
+                )
     finally:
         if "runner" in names:
             names["runner"].close()
