@@ -62,8 +62,8 @@ bench-tools: export PATH := $(CURDIR)/$(BIN):$(PATH)
 bench-tools: .venv/requirements
 	@echo "==> Compiling llama-bench into build/bench/bin"
 	@tree=$$(python llama_cpp_src/source.py) && \
-	cmake -S llama_cpp_src -B build/bench -G Ninja --log-level=WARNING \
-		-DLLAMA_RUNNER_BENCH=ON -DLLAMA_CPP_DIR="$$tree" && \
+	cmake -S llama_cpp_src -B build/bench -G Ninja --log-level=ERROR \
+		-DLLAMA_RUNNER_BENCH=ON -DGGML_NATIVE=ON -DLLAMA_CPP_DIR="$$tree" && \
 	cmake --build build/bench --target llama-bench
 
 clean:
