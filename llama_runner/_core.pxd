@@ -39,6 +39,7 @@ cdef class ChatTemplate:
 cdef class Context:
     cdef shared_ptr[ContextBox] box
     cdef Engine * engine
+    cdef long owner  # the process that made it: its threads and locks exist only there
     cdef readonly Model model
     cdef readonly int n_ctx
     cdef readonly int n_ctx_seq

@@ -100,6 +100,7 @@ cdef class Context:
 
     def __cinit__(self):
         self.engine = new Engine()
+        self.owner = process_id()
 
     def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
                  int n_threads=1, int n_threads_batch=1, int n_batch=2048, int n_ubatch=512,
@@ -189,28 +190,29 @@ cdef class Context:
         return 0
 
     cdef shared_ptr[ContextBox] alive(self) except *:
-        if not self.box:
+        if self.closed:
             raise ClosedError("this context is closed: create it again")
-        check_process(self.box.get().owner, "context")
+        check_process(self.owner, "context")
         return self.box
 
     def close(self):
-        """Stop what runs on the context and free it. Requests of other threads end cancelled."""
+        """Stop what runs on the context and free it. Requests of other threads end cancelled.
+
+        After ``fork`` the child only lets go of it: it is the parent's.
+        """
+        cdef shared_ptr[ContextBox] last
+        if process_id() != self.owner:
+            self.box.reset()
         if not self.box:
             return
-        check_process(self.box.get().owner, "context")
-        cdef shared_ptr[ContextBox] last
-        with self._exclusive():
-            self.engine.monitor.lock()
-            self.engine.closed = True
-            self.engine.monitor.unlock()
+        with self._exclusive(to_close=True):
             self.box.swap(last)
         with nogil:
             last.reset()
 
     @property
     def closed(self):
-        return not self.box
+        return self.engine.closed or not self.box
 
     @property
     def n_threads(self):
@@ -249,8 +251,8 @@ cdef class Context:
         sequence.native = make_shared[NativeSequence]()
         return sequence
 
-    def _exclusive(self):
-        return _Exclusive(self)
+    def _exclusive(self, bint to_close=False):
+        return _Exclusive(self, to_close)
 
     def __enter__(self):
         return self
@@ -260,11 +262,13 @@ cdef class Context:
 
     def __del__(self):
         # What lives until the process ends was not forgotten: the process itself closes it.
-        if self.box and process_id() == self.box.get().owner and not process_exits.load():
+        if self.box and process_id() == self.owner and not process_exits.load():
             _warnings.warn(f"{self!r} was never closed: use close() or 'with'", ResourceWarning,
                            stacklevel=2, source=self)
 
     def __dealloc__(self):
+        if process_id() != self.owner:
+            return  # destroying its monitor would wait for threads that only the parent has
         with nogil:
             self.box.reset()
         del self.engine
@@ -275,21 +279,28 @@ cdef class Context:
 
 
 cdef class _Exclusive:
-    # `with context._exclusive():` holds the decode loop, between two of its turns.
+    # `with context._exclusive():` holds the decode loop, between two of its turns. With to_close
+    # the turn in hand is cut short and none follows.
     cdef Context context
+    cdef bint to_close
 
-    def __cinit__(self, Context context):
+    def __cinit__(self, Context context, bint to_close):
         self.context = context
+        self.to_close = to_close
 
     def __enter__(self):
         cdef Engine * engine = self.context.engine
         cdef bint mine
         with nogil:
-            mine = acquire_loop(engine)
+            mine = acquire_loop(engine, self.to_close)
         if not mine:
+            raise_interrupt(engine)
             raise ContextBusyError(
                 "a callback or signal handler that runs inside a generation cannot use its context"
             )
+        if engine.closed and not self.to_close:
+            release_loop(engine)
+            raise ClosedError("this context was closed meanwhile")
 
     def __exit__(self, *exc_info):
         cdef Engine * engine = self.context.engine

@@ -50,21 +50,35 @@ cdef atomic[cpp_bool] process_exits
 
 # ---- who runs the loop -------------------------------------------------------------------------
 
-cdef bint acquire_loop(Engine * engine) noexcept nogil:
-    """Hold the loop between two turns; False if this very thread is inside one."""
+cdef bint acquire_loop(Engine * engine, bint to_close) noexcept nogil:
+    """Hold the loop between two turns.
+
+    False if this very thread is inside one, or if a signal handler raised while waiting.
+    """
     cdef unsigned long me = PyThread_get_thread_ident()
+    cdef bint raised = False
     engine.monitor.lock()
     if engine.running and engine.leader_thread == me:
         engine.monitor.unlock()
         return False
+    if to_close:
+        engine.closed = True
+        engine.abort.store(True)
     engine.exclusive_waiting += 1
-    while engine.running:
-        engine.monitor.wait_ms(1000)
+    while engine.running and not raised:
+        engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
+        if me == main_thread:
+            engine.monitor.unlock()
+            raised = interrupted(engine)
+            engine.monitor.lock()
     engine.exclusive_waiting -= 1
-    engine.running = True
-    engine.leader_thread = me
+    if raised:
+        engine.monitor.notify_all()
+    else:
+        engine.running = True
+        engine.leader_thread = me
     engine.monitor.unlock()
-    return True
+    return not raised
 
 
 cdef void release_loop(Engine * engine) noexcept nogil:
@@ -89,9 +103,10 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
         return False
     engine.active.push_back(request)
     while not is_ready(request, streaming):
-        if engine.closed:
+        # While the loop runs, the turn in hand may hold this request: only the leader ends it.
+        if engine.closed and not engine.running:
             fail(engine, box, request, CONTEXT_CLOSED)
-        elif engine.broken:
+        elif engine.broken and not engine.running:
             fail(engine, box, request, CONTEXT_BROKEN)
         elif engine.running or engine.exclusive_waiting > 0:
             engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
@@ -107,7 +122,7 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
             engine.leader_thread = me
             engine.checks_signals = me == main_thread
             while (not is_ready(request, streaming) and engine.exclusive_waiting == 0
-                   and not engine.broken):
+                   and not engine.broken and not engine.closed):
                 take_turn(engine, box)
                 engine.monitor.notify_all()
             engine.leader = NULL

@@ -30,9 +30,12 @@ def _stop_all_loops():
     cdef Context context
     process_exits.store(True)
     for context in list(_live_contexts):
-        if context.box and process_id() == context.box.get().owner:
-            with context._exclusive():
-                pass
+        if not context.closed and process_id() == context.owner:
+            try:
+                with context._exclusive():
+                    pass
+            except ClosedError:
+                pass  # by another thread, just now
 
 
 _atexit.register(_stop_all_loops)

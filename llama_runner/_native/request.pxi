@@ -162,7 +162,9 @@ cdef class Request:
         """
         cdef NativeRequest * native = self.native.get()
         cdef Engine * engine = self.sequence.context.engine
-        if native.phase == Phase.Done or self._cancel():
+        if native.phase == Phase.Done or process_id() != self.sequence.context.owner:
+            return
+        if self._cancel():
             return
         native.phase = Phase.Done
         native.finish = Finish.Cancelled

@@ -234,7 +234,8 @@ cdef class Sequence:
         self.native.reset()
 
     def __dealloc__(self):
-        if self.native and self.native.get().slot >= 0 and self.context.box:
+        if (self.native and self.native.get().slot >= 0 and self.context.box
+                and process_id() == self.context.owner):
             give_up_slot(self.context.engine, self.context.box.get(), self.native.get())
 
     def __repr__(self):
