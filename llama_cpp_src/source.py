@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["Pin", "SourceError", "exclusive", "find_tree", "read_pin", "unpack"]
+__all__ = [
+    "Patch",
+    "Pin",
+    "SourceError",
+    "apply_patches",
+    "exclusive",
+    "find_tree",
+    "read_pin",
+    "unpack",
+]
 
 HERE = Path(__file__).resolve().parent
 TREE_VARIABLE = "LLAMA_RUNNER_LLAMA_CPP_DIR"
@@ -71,6 +80,15 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A change to one file of the tree; ``find`` must occur there exactly once."""
+
+    file: str
+    find: str
+    replace: str
+
+
+@dataclass(frozen=True)
 class Pin:
     """The llama.cpp tree that this package is built with (PIN.toml)."""
 
@@ -81,6 +99,7 @@ class Pin:
     sdist_version: str
     sdist_sha256: str
     sdist_tree: str
+    patches: tuple[Patch, ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -100,6 +119,10 @@ def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
         sdist_version=sdist["version"],
         sdist_sha256=sdist["sha256"],
         sdist_tree=sdist["tree"],
+        patches=tuple(
+            Patch(patch["file"], patch["find"], patch["replace"])
+            for patch in content.get("patch", ())
+        ),
     )
 
 
@@ -143,9 +166,9 @@ def _fail(reason: str, pin: Pin) -> SourceError:
 
 
 def _wanted_stamp(pin: Pin) -> str:
-    # A tree that an earlier list of paths was unpacked with may lack what is needed now.
-    paths = hashlib.sha256("\n".join(BUILD_PATHS + DEVELOPMENT_PATHS).encode()).hexdigest()
-    return f"{pin.commit} {paths[:16]}"
+    # A tree that was unpacked with other paths or patches is not what is needed now.
+    recipe = "\n".join((*BUILD_PATHS, *DEVELOPMENT_PATHS, *map(repr, pin.patches)))
+    return f"{pin.commit} {hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 
 def _say(progress: str) -> None:
@@ -194,6 +217,7 @@ def _fetch(pin: Pin, tree: Path) -> None:
             _say("Unpacking llama.cpp ...")
             unpacked = scratch / "tree"
             unpack(archive, unpacked, pin)
+            apply_patches(unpacked, pin)
             (unpacked / STAMP).write_text(_wanted_stamp(pin) + "\n", encoding="utf-8")
             if tree.exists():
                 tree.rename(scratch / "replaced")
@@ -274,6 +298,23 @@ def unpack(archive: Path, destination: Path, pin: Pin) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as out:
                 shutil.copyfileobj(content, out)
+
+
+def apply_patches(tree: Path, pin: Pin) -> None:
+    """Make the pin's changes to an unpacked tree.
+
+    Raises:
+        SourceError: A patch does not fit the tree.
+    """
+    for patch in pin.patches:
+        path = tree / patch.file
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            text = ""
+        if text.count(patch.find) != 1:
+            raise _fail(f"The patch of {patch.file} in PIN.toml does not fit the tree.", pin)
+        path.write_text(text.replace(patch.find, patch.replace), encoding="utf-8")
 
 
 def _is_wanted(path: PurePosixPath, patterns: Iterable[str]) -> bool:

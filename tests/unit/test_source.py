@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from llama_cpp_src.source import (
     TREE_VARIABLE,
+    Patch,
     Pin,
     SourceError,
+    apply_patches,
     find_tree,
     read_pin,
     unpack,
@@ -327,3 +329,18 @@ def test_no_archive_writes_outside_its_folder(
 
 def walk(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def test_patches_change_the_tree_and_fit_exactly_once(tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text("one two two\n")
+    apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "one", "three"),)))
+    assert (tmp_path / "a.c").read_text() == "three two two\n"
+    for misfit in (Patch("a.c", "two", "four"), Patch("a.c", "five", ""), Patch("b.c", "x", "y")):
+        with pytest.raises(SourceError, match="does not fit"):
+            apply_patches(tmp_path, replace(PIN, patches=(misfit,)))
+    assert (tmp_path / "a.c").read_text() == "three two two\n"
+
+
+def test_the_pinned_patches_are_in_the_unpacked_tree() -> None:
+    for patch in read_pin().patches:
+        assert patch.replace in (find_tree() / patch.file).read_text(encoding="utf-8")
