@@ -57,14 +57,14 @@ class Facts:
             return None
         assert isinstance(value, int)
         if not low <= value <= high:
-            self.fail(key, f"{key} is {value}; it must be between {low} and {high}")
+            self.fail(key, f"{quoted(key)} is {value}; it must be between {low} and {high}")
         return value
 
     def required_integer(self, key: str, low: int, high: int) -> int:
         """A u32 between two bounds."""
         value = self.integer(key, low, high)
         if value is None:
-            self.fail(key, f"the key {key} is missing")
+            self.fail(key, f"the key {quoted(key)} is missing")
         return value
 
     def number(self, key: str, low: float, high: float) -> float | None:
@@ -74,7 +74,7 @@ class Facts:
             return None
         assert isinstance(value, float)
         if not (math.isfinite(value) and low <= value <= high):
-            self.fail(key, f"{key} is {value}; it must be between {low:g} and {high:g}")
+            self.fail(key, f"{quoted(key)} is {value}; it must be between {low:g} and {high:g}")
         return value
 
     def text(self, key: str) -> str | None:
@@ -96,7 +96,7 @@ class Facts:
         assert isinstance(value, GgufArray)
         if value.element_type not in element_types:
             wanted = " or ".join(element_types)
-            self.fail(key, f"{key} is an array of {value.element_type} instead of {wanted}")
+            self.fail(key, f"{quoted(key)} is an array of {value.element_type} instead of {wanted}")
         return value
 
     def per_layer(self, suffix: str, n_layers: int, high: int) -> tuple[int, ...] | None:
@@ -108,10 +108,10 @@ class Facts:
         array = self.array(key, "u32", "i32", "bool")
         assert array is not None
         if len(array) != n_layers:
-            self.fail(key, f"{key} has {len(array)} values for {n_layers} layers")
+            self.fail(key, f"{quoted(key)} has {len(array)} values for {n_layers} layers")
         counts = tuple(int(value) for value in array.values())
         if not all(0 <= count <= high for count in counts):
-            self.fail(key, f"{key} has values outside of 0 to {high}")
+            self.fail(key, f"{quoted(key)} has values outside of 0 to {high}")
         return counts
 
     def _typed(self, key: str, wanted: str) -> object:
@@ -119,5 +119,5 @@ class Facts:
         if found is None:
             return None
         if found != wanted:
-            self.fail(key, f"{key} is of type {found} instead of {wanted}")
+            self.fail(key, f"{quoted(key)} is of type {found} instead of {wanted}")
         return self.info.keys[key]

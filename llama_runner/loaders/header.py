@@ -186,7 +186,9 @@ class HeaderReader:
         """Read a string of at most ``limit`` bytes."""
         (length,) = self.unpack(_U64, field)
         if length > limit:
-            self.fail(field, f"{field} is {length} bytes long; at most {limit} are accepted")
+            self.fail(
+                field, f"{quoted(field)} is {length} bytes long; at most {limit} are accepted"
+            )
         self.need(length, field)
         start = self.position
         self.position += length
@@ -207,20 +209,19 @@ class HeaderReader:
         """Make sure that ``count`` more bytes are in the buffer."""
         end = self.position + count
         if end > self.file_size:
-            missing = end - self.file_size
-            self.fail(field, f"the file ends {missing} bytes too early, inside {field}")
+            past = end - self.file_size
+            self.fail(field, f"{quoted(field)} reaches {past} bytes past the end of the file")
         while end > len(self.buffer):
             self._grow(field)
 
     def _skip_strings(self, length: int, field: str) -> None:
         if length > self._strings_left:
-            self.fail(
-                field,
-                f"{field} claims {length} strings; a header may have {MAX_ARRAY_STRINGS} in all",
-            )
+            limit = f"a header may have {MAX_ARRAY_STRINGS} in all"
+            self.fail(field, f"{quoted(field)} claims {length} strings; {limit}")
         if length * 8 > self.file_size - self.position:
             self.fail(
-                field, f"{field} claims {length} strings, more than fit; is the file truncated?"
+                field,
+                f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
             )
         self._strings_left -= length
         position, length_at = self.position, _U64.unpack_from

@@ -51,6 +51,9 @@ _HEAD_SIZES: Final = tuple(
 )
 _MAX_HEAD_SIZE: Final = 65536
 
+# Their output is wider than their embeddings by design, and checked against a tensor.
+_OWN_OUTPUT_WIDTH: Final = ("deepseek4", "gemma4-assistant", "wavtokenizer-dec")
+
 _ROPE_SCALINGS: Final = ("none", "linear", "yarn", "longrope")
 _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
 
@@ -75,6 +78,7 @@ def check_hyperparameters(facts: Facts) -> None:
     _check_rope_scaling(facts)
     _check_experts(facts, n_layers)
     _check_recurrence(facts, n_embd)
+    _check_output_width(facts, n_embd)
     facts.integer(facts.key("pooling_type"), 0, 4)
 
 
@@ -211,6 +215,18 @@ def _check_recurrence(facts: Facts, n_embd: int) -> None:
     if facts.integer(facts.key("shortconv.l_cache"), 0, MAX_COUNT) == 1:
         key = facts.key("shortconv.l_cache")
         facts.fail(key, f"{key} is 1; a convolution needs at least 2")
+
+
+def _check_output_width(facts: Facts, n_embd: int) -> None:
+    """Embeddings are read out as wide as the file says, so it must be as wide as they are."""
+    field = facts.key("embedding_length_out")
+    width = facts.integer(field, 1, MAX_COUNT)
+    projected = {
+        tensor.shape[1] for tensor in facts.info.tensors if tensor.name == "dense_2_out.weight"
+    }
+    if width in (None, n_embd) or width in projected or facts.architecture in _OWN_OUTPUT_WIDTH:
+        return
+    facts.fail(field, f"{field} is {width}, but the model's embeddings have {n_embd} dimensions")
 
 
 def _check_state_space(facts: Facts, n_embd: int) -> None:

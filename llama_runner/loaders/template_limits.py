@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from .facts import Facts
+from .header import quoted
 
 __all__ = ["check_chat_templates"]
 
@@ -20,7 +21,8 @@ MAX_NESTING: Final = 100
 MAX_OPERATORS: Final = 1000
 
 _PREFIX: Final = "tokenizer.chat_template"
-_TAG: Final = re.compile(r"\{([%{#])(.*?)[%}#]\}", re.DOTALL)
+# A tag that is not closed reaches to the end, as it does for the parser that will refuse it.
+_TAG: Final = re.compile(r"\{([%{#])(.*?)(?:[%}#]\}|\Z)", re.DOTALL)
 _PIECE: Final = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
     r"|(?P<open>[\[({])|(?P<close>[\])}])"
@@ -41,9 +43,11 @@ def check_chat_templates(facts: Facts) -> None:
         if not key.startswith(_PREFIX) or not isinstance(value, str):
             continue
         if len(value) > MAX_TEMPLATE_BYTES:
-            facts.fail(key, f"{key} has {len(value)} characters; {MAX_TEMPLATE_BYTES} are accepted")
+            facts.fail(
+                key, f"{quoted(key)} has {len(value)} characters; {MAX_TEMPLATE_BYTES} are accepted"
+            )
         if any(depth > MAX_NESTING for depth in _depths(value)):
-            facts.fail(key, f"{key} is nested or chained too deeply for llama.cpp's parser")
+            facts.fail(key, f"{quoted(key)} is nested or chained too deeply for llama.cpp's parser")
 
 
 def _depths(template: str) -> Iterator[int]:

@@ -8,7 +8,12 @@ from .facts import Facts
 from .gguf import GgufInfo, TensorInfo
 from .header import quoted, words
 
-__all__ = ["check_plain_tensors", "check_tensor_layout", "check_tensor_types"]
+__all__ = [
+    "check_needed_tensors",
+    "check_plain_tensors",
+    "check_tensor_layout",
+    "check_tensor_types",
+]
 
 # llama.cpp maps the tensor data as it lies in the file and aborts if it is aligned to less.
 MEMORY_ALIGNMENT: Final = 32
@@ -36,6 +41,12 @@ _PLAIN_WEIGHTS: Final = (
     "token_types.weight",
     "altup_correct_coef.weight",
 )
+
+# Tensors that the loader takes for optional but the graph follows without looking.
+_NEEDED: Final[dict[str, tuple[str, ...]]] = {
+    "t5": ("enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"),
+    "t5encoder": ("enc.blk.0.attn_rel_b.weight",),
+}
 
 
 def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
@@ -83,6 +94,14 @@ def check_plain_tensors(facts: Facts) -> None:
             facts.fail(
                 tensor.name, f"{quoted(tensor.name)} is of type {tensor.type} instead of F32"
             )
+
+
+def check_needed_tensors(facts: Facts) -> None:
+    """Check that the tensors are there that would be missed only when it is too late."""
+    names = {tensor.name for tensor in facts.info.tensors}
+    for name in _NEEDED.get(facts.architecture, ()):
+        if names and name not in names:
+            facts.fail(name, f"the tensor {name!r} is missing")
 
 
 def _is_table(tensor: TensorInfo) -> bool:

@@ -20,7 +20,12 @@ from .header import ModelPath
 from .hyperparameters import check_hyperparameters
 from .reading import read_gguf
 from .template_limits import check_chat_templates
-from .tensors import check_plain_tensors, check_tensor_layout, check_tensor_types
+from .tensors import (
+    check_needed_tensors,
+    check_plain_tensors,
+    check_tensor_layout,
+    check_tensor_types,
+)
 from .vocabulary import check_vocabulary
 
 __all__ = ["ValidationReport", "validate_model"]
@@ -65,6 +70,7 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
         check_hyperparameters(facts)
         check_tensor_types(facts)
         check_plain_tensors(facts)
+        check_needed_tensors(facts)
         check_chat_templates(facts)
         check_vocabulary(facts)
     return ValidationReport(info, level, tuple(facts.notes))
