@@ -1,0 +1,42 @@
+"""ARCHITECTURE.md names every file of the package, and links between documents lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "llama_runner"
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+
+
+def files_named() -> dict[str, set[Path]]:
+    """What the tables name, of the folder that the table's header says, and the files it is."""
+    found: dict[str, set[Path]] = {}
+    folder = ROOT
+    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
+        if header := re.match(r"\| File(?: in `(.*?)`)? \|", line):
+            folder = ROOT / (header[1] or "")
+        elif row := re.match(r"\| (`.*?) \|", line):
+            for name in re.findall(r"`(.*?)`", row[1]):
+                found[f"{folder.name}/{name}"] = set(folder.glob(name.rstrip("/")))
+    return found
+
+
+def test_the_file_tables_name_nothing_that_is_not_there() -> None:
+    assert [name for name, files in files_named().items() if not files] == []
+
+
+def test_the_file_tables_name_every_file_of_the_package() -> None:
+    kinds = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.hpp", "*.cpp")
+    sources = {path for kind in kinds for path in PACKAGE.rglob(kind) if path.stat().st_size}
+    assert sources - set().union(*files_named().values()) == set()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_to_files(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
