@@ -82,7 +82,7 @@ class Stream(Iterator[Chunk]):
     """The chunks of one generation; computed as they are pulled.
 
     Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
-    chunk :attr:`completion` is set. Not for several threads at once, but :meth:`cancel` may be
+    chunk, or when a signal handler interrupts it, :attr:`completion` is set. Not for several threads at once, but :meth:`cancel` may be
     called from any.
 
     Args:
@@ -93,23 +93,24 @@ class Stream(Iterator[Chunk]):
     def __init__(self, generation: Generation, on_end: Callable[[Completion | None], None]) -> None:
         self._generation = generation
         self._on_end = on_end
+        self._ended = False
         self.completion: Completion | None = None
         """The whole answer, once the stream has ended."""
 
     def __next__(self) -> Chunk:
-        if self.completion is not None:
+        if self._ended:
             raise StopIteration
         request = self._generation.request
         try:
             text, tokens = request.read()
         except BaseException:
-            if request.done and request.finish_reason is None:
-                self._on_end(None)
+            if request.done:
+                self._end()
             raise
         if not request.done:
             return Chunk(text, tuple(tokens))
-        completion = self._end()
-        return Chunk(text, tuple(tokens), completion.finish_reason, completion)
+        self._end()
+        return Chunk(text, tuple(tokens), request.finish_reason, self.completion)
 
     def cancel(self) -> None:
         """Stop as soon as possible; the next chunk is the last, with reason "cancelled"."""
@@ -117,15 +118,16 @@ class Stream(Iterator[Chunk]):
 
     def close(self) -> None:
         """Stop now; what was generated so far stays in a conversation's memory."""
-        if self.completion is None:
+        if not self._ended:
             self._generation.request.close()
-            if self._generation.request.finish_reason is not None:
+            if self._generation.request.done:
                 self._end()
 
-    def _end(self) -> Completion:
-        self.completion = self._generation.completion()
+    def _end(self) -> None:
+        self._ended = True
+        if self._generation.request.finish_reason is not None:
+            self.completion = self._generation.completion()
         self._on_end(self.completion)
-        return self.completion
 
     def __enter__(self) -> Self:
         return self

@@ -139,7 +139,7 @@ class Session:
             if last.role == "assistant":
                 last.n_tokens += n_new
                 last.messages.append({"role": "assistant", "content": completion.text})
-            else:
+            elif n_new > 0:
                 self._parts.append(_Part("raw", n_new, self._turn))
             self._turn += 1
 

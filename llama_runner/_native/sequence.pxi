@@ -148,9 +148,10 @@ cdef class Sequence:
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
-        with self.context._exclusive():
-            trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
-            native.tokens.resize(n)
+        if n < native.n_kv:
+            with self.context._exclusive():
+                trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
+        native.tokens.resize(n)
 
     def remove(self, Py_ssize_t start, Py_ssize_t stop):
         """Remove tokens[start:stop] and close the gap.

@@ -13,8 +13,8 @@ import pytest
 Python = Callable[..., str]
 
 # One thread computes: these tests are about order and ends, and hold on a busy machine too.
-PRELUDE = """
-import gc, os, signal, sys, threading
+PRELUDE = '''
+import gc, os, signal, sys, threading, time
 from llama_runner import LlamaRunner
 from llama_runner.errors import *
 
@@ -23,7 +23,22 @@ def new_runner(**options):
 
 GREEDY = {"temperature": 0.0}
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
-"""
+
+def signal_when(condition, kind=signal.SIGINT):
+    """Send ourselves a signal once the condition holds; it is asked inside the generation."""
+    def look(*_):
+        if condition():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.kill(os.getpid(), kind)
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+
+def wait_for_computing():
+    """Return when other threads are inside a long computation."""
+    start = time.process_time()
+    while time.process_time() < start + 0.2:
+        time.sleep(0.01)
+'''
 
 
 @pytest.fixture
@@ -38,7 +53,8 @@ def python(model_path: Path) -> Python:
             text=True,
             timeout=120,
         )
-        assert (answer.returncode, answer.stderr) == (0, "")
+        assert answer.stderr == "", answer.stderr
+        assert answer.returncode == 0
         return answer.stdout
 
     return run

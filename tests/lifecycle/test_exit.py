@@ -70,15 +70,9 @@ def test_exit_while_a_daemon_thread_reads_its_prompt(python, flags) -> None:
     python(
         """
         runner = new_runner(n_ctx=4096, n_ubatch=2048)
-        begun = threading.Event()
-
-        def generate():
-            begun.set()
-            runner.generate_stateless("The sky is blue. " * 500, 1)
-
+        generate = lambda: runner.generate_stateless("The sky is blue. " * 500, 1)
         threading.Thread(target=generate, daemon=True).start()
-        begun.wait()
-        threading.Event().wait(0.2)  # into the prompt
+        wait_for_computing()
         """,
         *flags,
     )
