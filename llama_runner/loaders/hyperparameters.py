@@ -222,7 +222,7 @@ def _check_output_width(facts: Facts, n_embd: int) -> None:
     field = facts.key("embedding_length_out")
     width = facts.integer(field, 1, MAX_COUNT)
     projected = {
-        tensor.shape[1] for tensor in facts.info.tensors if tensor.name == "dense_2_out.weight"
+        tensor.shape[-1] for tensor in facts.info.tensors if tensor.name == "dense_2.weight"
     }
     if width in (None, n_embd) or width in projected or facts.architecture in _OWN_OUTPUT_WIDTH:
         return

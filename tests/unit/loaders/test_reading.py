@@ -1,0 +1,324 @@
+"""Reading a header gives back what was written, and refuses what is not a header."""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_runner.errors import ModelNotFoundError, ModelValidationError
+from llama_runner.loaders import GgufArray, read_gguf, validate_model
+from llama_runner.loaders.reading import part_names
+from tests.unit.loaders.gguf_writer import (
+    ARRAY,
+    BOOL,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    STRING,
+    U8,
+    U16,
+    U32,
+    U64,
+    Array,
+    GgufFile,
+    Tensor,
+)
+from tests.unit.loaders.tiny_models import N_EMBD, tiny_llama
+
+
+def plain(value: object) -> object:
+    """A value as the writer was given it."""
+    return value.values() if isinstance(value, GgufArray) else value
+
+
+def test_a_model_says_what_it_is(tmp_path: Path) -> None:
+    path = tiny_llama(n_layers=2).write(tmp_path / "tiny.gguf")
+    info = read_gguf(path)
+    assert (info.architecture, info.name, info.quantization) == ("llama", "tiny llama", "F32")
+    assert (info.context_length, info.vocab_size) == (256, 264)
+    assert info.size == path.stat().st_size
+    assert info.number("block_count") == 2
+    assert [tensor.name for tensor in info.tensors][:2] == [
+        "token_embd.weight",
+        "output_norm.weight",
+    ]
+    assert info.tensors[0].shape == (N_EMBD, 264)
+    assert info.n_params == sum(t.n_elements for t in info.tensors) == info.weight_bytes // 4
+    last = info.tensors[-1]
+    assert info.data_offset + last.offset + last.nbytes == info.size
+    assert info.chat_template is not None
+    assert "message" in info.chat_template
+    assert info.parts == ()
+
+
+def test_it_agrees_with_an_independent_writer(tmp_path: Path) -> None:
+    path = tmp_path / "written.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("Ünïcode 名前")
+    writer.add_context_length(4096)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_token_list(["a", "b", "", "日本"])
+    writer.add_token_scores([0.5, -1.0, 2.0, 0.0])
+    writer.add_bool("llama.some.flag", True)
+    writer.add_float64("llama.some.double", 0.1)
+    writer.add_array("llama.some.counts", [1, 2, 3])
+    writer.add_tensor("one", np.arange(12, dtype=np.float16).reshape(3, 4))
+    writer.add_tensor(
+        "two", np.zeros((2, 64), dtype=np.uint8), raw_dtype=gguf.GGMLQuantizationType.I8
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    info = read_gguf(path)
+    assert info.name == "Ünïcode 名前"
+    assert info.quantization == "Q8_0"
+    assert info.context_length == 4096
+    assert plain(info.keys["tokenizer.ggml.tokens"]) == ["a", "b", "", "日本"]
+    assert plain(info.keys["tokenizer.ggml.scores"]) == [0.5, -1.0, 2.0, 0.0]
+    assert plain(info.keys["llama.some.counts"]) == [1, 2, 3]
+    assert info.keys["llama.some.flag"] is True
+    assert info.keys["llama.some.double"] == 0.1
+    assert [(t.name, t.shape, t.type, t.nbytes) for t in info.tensors] == [
+        ("one", (4, 3), "F16", 24),
+        ("two", (64, 2), "I8", 128),
+    ]
+
+
+LIMITS = {U8: (0, 8), I8: (1, 8), U16: (0, 16), I16: (1, 16), U32: (0, 32), I32: (1, 32)}
+LIMITS |= {U64: (0, 64), I64: (1, 64)}
+SCALARS: dict[int, st.SearchStrategy[Any]] = {
+    type_id: st.integers(-signed << (bits - 1) if signed else 0, (1 << (bits - signed)) - 1)
+    for type_id, (signed, bits) in LIMITS.items()
+}
+SCALARS |= {
+    F32: st.floats(width=32, allow_nan=False),
+    F64: st.floats(allow_nan=False),
+    BOOL: st.booleans(),
+    STRING: st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
+}
+
+
+@st.composite
+def values(draw: st.DrawFn) -> tuple[int, Any]:
+    type_id = draw(st.sampled_from(sorted(SCALARS)))
+    if draw(st.booleans()):
+        return type_id, draw(SCALARS[type_id])
+    return ARRAY, Array(type_id, draw(st.lists(SCALARS[type_id], max_size=20)))
+
+
+KEYS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@given(keys=st.dictionaries(KEYS, values(), max_size=8))
+def test_every_value_comes_back(
+    keys: dict[str | bytes, tuple[int, Any]], tmp_path_factory: Any
+) -> None:
+    keys.pop("general.alignment", None)
+    keys.pop("split.count", None)
+    path = tmp_path_factory.getbasetemp() / "values.gguf"
+    info = read_gguf(GgufFile(keys=keys).write(path))
+    written = {k: v.values if isinstance(v, Array) else v for k, (_, v) in keys.items()}
+    assert {key: plain(value) for key, value in info.keys.items()} == written
+    assert list(info.keys) == list(keys)
+
+
+@given(data=st.binary(max_size=400))
+def test_no_bytes_do_more_than_be_refused(data: bytes, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.gguf"
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+    for content in (data, head + data, head[:16] + data):
+        path.write_bytes(content)
+        with suppress(ModelValidationError):
+            read_gguf(path)
+
+
+def test_a_header_larger_than_one_read(tmp_path: Path) -> None:
+    words = [f"word number {index}" for index in range(300_000)]
+    keys: dict[str | bytes, tuple[int, Any]] = {
+        "before": (STRING, "x" * 100_000),
+        "tokenizer.ggml.tokens": (ARRAY, Array(STRING, words)),
+        "numbers": (ARRAY, Array(U64, list(range(100_000)))),
+        "after": (U32, 7),
+    }
+    info = read_gguf(GgufFile(keys=keys).write(tmp_path / "large.gguf"))
+    tokens, numbers = info.keys["tokenizer.ggml.tokens"], info.keys["numbers"]
+    assert isinstance(tokens, GgufArray)
+    assert len(tokens) == info.vocab_size == 300_000
+    assert tokens.raw_strings()[-1] == b"word number 299999"
+    assert plain(numbers) == list(range(100_000))
+    assert info.keys["after"] == 7
+
+
+@pytest.mark.parametrize("key", ["words", "numbers"])
+def test_a_large_header_that_is_cut(tmp_path: Path, key: str) -> None:
+    words = [f"word number {index}" for index in range(200_000)]
+    keys: dict[str | bytes, tuple[int, Any]] = {
+        "words": (ARRAY, Array(STRING, words)),
+        "numbers": (ARRAY, Array(U64, list(range(500_000)))),
+    }
+    whole = GgufFile(keys=keys).header()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[: whole.index(key.encode()) + 3_000_000])
+    with pytest.raises(ModelValidationError, match="past the end") as caught:
+        read_gguf(path)
+    assert caught.value.field == key
+
+
+def test_a_header_beyond_the_limit(tmp_path: Path) -> None:
+    keys: dict[str | bytes, tuple[int, Any]] = {"a": (STRING, "x" * (25 << 20))}
+    with pytest.raises(ModelValidationError, match="header is larger than 24 MiB"):
+        read_gguf(GgufFile(keys=keys).write(tmp_path / "vast.gguf"))
+
+
+def test_a_sparse_file_of_terabytes_costs_no_more_than_its_header(tmp_path: Path) -> None:
+    path = tiny_llama().write(tmp_path / "sparse.gguf")
+    os.truncate(path, 1 << 41)
+    report = validate_model(path)
+    assert report.info.size == 1 << 41
+    assert len(report.notes) == 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "empty", "text", "pipe", "device"])
+def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case "text":
+            path.write_text("hello")
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/zero")
+    for read in (read_gguf, validate_model):
+        with pytest.raises(ModelValidationError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no model file at"):
+        read_gguf(tmp_path / "missing.gguf")
+    with pytest.raises(FileNotFoundError):
+        validate_model(tmp_path / "missing.gguf")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "loop.gguf"
+    path.symlink_to(path)
+    with pytest.raises(ModelValidationError, match="cannot be opened"):
+        read_gguf(path)
+
+
+def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:
+    path = tiny_llama().write(tmp_path / "open.gguf")
+    with path.open("rb") as file:
+        path.unlink()
+        report = validate_model(file)
+        assert not file.closed
+    assert report.info.architecture == "llama"
+    assert report.info.path == path
+
+
+# ---- splits ------------------------------------------------------------------------------------
+
+
+def write_split(folder: Path, **changes: Any) -> list[Path]:
+    """Tiny llama over three files: the metadata with two tensors, then the others."""
+    whole = tiny_llama()
+    shares = (whole.tensors[:2], whole.tensors[2:6], whole.tensors[6:])
+    paths = []
+    for number, share in enumerate(shares):
+        keys = dict(whole.keys) if number == 0 else {}
+        keys |= {"split.no": (U16, number), "split.count": (U16, 3)}
+        keys["split.tensors.count"] = (I32, len(whole.tensors))
+        keys |= changes.get(f"part_{number}", {})
+        path = folder / f"tiny-{number + 1:05}-of-00003.gguf"
+        paths.append(GgufFile(keys=keys, tensors=share).write(path))
+    return paths
+
+
+def test_any_part_of_a_split_model_stands_for_the_whole(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    whole = read_gguf(tiny_llama().write(tmp_path / "whole.gguf"))
+    for path in paths:
+        info = validate_model(path).info
+        assert info.path == paths[0]
+        assert [part.path for part in info.parts] == paths
+        assert [t.name for t in info.tensors] == [t.name for t in whole.tensors]
+        assert info.n_params == whole.n_params
+        assert info.size == sum(part.stat().st_size for part in paths)
+        assert info.architecture == "llama"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"part_1": {"split.no": (U32, 1)}}, "split.no"),
+        ({"part_1": {"split.no": (STRING, "1")}}, "split.no"),
+        ({"part_2": {"split.no": (U16, 1)}}, "split.no"),
+        ({"part_2": {"split.count": (U16, 2)}}, "split.count"),
+        ({"part_0": {"split.tensors.count": (I32, 11)}}, "split.tensors.count"),
+        ({"part_0": {"split.tensors.count": (U32, 12)}}, "split.tensors.count"),
+    ],
+)
+def test_parts_that_do_not_belong_together(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    paths = write_split(tmp_path, **changes)
+    with pytest.raises(ModelValidationError) as caught:
+        validate_model(paths[0])
+    assert caught.value.field == field
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    paths[1].unlink()
+    with pytest.raises(ModelNotFoundError, match=r"tiny-00002-of-00003\.gguf"):
+        read_gguf(paths[2])
+
+
+def test_a_part_that_is_truncated_is_named(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    with pytest.raises(ModelValidationError, match="truncated"):
+        validate_model(paths[0])
+
+
+def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    keys: dict[str | bytes, tuple[int, Any]] = {
+        "split.no": (U16, 2),
+        "split.count": (U16, 3),
+    }
+    GgufFile(keys=keys, tensors=[Tensor("output_norm.weight", (32,))]).write(paths[2])
+    with pytest.raises(ModelValidationError, match="in two parts"):
+        read_gguf(paths[0])
+
+
+def test_a_part_under_another_name(tmp_path: Path) -> None:
+    path = write_split(tmp_path)[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ModelValidationError, match="not named like one"):
+        read_gguf(path)
+
+
+def test_part_names() -> None:
+    assert part_names("a-00002-of-00003.gguf") == [f"a-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for alone in ("a.gguf", "a-00004-of-00003.gguf", "a-0001-of-0003.gguf", "-00001-of-00002.gguf"):
+        assert part_names(alone) == [alone]

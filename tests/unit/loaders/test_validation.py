@@ -1,0 +1,243 @@
+"""The validator refuses every known attack, lets every good model through, and says why."""
+
+from __future__ import annotations
+
+import re
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+
+from llama_runner.errors import ModelError, ModelValidationError
+from llama_runner.loaders import validate_model
+from llama_runner.loaders.architectures import ARCHITECTURES, HYBRID, RECURRENT
+from llama_runner.loaders.ggml_types import FILE_TYPES, TENSOR_TYPES
+from tests.fuzz.attacks import ATTACKS, TOKENS, tiny_llama_with, tokens_of, with_tokens
+from tests.unit.loaders.gguf_writer import (
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    U32,
+    Array,
+    GgufFile,
+)
+from tests.unit.loaders.mutations import mutated
+from tests.unit.loaders.tiny_models import ALL, rwkv_words, tiny_bert, tiny_llama, tiny_moe
+
+PINNED = Path(__file__).parents[3] / "llama_cpp_src" / "llama.cpp"
+MEMORY_LIMIT = 64 << 20
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_known_attack_is_refused_and_names_the_culprit(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "attack.gguf"
+    path.write_bytes(ATTACKS[name].build())
+    with pytest.raises(ModelValidationError) as caught:
+        validate_model(path)
+    assert caught.value.field == ATTACKS[name].field
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_there_is_an_attack_of_each_known_kind() -> None:
+    assert len(ATTACKS) >= 40
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_good_models_pass(make: Callable[[], GgufFile], tmp_path: Path) -> None:
+    path = make().write(tmp_path / "good.gguf")
+    for level in ("header", "full"):
+        report = validate_model(path, level)
+        assert report.level == level
+        assert report.notes == ()
+
+
+def test_every_vocabulary_of_the_pinned_tree_passes() -> None:
+    paths = sorted((PINNED / "models").glob("ggml-vocab-*.gguf"))
+    if not paths:
+        pytest.skip("the pinned tree was unpacked without its test assets")
+    for path in paths:
+        validate_model(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny_llama_with(rwkv_words()),
+        lambda: with_tokens(tiny_llama(), [*tokens_of(tiny_llama())[:-2], "", "a\0b"]),
+        lambda: with_tokens(tiny_llama(), [*tokens_of(tiny_llama())[:-1], "long " * 200]),
+        lambda: tiny_llama().with_keys(tokenizer__ggml__model=(STRING, "none")),
+        lambda: tiny_llama().with_keys(llama__rope__scaling__type=(STRING, "yarn")),
+        lambda: tiny_llama().with_keys(
+            llama__attention__head_count=(ARRAY, Array(I32, [2])),
+            llama__feed_forward_length=(ARRAY, Array(U32, [64])),
+        ),
+        lambda: tiny_moe().with_keys(
+            llama__expert_group_count=(U32, 2), llama__expert_group_used_count=(U32, 1)
+        ),
+        lambda: tiny_moe().with_keys(tokenizer__ggml__pre=(STRING, "llama-bpe")),
+        lambda: tiny_bert().with_keys(tokenizer__ggml__add_sep_token=(BOOL, False)),
+    ],
+)
+def test_unusual_models_pass(make: Callable[[], GgufFile], tmp_path: Path) -> None:
+    assert validate_model(make().write(tmp_path / "unusual.gguf")).notes == ()
+
+
+def test_oddities_are_noted(tmp_path: Path) -> None:
+    model = tiny_llama().with_keys(
+        tokenizer__ggml__padding_token_id=(U32, 264), llama__vocab_size=(U32, 300)
+    )
+    model.tail = bytes(100)
+    notes = validate_model(model.write(tmp_path / "odd.gguf")).notes
+    assert len(notes) == 3
+    assert any("padding_token_id is 264" in note for note in notes)
+    assert any("100 bytes follow" in note for note in notes)
+
+
+def test_the_header_level_looks_at_the_structure_alone(tmp_path: Path) -> None:
+    broken = tiny_llama().with_keys(llama__block_count=(U32, 0)).write(tmp_path / "broken.gguf")
+    validate_model(broken, "header")
+    with pytest.raises(ModelValidationError):
+        validate_model(broken, "full")
+    broken.write_bytes(broken.read_bytes()[:-100])
+    with pytest.raises(ModelValidationError, match="truncated"):
+        validate_model(broken, "header")
+
+
+def refusal_of(path: Path) -> ModelValidationError | None:
+    """Why the validator refuses the file; any other exception is a failure of the test."""
+    try:
+        validate_model(path)
+    except ModelValidationError as error:
+        return error
+    return None
+
+
+def test_ten_thousand_mutants(tmp_path: Path) -> None:
+    path = tmp_path / "mutant.gguf"
+    models = [make() for make in ALL]
+    accepted = 0
+    for seed in range(10_000):
+        path.write_bytes(mutated(seed, models[seed % len(models)]))
+        refusal = refusal_of(path)
+        if refusal is None:
+            accepted += 1
+        elif not refusal.field or "\n" in str(refusal):
+            pytest.fail(f"seed {seed}: {refusal!r}")
+    # Neither everything nor nothing: the mutants are worth their name.
+    assert 1_000 < accepted < 4_000
+
+
+def nearly_valid_giants() -> dict[str, GgufFile]:
+    """Files that cost as much as a file can before they are refused, or nearly so."""
+    words = [f"word {index}" for index in range(393_216)]
+    numbers = list(range(1_000_000))
+    return {
+        "tokens": with_tokens(tiny_llama(), [*words[:-1], words[0]]),
+        "too many tokens": with_tokens(tiny_llama(), [*words, "one more"]),
+        "empty strings": GgufFile(keys={"a": (ARRAY, Array(STRING, [""] * 900_000))}),
+        "numbers": GgufFile(keys={"a": (ARRAY, Array(U32, numbers * 5))}),
+        "keys": GgufFile(keys={f"key {n}": (U32, n) for n in range(4096)}),
+        "template": tiny_llama().with_keys(
+            tokenizer__chat_template=(STRING, "{{ a }}" * 37_000 + "{{" + "(" * 200)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(nearly_valid_giants()))
+def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
+    path = nearly_valid_giants()[name].write(tmp_path / "giant.gguf")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelValidationError):
+            validate_model(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= MEMORY_LIMIT
+
+
+# ---- the data about the pinned llama.cpp --------------------------------------------------------
+
+
+def pinned(path: str) -> str:
+    file = PINNED / path
+    if not file.exists():
+        pytest.skip("the pinned tree is not unpacked here")
+    return file.read_text(encoding="utf-8")
+
+
+def test_architectures_are_those_of_the_pin() -> None:
+    source = pinned("src/llama-arch.cpp")
+    names = dict(re.findall(r'\{ (LLM_ARCH_\w+), +"([^"]+)"', source))
+    built = re.findall(r"case (LLM_ARCH_\w+):\s+return new", pinned("src/llama-model.cpp"))
+    assert {names[name] for name in built} - {"clip"} == ARCHITECTURES
+    for function, known in (("is_recurrent", RECURRENT), ("is_hybrid", HYBRID)):
+        body = source[source.index(f"bool llm_arch_{function}") :].partition("default:")[0]
+        assert {names[name] for name in re.findall(r"case (LLM_ARCH_\w+):", body)} == known
+
+
+def test_tensor_types_are_those_of_the_pin() -> None:
+    header = pinned("ggml/include/ggml.h")
+    numbers = {
+        int(number): name.upper()
+        for name, number in re.findall(r"^ +GGML_TYPE_(\w+) += (\d+),", header, re.MULTILINE)
+        if name != "COUNT"
+    }
+    assert {number: layout.name for number, layout in TENSOR_TYPES.items()} == numbers
+    for kind, (block, block_bytes) in gguf.GGML_QUANT_SIZES.items():
+        if kind.name != "Q8_1":  # whose size that package has wrong: two halves, not two floats
+            assert TENSOR_TYPES[kind.value][1:] == (block, block_bytes), kind.name
+
+
+def test_file_types_are_those_of_the_pin() -> None:
+    header = pinned("include/llama.h")
+    names = {
+        int(number): name
+        for name, number in re.findall(
+            r"^ +LLAMA_FTYPE_(?:MOSTLY|ALL)_(\w+) += (\d+),", header, re.MULTILINE
+        )
+    }
+    assert names == FILE_TYPES
+
+
+def test_a_float_key_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
+    broken = tiny_llama().with_keys(llama__rope__freq_base=(U32, 10_000))
+    with pytest.raises(ModelError, match="of type u32 instead of f32"):
+        validate_model(broken.write(tmp_path / "broken.gguf"))
+
+
+def test_scores_may_be_infinite_but_not_nothing(tmp_path: Path) -> None:
+    for score, passes in ((float("-inf"), True), (float("nan"), False)):
+        scores = Array(F32, [score, *[0.0] * 263])
+        path = (
+            tiny_llama()
+            .with_keys(tokenizer__ggml__scores=(ARRAY, scores))
+            .write(tmp_path / "scores.gguf")
+        )
+        if passes:
+            validate_model(path)
+        else:
+            with pytest.raises(ModelValidationError, match="not a number"):
+                validate_model(path)
+
+
+def test_names_from_the_file_cannot_break_the_line(tmp_path: Path) -> None:
+    key = "line\nfeed\x1b[31m"
+    path = tmp_path / "names.gguf"
+    path.write_bytes(
+        struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+        + struct.pack("<Q", len(key))
+        + key.encode()
+        + struct.pack("<IQ", STRING, 1 << 20)
+        + bytes(50)
+    )
+    with pytest.raises(ModelValidationError) as caught:
+        validate_model(path)
+    assert str(caught.value).isprintable()
+    assert TOKENS not in str(caught.value)
