@@ -48,7 +48,7 @@ class Generation:
         request = self.request
         assert request.finish_reason is not None
         stop = request.stop_index
-        n_prompt, n_reused, n_prefilled = request.counts
+        n_prompt, n_reused, n_shared, n_prefilled = request.counts
         tokens = request.tokens
         assert self.params.seed is not None
         return Completion(
@@ -59,7 +59,10 @@ class Generation:
             usage=Usage(prompt_tokens=n_prompt, completion_tokens=len(tokens)),
             timings=self._timings(len(tokens), n_prefilled),
             receipt=Receipt(
-                reused=n_reused, recomputed=n_prefilled, first_difference=self._first_difference
+                reused=n_reused,
+                shared=n_shared,
+                recomputed=n_prefilled,
+                first_difference=self._first_difference,
             ),
             seed=self.params.seed,
         )

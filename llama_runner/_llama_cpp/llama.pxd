@@ -8,6 +8,8 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     void set_python_error()
 
 cdef extern from "llama.h" nogil:
+    const uint32_t LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
     ctypedef int32_t llama_token
     ctypedef int32_t llama_pos
     ctypedef int32_t llama_seq_id
@@ -164,6 +166,8 @@ cdef extern from "llama.h" nogil:
     float * llama_get_logits_ith(llama_context * ctx, int32_t i)
 
     bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq, llama_pos p0, llama_pos p1)
+    void llama_memory_seq_cp(
+        llama_memory_t mem, llama_seq_id source, llama_seq_id target, llama_pos p0, llama_pos p1)
     void llama_memory_seq_add(
         llama_memory_t mem, llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta)
     llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq)

@@ -1,6 +1,6 @@
 # llama_runner's own C++, in _shim/
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.atomic cimport atomic
 from libcpp.memory cimport shared_ptr
@@ -54,6 +54,27 @@ cdef extern from "handles.hpp" namespace "llama_runner" nogil:
         long owner
     ggml_threadpool * new_threadpool(int n_threads)
 
+cdef extern from "parking.hpp" namespace "llama_runner" nogil:
+    cdef cppclass ParkedState:
+        int32_t n_tokens
+        size_t size
+    ctypedef shared_ptr[ParkedState] ParkedPtr
+    cdef struct Parking:
+        size_t ram_limit
+        size_t disk_limit
+        size_t ram_used
+        size_t disk_used
+        string directory
+    size_t save_state(
+        llama_context * context, llama_seq_id slot, uint32_t flags, vector[uint8_t] & out)
+    bool restore_state(
+        llama_context * context, llama_seq_id slot, uint32_t flags, const uint8_t * data,
+        size_t size)
+    ParkedPtr park_state(
+        Parking & parking, llama_context * context, llama_seq_id slot, int32_t n_tokens)
+    bool unpark_state(
+        const ParkedState & parked, llama_context * context, llama_seq_id slot)
+
 cdef extern from "state.hpp" namespace "llama_runner" nogil:
     int64_t now_us()
 
@@ -102,6 +123,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         llama_seq_id slot
         uint64_t last_used
         bool busy
+        ParkedPtr parked
+        int32_t n_parked
     ctypedef shared_ptr[NativeSequence] SequencePtr
 
     cdef enum class Phase:
@@ -124,6 +147,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         size_t longest_stop
         int32_t max_tokens
         bool temporary
+        int32_t pause_at
+        bool probe
         atomic[bool] cancelled
         bool in_batch
         bool suspect
@@ -132,6 +157,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t failure
         string error
         uint64_t arrival
+        bool paused
         vector[llama_token] output
         vector[size_t] output_starts
         string text
@@ -139,8 +165,10 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         size_t taken
         size_t tokens_taken
         int32_t stop_index
+        vector[float] logits
         int32_t n_prompt
         int32_t n_reused
+        int32_t n_shared
         int32_t n_prefilled
         int64_t t_start
         int64_t t_first
@@ -156,6 +184,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         const llama_vocab * vocab
         int32_t n_vocab
         int32_t n_swa
+        bool window
         bool recurrent
         bool can_shift
         bool unified
@@ -168,6 +197,9 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         Monitor monitor
         vector[NativeRequest *] active
         vector[SequencePtr] slots
+        vector[int32_t] shared
+        bool unsettled
+        Parking parking
         vector[llama_seq_id] orphans
         vector[NativeRequest *] working
         vector[Share] shares

@@ -91,6 +91,8 @@ cdef class Context:
         swa_full: Keep all positions of sliding-window layers, so that they can be rewound.
         offload_kqv: Keep the KV memory on the accelerator.
         rope_freq_base, rope_freq_scale: RoPE overrides; 0.0 is what the model says.
+        parking_ram, parking_disk: Bytes for the states of sequences that had to leave the memory.
+        parking_dir: The directory for those on disk.
 
     Raises:
         OutOfMemoryError: llama.cpp could not allocate the context.
@@ -106,7 +108,8 @@ cdef class Context:
                  int n_threads=1, int n_threads_batch=1, int n_batch=2048, int n_ubatch=512,
                  flash_attention="auto", str kv_type="f16", bint unified=True,
                  bint swa_full=True, bint offload_kqv=True, float rope_freq_base=0,
-                 float rope_freq_scale=0):
+                 float rope_freq_scale=0, size_t parking_ram=0, size_t parking_disk=0,
+                 parking_dir=None):
         cdef shared_ptr[ModelBox] weights = model.alive()
         if model.vocab_only:
             raise UnsupportedModelError(
@@ -159,9 +162,15 @@ cdef class Context:
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
         self.unified = unified
+        self.engine.parking.ram_limit = parking_ram
+        if parking_dir is not None:
+            self.engine.parking.disk_limit = parking_disk
+            self.engine.parking.directory = _os.fsencode(parking_dir)
         cdef MemoryUse use = memory_use(created)
         self.weights_bytes, self.kv_bytes, self.compute_bytes = use.weights, use.kv, use.compute
         self.engine.slots.resize(n_seq_max)
+        self.engine.shared.resize(n_seq_max * n_seq_max)
+        self.engine.traits.window = self.memory_kind == "swa" and not swa_full
         self._learn_traits(weights.get().model)
         _live_contexts.add(self)
 
@@ -229,15 +238,10 @@ cdef class Context:
 
     @property
     def n_resident(self):
-        """Tokens in the KV memory now, of all sequences."""
-        cdef size_t i
-        cdef long total = 0
+        """Cells of the KV memory that are in use; one that sequences share counts once."""
         self.alive()
         with self._exclusive():
-            for i in range(self.engine.slots.size()):
-                if self.engine.slots[i]:
-                    total += self.engine.slots[i].get().n_kv
-        return total
+            return used_cells(self.engine)
 
     def check(self):
         """Raise ClosedError or ForkedProcessError where the context cannot be used."""

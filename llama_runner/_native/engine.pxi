@@ -19,7 +19,6 @@ from llama_runner._llama_cpp.llama cimport (
     llama_get_logits_ith,
     llama_get_memory,
     llama_memory_seq_pos_max,
-    llama_seq_id,
     llama_token,
     llama_vocab_is_eog,
 )
@@ -145,7 +144,8 @@ cdef bint is_active(Engine * engine, NativeRequest * request) noexcept nogil:
 
 
 cdef bint is_ready(NativeRequest * request, bint streaming) noexcept nogil:
-    return request.phase == Phase.Done or (streaming and request.released > request.taken)
+    return (request.phase == Phase.Done or request.paused
+            or (streaming and request.released > request.taken))
 
 
 cdef void give_up_slot(Engine * engine, ContextBox * box,
@@ -246,7 +246,7 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
     engine.working.clear()
     for i in range(engine.active.size()):
         request = engine.active[i]
-        if request.phase == Phase.Done:
+        if request.phase == Phase.Done or request.paused:
             continue
         if request.cancelled.load() or process_exits.load():
             finish(engine, box, request, Finish.Cancelled)
@@ -255,9 +255,12 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
         engine.clock += 1
         sequence.last_used = engine.clock
         if request.phase == Phase.Waiting:
-            # The last token's logits are needed, so at least that one is decoded (again).
-            trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
-            request.n_reused = sequence.n_kv
+            request.n_shared = bring_in(engine, box, request)
+        # The last token's logits are needed, so at least that one is decoded (again).
+        trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
+        if request.phase == Phase.Waiting:
+            request.n_shared = min(request.n_shared, sequence.n_kv)
+            request.n_reused = sequence.n_kv - request.n_shared
             request.phase = Phase.Prefill
         engine.working.push_back(request)
     for i in range(engine.working.size()):
@@ -295,7 +298,7 @@ cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
         request = engine.working[(i + engine.turn) % n]
         if n_pending(request) > 1:
             n_prompts += 1
-        elif budget > 0 and make_room(engine, box, request, 1):
+        elif budget > 0 and make_room(engine, box, request.sequence, request.arrival, 1):
             add_share(engine, box, request, 1)
             budget -= 1
     for i in range(n):
@@ -304,7 +307,7 @@ cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
             continue
         part = min(n_pending(request), max(1, budget // max(1, n_prompts)))
         n_prompts -= 1
-        if make_room(engine, box, request, part):
+        if make_room(engine, box, request.sequence, request.arrival, part):
             add_share(engine, box, request, part)
             budget -= part
     for i in range(engine.shares.size()):
@@ -335,78 +338,12 @@ cdef void add_share(Engine * engine, ContextBox * box, NativeRequest * request,
     engine.shares.push_back(share)
 
 
-# ---- room in the memory ------------------------------------------------------------------------
-
-cdef bint make_room(Engine * engine, ContextBox * box, NativeRequest * request,
-                    int32_t n) noexcept nogil:
-    """Find a slot and n cells, moving out who is idle, then who came later."""
-    cdef NativeSequence * sequence = request.sequence.get()
-    while sequence.slot < 0 and not take_free_slot(engine, request):
-        if not evict_one(engine, box, request):
-            return False
-    while free_cells(engine, sequence) < n:
-        if not evict_one(engine, box, request):
-            return False
-    return True
-
-
-cdef bint take_free_slot(Engine * engine, NativeRequest * request) noexcept nogil:
-    cdef size_t i
-    for i in range(engine.slots.size()):
-        if not engine.slots[i]:
-            engine.slots[i] = request.sequence
-            request.sequence.get().slot = <llama_seq_id> i
-            return True
-    return False
-
-
-cdef int32_t free_cells(Engine * engine, NativeSequence * sequence) noexcept nogil:
-    cdef size_t i
-    cdef int32_t used = 0
-    if not engine.traits.unified:
-        return engine.traits.n_ctx_seq - sequence.n_kv
-    for i in range(engine.slots.size()):
-        if engine.slots[i]:
-            used += engine.slots[i].get().n_kv
-    for i in range(engine.shares.size()):
-        used += engine.shares[i].n_tokens
-    return engine.traits.n_ctx - used
-
-
-cdef bint evict_one(Engine * engine, ContextBox * box, NativeRequest * wanting) noexcept nogil:
-    """Move one other sequence out of the memory: the idle one used longest ago, else the youngest
-    request that is not in this turn's batch yet. The oldest request so always gets on."""
-    cdef NativeSequence * victim = NULL
-    cdef NativeSequence * sequence
-    cdef NativeRequest * youngest = NULL
-    cdef size_t i, j
-    cdef bint works
-    for i in range(engine.slots.size()):
-        sequence = engine.slots[i].get()
-        if sequence is NULL or sequence == wanting.sequence.get():
-            continue
-        works = False
-        for j in range(engine.working.size()):
-            if engine.working[j].sequence.get() == sequence:
-                works = True
-                if (engine.working[j].arrival > wanting.arrival and not engine.working[j].in_batch
-                        and (youngest is NULL or engine.working[j].arrival > youngest.arrival)):
-                    youngest = engine.working[j]
-        if not works and (victim is NULL or sequence.last_used < victim.last_used):
-            victim = sequence
-    if victim is NULL and youngest is not NULL:
-        victim = youngest.sequence.get()
-    if victim is NULL:
-        return False
-    drop_cells(engine, box, victim)
-    return True
-
-
 # ---- after the computation ---------------------------------------------------------------------
 
 cdef void settle(Engine * engine, ContextBox * box) noexcept nogil:
     cdef size_t i
     cdef Share * share
+    engine.unsettled = False
     for i in range(engine.shares.size()):
         share = &engine.shares[i]
         share.request.suspect = False
@@ -457,10 +394,15 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
                      float * logits) noexcept nogil:
     """Sample one token and append it to ledger and text, or end the request."""
     cdef NativeSequence * sequence = request.sequence.get()
-    cdef llama_token token = sample_token(
+    cdef size_t text_size = request.text.size()
+    cdef llama_token token
+    if request.probe:
+        request.logits.assign(logits, logits + engine.traits.n_vocab)
+        finish(engine, box, request, Finish.Stop)
+        return
+    token = sample_token(
         request.sampler, logits, engine.traits.n_vocab, sequence.tokens.data(),
         sequence.tokens.size())
-    cdef size_t text_size = request.text.size()
     if token < 0:
         fail(engine, box, request, NO_FINITE_LOGIT)
         return
@@ -482,6 +424,10 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
         finish(engine, box, request, Finish.Length)
     else:
         request.released = max(request.released, showable(request))
+        if 0 < request.pause_at <= <int32_t> sequence.tokens.size():
+            # The caller makes room, with Python's policies, and resumes.
+            request.paused = True
+            sequence.busy = False
 
 
 cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,

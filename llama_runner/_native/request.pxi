@@ -181,6 +181,27 @@ cdef class Request:
             self.close()
 
     @property
+    def paused(self):
+        """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`."""
+        return self.native.get().paused
+
+    def resume(self, int pause_at=0):
+        """Let a paused request go on, or set its mark before it begins.
+
+        While it rests, the sequence may be changed.
+
+        Args:
+            pause_at: Ledger length at which to pause (again); 0 is never.
+        """
+        cdef NativeRequest * native = self.native.get()
+        if native.sequence.get().tokens.empty():
+            raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
+        if native.phase != Phase.Done:
+            native.pause_at = pause_at
+            native.paused = False
+            native.sequence.get().busy = True
+
+    @property
     def done(self):
         return self.native.get().phase == Phase.Done
 
@@ -206,10 +227,11 @@ cdef class Request:
 
     @property
     def counts(self):
-        """(prompt, reused, prefilled): ledger tokens at the start, those of them found in the
-        memory, and those decoded for this request before its first output."""
+        """(prompt, reused, shared, prefilled): ledger tokens at the start; those of them found in
+        the memory; those taken over from another sequence; and those decoded for this request
+        before its first output."""
         cdef NativeRequest * native = self.native.get()
-        return native.n_prompt, native.n_reused, native.n_prefilled
+        return native.n_prompt, native.n_reused, native.n_shared, native.n_prefilled
 
     @property
     def times_us(self):

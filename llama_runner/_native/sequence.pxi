@@ -1,66 +1,31 @@
-# Sequence: one conversation's ledger of tokens and its place in the KV memory.
-#
-# Ledger: tokens[0:n_kv] are in the memory at positions 0..n_kv-1, tokens[n_kv:] wait to be decoded.
-# So forgetting cells is always safe: lower n_kv, and the next turn decodes them again.
-# The functions on native sequences must be called by whoever holds the loop.
-from libc.string cimport memcmp
+# Sequence: one conversation's ledger of tokens, as Python holds it.
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
+
+
 
 from llama_runner._llama_cpp.llama cimport (
+    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
     llama_get_memory,
-    llama_memory_seq_add,
     llama_memory_seq_pos_max,
     llama_memory_seq_pos_min,
     llama_memory_seq_rm,
     llama_memory_t,
+    llama_pos,
     llama_token,
     llama_vocab,
     llama_vocab_is_control,
 )
+from llama_runner._llama_cpp.shim cimport restore_state, save_state
 
+from types import SimpleNamespace as _SimpleNamespace
 
-cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
-    """Take a sequence out of the memory; its ledger stays, to be decoded again."""
-    if sequence.slot >= 0:
-        llama_memory_seq_rm(llama_get_memory(box.context), sequence.slot, -1, -1)
-        engine.slots[sequence.slot].reset()
-        sequence.slot = -1
-    sequence.n_kv = 0
-
-
-cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
-                     int32_t n) noexcept nogil:
-    """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
-    cdef llama_memory_t memory = llama_get_memory(box.context)
-    cdef int32_t oldest_needed = 0
-    if sequence.n_kv <= n:
-        return
-    if n == 0 or not llama_memory_seq_rm(memory, sequence.slot, n, -1):
-        drop_cells(engine, box, sequence)
-        return
-    # A window cache says yes even when the cells before n are gone: look.
-    if engine.traits.n_swa > 0:
-        oldest_needed = max(0, n - engine.traits.n_swa)
-    if (llama_memory_seq_pos_max(memory, sequence.slot) != n - 1
-            or llama_memory_seq_pos_min(memory, sequence.slot) > oldest_needed):
-        drop_cells(engine, box, sequence)
-        return
-    sequence.n_kv = n
-
-
-cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
-                       int32_t start, int32_t stop) noexcept nogil:
-    """Remove tokens[start:stop] from ledger and memory; True if what follows was shifted."""
-    cdef llama_memory_t memory = llama_get_memory(box.context)
-    cdef bint shifted = False
-    if engine.traits.can_shift and sequence.n_kv > stop:
-        llama_memory_seq_rm(memory, sequence.slot, start, stop)
-        llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, start - stop)
-        sequence.n_kv -= stop - start
-        shifted = True
-    else:
-        trim_cells(engine, box, sequence, start)
-    sequence.tokens.erase(sequence.tokens.begin() + start, sequence.tokens.begin() + stop)
-    return shifted
+# What a probe for logits asks of the engine; it samples nothing.
+_GREEDY = _SimpleNamespace(
+    max_tokens=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0,
+    frequency_penalty=0.0, presence_penalty=0.0, penalty_last_n=0, seed=0, stop=(),
+    ignore_eos=False,
+)
 
 
 @cython.no_gc_clear  # __dealloc__ needs the context
@@ -172,10 +137,121 @@ cdef class Sequence:
         return "shift" if shifted else "rebuild"
 
     def evict(self):
-        """Leave the KV memory; the ledger stays and is decoded again on the next use."""
+        """Leave the KV memory, for the parking where it has room; else to be decoded again."""
         cdef NativeSequence * native = self.idle()
         with self.context._exclusive():
-            drop_cells(self.context.engine, self.context.box.get(), native)
+            if native.slot >= 0:
+                park_cells(self.context.engine, self.context.box.get(), native)
+
+    def fork(self):
+        """A second sequence that begins with the same tokens and, where it can, the same cells.
+
+        In the unified layout of a model without recurrent state this copies no cell; otherwise
+        the cells are copied with the next computation.
+        """
+        cdef NativeSequence * native = self.idle()
+        cdef Sequence child = self.context.new_sequence()
+        cdef Engine * engine = self.context.engine
+        with self.context._exclusive():
+            child.native.get().tokens = native.tokens
+            engine.clock += 1
+            child.native.get().last_used = engine.clock
+            if native.slot >= 0 and native.n_kv > 0:
+                share_cells(engine, self.context.box.get(), native, child.native, 0, native.n_kv)
+            elif native.parked:
+                child.native.get().parked = native.parked
+                child.native.get().n_parked = native.n_parked
+        if engine.unsettled and child.native.get().n_kv > 0:
+            child.next_logits()  # the copy must be made before either's cells change
+        return child
+
+    def next_logits(self):
+        """Decode what waits and return the logits of the token that would come next.
+
+        Returns:
+            numpy float32 array, shape (n_vocab,), a copy.
+
+        Raises:
+            As :class:`Request`.
+        """
+        import numpy
+        cdef Request request = Request(self, _GREEDY)
+        request.native.get().probe = True
+        request.run()
+        logits = numpy.empty(request.native.get().logits.size(), dtype=numpy.float32)
+        cdef float[::1] view = logits
+        memcpy(&view[0], request.native.get().logits.data(),
+               request.native.get().logits.size() * sizeof(float))
+        return logits
+
+    def save_state(self, *, bint partial=False):
+        """The cells of the tokens in memory as bytes; b"" where there are none.
+
+        Args:
+            partial: Only what cannot be rewound: a recurrent state, a window cache.
+
+        Returns:
+            (state, n): llama.cpp's bytes, and of how many tokens. They fit the same model with
+            the same context settings only, and llama.cpp does not check that.
+        """
+        cdef NativeSequence * native = self.idle()
+        cdef vector[uint8_t] state
+        cdef ContextBox * box = self.context.box.get()
+        cdef uint32_t flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
+        if self.context.engine.unsettled and native.n_kv > 0:
+            self.next_logits()  # shifted keys are rotated by the next computation only
+        with self.context._exclusive():
+            if native.slot < 0 or native.n_kv == 0:
+                return b"", 0
+            with nogil:
+                save_state(box.context, native.slot, flags, state)
+            if state.empty():
+                raise DecodeError("llama.cpp cannot save this sequence's state",
+                                  native=native_line())
+            return (<char *> state.data())[:state.size()], native.n_kv
+
+    def restore_state(self, const uint8_t[::1] state not None, Py_ssize_t n, *,
+                      bint partial=False):
+        """Put cells back that :meth:`save_state` gave, for the first n tokens of the ledger.
+
+        Args:
+            state: From a context with the same model and settings.
+            n: Of how many tokens; the ledger has them already.
+            partial: As it was saved. What is not part of it must still be in the memory.
+
+        Raises:
+            ContextFullError: There is no room; nothing has changed.
+            DecodeError: llama.cpp refuses the state; the cells are gone, the ledger stays.
+        """
+        cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
+        cdef bint restored, has_room
+        if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
+            raise InvalidParameterError(
+                f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
+        with self.context._exclusive():
+            if not partial:
+                drop_cells(engine, box, native)
+            has_room = make_room(engine, box, self.native, 0, 0 if partial else <int32_t> n)
+            if not has_room:
+                raise ContextFullError("the KV memory has no room for this state: close a session")
+            with nogil:
+                restored = restore_state(
+                    box.context, native.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0,
+                    &state[0], state.shape[0])
+            if restored and partial:
+                # The rewindable part still has the later cells.
+                restored = llama_memory_seq_rm(
+                    llama_get_memory(box.context), native.slot, <llama_pos> n, -1)
+            if restored:
+                restored = llama_memory_seq_pos_max(
+                    llama_get_memory(box.context), native.slot) == n - 1
+            if not restored:
+                drop_cells(engine, box, native)
+                raise DecodeError("llama.cpp refuses this state: it was made with another model or "
+                                  "other context settings", native=native_line())
+            native.n_kv = <int32_t> n
 
     @property
     def positions(self):

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "parking.hpp"
 
 namespace llama_runner {
 
@@ -95,6 +96,8 @@ struct Sequence {
     llama_seq_id             slot      = -1;
     uint64_t                 last_used = 0;
     bool                     busy      = false;  // a request or a memory operation uses it
+    ParkedPtr                parked;             // what left the memory, of which the first
+    int32_t                  n_parked  = 0;      // tokens still are this ledger's
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;
@@ -109,6 +112,9 @@ struct Request {
     size_t                   longest_stop = 0;
     int32_t                  max_tokens   = 1;
     bool                     temporary    = false;  // a stateless call: its sequence dies with it
+    int32_t                  pause_at     = 0;      // ledger length to rest at; 0 is never
+    bool                     probe        = false;  // wants the next logits, no token
+
 
     std::atomic<bool> cancelled{false};
     bool              in_batch = false;
@@ -118,6 +124,7 @@ struct Request {
     int32_t           failure  = 0;  // llama_decode's return code, or one of Failure
     std::string       error;
     uint64_t          arrival = 0;
+    bool              paused  = false;
 
     std::vector<llama_token> output;         // generated tokens, without the one that ended it
     std::vector<size_t>      output_starts;  // where each begins in `text`
@@ -126,9 +133,11 @@ struct Request {
     size_t                   taken    = 0;   // no possible stop string; [0:taken] was shown
     size_t                   tokens_taken = 0;
     int32_t                  stop_index   = -1;
+    std::vector<float>       logits;         // of a probe
 
     int32_t n_prompt = 0;  // ledger length when the request began
     int32_t n_reused = 0;  // of those, already in the memory
+    int32_t n_shared = 0;  // taken over from another sequence
     int32_t n_prefilled = 0;  // ledger tokens decoded for this request before its first output
     int64_t t_start  = 0;
     int64_t t_first  = 0;
@@ -149,6 +158,7 @@ struct Traits {
     const llama_vocab * vocab     = nullptr;
     int32_t             n_vocab   = 0;
     int32_t             n_swa     = 0;      // sliding window in tokens, 0 without one
+    bool                window    = false;  // its cells outside the window are forgotten
     bool                recurrent = false;  // a state that cannot be rewound
     bool                can_shift = false;
     bool                unified   = true;
@@ -161,7 +171,10 @@ struct Engine {
     Traits                   traits;
     Monitor                  monitor;
     std::vector<Request *>   active;     // requests whose callers wait for them
+    Parking                  parking;
     std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
+    std::vector<int32_t>     shared;     // [slot, slot]: leading cells that both have, being the same
+    bool                     unsettled = false;  // a shift or copy waits for the next computation
     std::vector<llama_seq_id> orphans;   // slots given up while the loop was running
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;

@@ -1,0 +1,273 @@
+# The KV memory's cells: which sequence has how many, who gives way to whom, what is kept aside.
+#
+# Ledger: tokens[0:n_kv] of a sequence are in the memory at positions 0..n_kv-1, tokens[n_kv:] wait
+# to be decoded. So forgetting cells is always safe: lower n_kv, and they are decoded again.
+#
+# Sharing: in the unified layout two sequences can have the same physical cells for their first
+# tokens. engine.shared says how many, for each pair of slots; llama.cpp moves a cell for all that
+# have it, so a shared one is never shifted, and it is counted once.
+#
+# Everything here must be called by whoever holds the loop.
+from libc.stdint cimport int32_t, uint64_t
+
+from llama_runner._llama_cpp.llama cimport (
+    llama_get_memory,
+    llama_memory_seq_add,
+    llama_memory_seq_cp,
+    llama_memory_seq_pos_max,
+    llama_memory_seq_pos_min,
+    llama_memory_seq_rm,
+    llama_memory_t,
+    llama_seq_id,
+)
+from llama_runner._llama_cpp.shim cimport (
+    NativeRequest,
+    NativeSequence,
+    ParkedPtr,
+    SequencePtr,
+    park_state,
+    unpark_state,
+)
+
+# Less than this is decoded sooner than copied, and not worth tying sequences together.
+cdef int32_t MIN_SHARED = 32
+
+
+cdef inline int32_t * shared_cells(Engine * engine, llama_seq_id a, llama_seq_id b) noexcept nogil:
+    return &engine.shared[a * <int32_t> engine.slots.size() + b]
+
+
+cdef void limit_sharing(Engine * engine, llama_seq_id slot, int32_t n) noexcept nogil:
+    """From now on a slot has at most its first n cells in common with others."""
+    cdef llama_seq_id other
+    for other in range(<llama_seq_id> engine.slots.size()):
+        if other != slot and shared_cells(engine, slot, other)[0] > n:
+            shared_cells(engine, slot, other)[0] = n
+            shared_cells(engine, other, slot)[0] = n
+
+
+cdef int32_t most_shared(Engine * engine, llama_seq_id slot, llama_seq_id below) noexcept nogil:
+    """Cells that a slot has in common with any slot of a lower number than ``below``."""
+    cdef llama_seq_id other
+    cdef int32_t most = 0
+    for other in range(below):
+        if other != slot:
+            most = max(most, shared_cells(engine, slot, other)[0])
+    return most
+
+
+cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
+    """Take a sequence out of the memory; its ledger stays, to be decoded again."""
+    if sequence.slot >= 0:
+        llama_memory_seq_rm(llama_get_memory(box.context), sequence.slot, -1, -1)
+        limit_sharing(engine, sequence.slot, 0)
+        engine.slots[sequence.slot].reset()
+        sequence.slot = -1
+    sequence.n_kv = 0
+
+
+cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
+                     int32_t n) noexcept nogil:
+    """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
+    cdef llama_memory_t memory = llama_get_memory(box.context)
+    cdef int32_t oldest_needed = 0
+    sequence.n_parked = min(sequence.n_parked, n)
+    if sequence.n_kv <= n:
+        return
+    if n == 0 or not llama_memory_seq_rm(memory, sequence.slot, n, -1):
+        drop_cells(engine, box, sequence)
+        return
+    # A window cache says yes even when the cells before n are gone: look.
+    if engine.traits.n_swa > 0:
+        oldest_needed = max(0, n - engine.traits.n_swa)
+    if (llama_memory_seq_pos_max(memory, sequence.slot) != n - 1
+            or llama_memory_seq_pos_min(memory, sequence.slot) > oldest_needed):
+        drop_cells(engine, box, sequence)
+        return
+    limit_sharing(engine, sequence.slot, n)
+    sequence.n_kv = n
+
+
+cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
+                       int32_t start, int32_t stop) noexcept nogil:
+    """Remove tokens[start:stop] from ledger and memory; True if what follows was shifted."""
+    cdef llama_memory_t memory = llama_get_memory(box.context)
+    cdef bint shifted = False
+    if (engine.traits.can_shift and sequence.n_kv > stop and most_shared(
+            engine, sequence.slot, <llama_seq_id> engine.slots.size()) <= stop):
+        llama_memory_seq_rm(memory, sequence.slot, start, stop)
+        llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, start - stop)
+        limit_sharing(engine, sequence.slot, start)
+        sequence.n_kv -= stop - start
+        engine.unsettled = True
+        shifted = True
+    else:
+        trim_cells(engine, box, sequence, start)
+    sequence.n_parked = min(sequence.n_parked, start)
+    sequence.tokens.erase(sequence.tokens.begin() + start, sequence.tokens.begin() + stop)
+    return shifted
+
+
+# ---- room --------------------------------------------------------------------------------------
+
+cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, uint64_t arrival,
+                    int32_t n) noexcept nogil:
+    """Find a slot and n cells, moving out who is idle, then who came later."""
+    cdef NativeSequence * sequence = wanting.get()
+    cdef size_t i
+    while sequence.slot < 0:
+        for i in range(engine.slots.size()):
+            if not engine.slots[i]:
+                engine.slots[i] = wanting
+                sequence.slot = <llama_seq_id> i
+                break
+        if sequence.slot < 0 and not evict_one(engine, box, sequence, arrival):
+            return False
+    while free_cells(engine, sequence) < n:
+        if not evict_one(engine, box, sequence, arrival):
+            return False
+    return True
+
+
+cdef int32_t free_cells(Engine * engine, NativeSequence * sequence) noexcept nogil:
+    cdef size_t i
+    cdef int32_t planned = 0
+    if not engine.traits.unified:
+        return engine.traits.n_ctx_seq - sequence.n_kv
+    for i in range(engine.shares.size()):
+        planned += engine.shares[i].n_tokens
+    return engine.traits.n_ctx - used_cells(engine) - planned
+
+
+cdef int32_t used_cells(Engine * engine) noexcept nogil:
+    cdef size_t i
+    cdef int32_t used = 0
+    for i in range(engine.slots.size()):
+        if engine.slots[i]:
+            used += engine.slots[i].get().n_kv
+            used -= most_shared(engine, <llama_seq_id> i, <llama_seq_id> i)
+    return used
+
+
+cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
+                    uint64_t arrival) noexcept nogil:
+    """Move one other sequence out of the memory: the idle one used longest ago, else the youngest
+    request that is not in this turn's batch yet. The oldest request so always gets on."""
+    cdef NativeSequence * victim = NULL
+    cdef NativeSequence * sequence
+    cdef NativeRequest * youngest = NULL
+    cdef size_t i, j
+    cdef bint works
+    for i in range(engine.slots.size()):
+        sequence = engine.slots[i].get()
+        if sequence is NULL or sequence == wanting:
+            continue
+        works = False
+        for j in range(engine.working.size()):
+            if engine.working[j].sequence.get() == sequence:
+                works = True
+                if (engine.working[j].arrival > arrival and not engine.working[j].in_batch
+                        and (youngest is NULL or engine.working[j].arrival > youngest.arrival)):
+                    youngest = engine.working[j]
+        if not works and (victim is NULL or sequence.last_used < victim.last_used):
+            victim = sequence
+    if victim is NULL and youngest is not NULL:
+        victim = youngest.sequence.get()
+    if victim is NULL:
+        return False
+    park_cells(engine, box, victim)
+    return True
+
+
+# ---- leaving and coming back -------------------------------------------------------------------
+
+cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
+    """Take a sequence out of the memory, keeping its state aside where there is room for it."""
+    # Cells that wait to be shifted have their old keys still: such a state would be wrong.
+    if not engine.unsettled and sequence.n_kv >= MIN_SHARED:
+        sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
+        sequence.n_parked = sequence.n_kv if sequence.parked else 0
+    drop_cells(engine, box, sequence)
+
+
+cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
+    """Fill a sequence that is not in the memory from what was kept aside or from another one.
+
+    Returns how many tokens it now shares.
+    """
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef ParkedPtr parked = sequence.parked
+    cdef int32_t n_parked = sequence.n_parked
+    cdef NativeSequence * donor
+    cdef int32_t n
+    if sequence.n_kv > 0:
+        return 0
+    sequence.parked.reset()
+    sequence.n_parked = 0
+    donor = best_donor(engine, sequence, &n)
+    if donor is not NULL and n > n_parked:
+        return n if share_cells(engine, box, donor, request.sequence, request.arrival, n) else 0
+    if not parked or n_parked == 0 or engine.unsettled:
+        return 0
+    if not make_room(engine, box, request.sequence, request.arrival, parked.get().n_tokens):
+        return 0
+    if not unpark_state(parked.get()[0], box.context, sequence.slot):
+        drop_cells(engine, box, sequence)
+        return 0
+    sequence.n_kv = parked.get().n_tokens
+    trim_cells(engine, box, sequence, n_parked)
+    return 0
+
+
+cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
+                                 int32_t * n_common) noexcept nogil:
+    """The sequence in memory with the longest beginning in common, NULL if not worth it."""
+    cdef NativeSequence * best = NULL
+    cdef NativeSequence * other
+    cdef size_t i
+    cdef int32_t n, limit
+    n_common[0] = MIN_SHARED - 1
+    if not engine.traits.unified or engine.traits.recurrent or engine.traits.window:
+        return NULL
+    for i in range(engine.slots.size()):
+        other = engine.slots[i].get()
+        if other is NULL or other == sequence:
+            continue
+        limit = min(other.n_kv, <int32_t> sequence.tokens.size())
+        n = 0
+        while n < limit and other.tokens[n] == sequence.tokens[n]:
+            n += 1
+        if n > n_common[0]:
+            n_common[0] = n
+            best = other
+    return best
+
+
+cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
+                      SequencePtr & taker, uint64_t arrival, int32_t n) noexcept nogil:
+    """Give a sequence that is not in the memory the first n cells of one that is."""
+    cdef NativeSequence * sequence = taker.get()
+    cdef size_t i
+    cdef llama_seq_id other
+    # No cells are needed, only a slot; finding one must not move the donor out.
+    donor.last_used = engine.clock + 1
+    if not make_room(engine, box, taker, arrival, 0) or donor.slot < 0:
+        return False
+    if engine.traits.unified and not engine.traits.recurrent:
+        llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
+        for i in range(engine.slots.size()):
+            other = <llama_seq_id> i
+            if other == sequence.slot:
+                continue
+            shared_cells(engine, sequence.slot, other)[0] = min(
+                n, shared_cells(engine, donor.slot, other)[0])
+            shared_cells(engine, other, sequence.slot)[0] = shared_cells(
+                engine, sequence.slot, other)[0]
+        shared_cells(engine, sequence.slot, donor.slot)[0] = n
+        shared_cells(engine, donor.slot, sequence.slot)[0] = n
+    else:
+        # Another stream or a recurrent state: whole, and copied by the next computation.
+        llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)
+        engine.unsettled = True
+    sequence.n_kv = n
+    return True
