@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
 from llama_runner.params import SEED_MAX, GenerationParams
 from llama_runner.results import Chunk, Completion, Receipt, Timings, Usage
 
-__all__ = ["Generation", "Stream"]
+__all__ = ["Generation", "MakeRoom", "Stream"]
+
+MakeRoom: TypeAlias = "Callable[[Generation], None]"
+"""Frees room in the context of a paused request and resumes it."""
 
 
 class Generation:
@@ -38,9 +41,16 @@ class Generation:
         self.request = Request(sequence, params, temporary=temporary)
         self._first_difference = first_difference
 
-    def run(self) -> Completion:
-        """Generate to the end; no Python runs between two tokens."""
+    def run(self, make_room: MakeRoom | None = None) -> Completion:
+        """Generate to the end; no Python runs between two tokens.
+
+        Args:
+            make_room: Called when the request pauses because its context fills up; resumes it.
+        """
         self.request.run()
+        while self.request.paused and make_room is not None:
+            make_room(self)
+            self.request.run()
         return self.completion()
 
     def completion(self) -> Completion:
@@ -85,17 +95,24 @@ class Stream(Iterator[Chunk]):
     """The chunks of one generation; computed as they are pulled.
 
     Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
-    chunk, or when a signal handler interrupts it, :attr:`completion` is set. Not for several threads at once, but :meth:`cancel` may be
-    called from any.
+    chunk, or when a signal handler interrupts it, :attr:`completion` is set. Not for several
+    threads at once, but :meth:`cancel` may be called from any.
 
     Args:
         generation: Not begun yet.
         on_end: Called once, with the completion, or with None when the generation failed.
+        make_room: As for :meth:`Generation.run`.
     """
 
-    def __init__(self, generation: Generation, on_end: Callable[[Completion | None], None]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        on_end: Callable[[Completion | None], None],
+        make_room: MakeRoom | None = None,
+    ) -> None:
         self._generation = generation
         self._on_end = on_end
+        self._make_room = make_room
         self._ended = False
         self.completion: Completion | None = None
         """The whole answer, once the stream has ended."""
@@ -106,6 +123,10 @@ class Stream(Iterator[Chunk]):
         request = self._generation.request
         try:
             text, tokens = request.read()
+            while request.paused and self._make_room is not None:
+                self._make_room(self._generation)
+                if not text:
+                    text, tokens = request.read()
         except BaseException:
             if request.done:
                 self._end()
@@ -127,6 +148,8 @@ class Stream(Iterator[Chunk]):
                 self._end()
 
     def _end(self) -> None:
+        if self._ended:
+            return
         self._ended = True
         if self._generation.request.finish_reason is not None:
             self.completion = self._generation.completion()

@@ -235,6 +235,9 @@ class ContextParams(Parameters):
     """Keep the KV cache on the accelerator, where there is one."""
     gc_threshold: float = Field(default=0.8, gt=0, le=1)
     """Share of the context above which the oldest turns are dropped."""
+    parking_ram: int = Field(default=2**30, ge=0, le=2**62)
+    """Bytes of RAM for idle conversations that had to leave the KV cache for others; beyond, they
+    are computed again on their next use."""
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     """Base frequency of RoPE. None is the model's."""
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 from llama_runner._core import ChatTemplate, Context, Model
 from llama_runner.errors import ChatTemplateError
 from llama_runner.generation import Generation, Stream
+from llama_runner.memory import GcPolicyLike
 from llama_runner.params import (
     ContextParams,
     GenerationParams,
@@ -53,6 +54,7 @@ class RunnerOptions(TypedDict, total=False):
     swa_full: bool
     offload_kqv: bool
     gc_threshold: float
+    parking_ram: int
     rope_freq_base: float | None
     rope_freq_scale: float | None
 
@@ -241,13 +243,39 @@ class LlamaRunner:
         """What the conversation holds and how much room is left."""
         return self._alive_session().info()
 
-    def gc_context(self) -> GcReport:
-        """Drop the oldest turns of the conversation, about half of it; the first span stays."""
-        return self._alive_session().collect()
+    def gc_context(
+        self,
+        target: float = 0.5,
+        *,
+        policy: GcPolicyLike = "oldest_turns",
+        dry_run: bool = False,
+        exact: bool = False,
+    ) -> GcReport:
+        """Drop spans of the conversation until at most ``target`` of the context is used.
+
+        See :meth:`Session.gc`.
+        """
+        return self._alive_session().gc(target, policy=policy, dry_run=dry_run, exact=exact)
 
     def clear_context(self) -> None:
         """Forget the conversation."""
         self._alive_session().clear()
+
+    def session(self, system: str | None = None) -> Session:
+        """A further conversation, beside the one of the stateful methods.
+
+        There may be any number of them; up to ``n_seq_max`` are in the KV memory at once. An idle
+        one leaves it when another needs the room, and comes back on use.
+
+        Args:
+            system: Text of a system message to begin with.
+        """
+        session = Session(
+            self._alive_context(), self._template, self.context_params.gc_threshold
+        )
+        if system is not None:
+            session.append([{"role": "system", "content": system}])
+        return session
 
     # ---- text ----------------------------------------------------------------------------------
 
@@ -353,4 +381,5 @@ def _context(model: Model, params: ContextParams, n_threads: int, n_threads_batc
         offload_kqv=params.offload_kqv,
         rope_freq_base=params.rope_freq_base or 0.0,
         rope_freq_scale=params.rope_freq_scale or 0.0,
+        parking_ram=params.parking_ram,
     )

@@ -136,6 +136,16 @@ cdef class Sequence:
                                    <int32_t> start, <int32_t> stop)
         return "shift" if shifted else "rebuild"
 
+    def check_idle(self):
+        """Raise ContextBusyError, ClosedError or ForkedProcessError where it cannot be changed."""
+        self.idle()
+
+    def forget_from(self, Py_ssize_t n):
+        """Let tokens from index n on leave the memory; they are decoded again when needed."""
+        cdef NativeSequence * native = self.idle()
+        with self.context._exclusive():
+            trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> max(0, n))
+
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
         cdef NativeSequence * native = self.idle()
