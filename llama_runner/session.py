@@ -233,17 +233,19 @@ class Session:
             self._transcript.book_answer(None)
             n_ctx = self._context.n_ctx_seq
             report = self._collect(int(AUTOMATIC_TARGET * n_ctx), resolve_policy("oldest_turns"))
-            full = len(self._sequence) >= n_ctx - 1
-            if report.method == "none" and full:
-                spans = self._transcript.spans()
-                pinned = [f"{s.role} at {s.start} ({s.tokens:,} tokens)" for s in spans if s.pinned]
+            if report.method != "none":
+                generation.request.resume(self._pause_at())
+                return
+            pinned = [part for part in self._transcript.parts if part.pinned]
+            if pinned and len(self._sequence) >= n_ctx - 1:
+                what = ", ".join(f"{part.role} ({part.n_tokens:,} tokens)" for part in pinned)
                 raise ContextFullError(
-                    f"the context of {n_ctx:,} tokens is full and nothing can go: the turn that is "
-                    f"going on, and pinned: {', '.join(pinned) or 'nothing'}; unpin, or raise n_ctx"
+                    f"the context of {n_ctx:,} tokens is full and what could go is pinned: {what}; "
+                    "unpin some of it, or raise n_ctx"
                 )
-            # With nothing to drop now, ask again only at the very end.
-            nothing = report.method == "none"
-            generation.request.resume(n_ctx - 1 if nothing else self._pause_at())
+            # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
+            # the context ends there by itself, for its length.
+            generation.request.resume(n_ctx - 1 if pinned else 0)
 
     def clear(self) -> None:
         """Forget everything.

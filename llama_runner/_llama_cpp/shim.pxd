@@ -120,6 +120,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
     cdef cppclass NativeSequence "llama_runner::Sequence":
         vector[llama_token] tokens
         int32_t n_kv
+        int32_t n_exact
         llama_seq_id slot
         uint64_t last_used
         bool busy

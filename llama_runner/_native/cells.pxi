@@ -8,6 +8,7 @@
 # have it, so a shared one is never shifted, and it is counted once.
 #
 # Everything here must be called by whoever holds the loop.
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int32_t, uint64_t
 
 from llama_runner._llama_cpp.llama cimport (
@@ -64,6 +65,7 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         engine.slots[sequence.slot].reset()
         sequence.slot = -1
     sequence.n_kv = 0
+    sequence.n_exact = INT_MAX
 
 
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
@@ -86,6 +88,8 @@ cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         return
     limit_sharing(engine, sequence.slot, n)
     sequence.n_kv = n
+    if n <= sequence.n_exact:
+        sequence.n_exact = INT_MAX
 
 
 cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
@@ -99,6 +103,7 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
         llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, start - stop)
         limit_sharing(engine, sequence.slot, start)
         sequence.n_kv -= stop - start
+        sequence.n_exact = min(sequence.n_exact, start)
         engine.unsettled = True
         shifted = True
     else:
@@ -183,11 +188,15 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
 
 cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
     """Take a sequence out of the memory, keeping its state aside where there is room for it."""
+    cdef int32_t exact = INT_MAX
     # Cells that wait to be shifted have their old keys still: such a state would be wrong.
     if not engine.unsettled and sequence.n_kv >= MIN_SHARED:
+        exact = sequence.n_exact
         sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
     drop_cells(engine, box, sequence)
+    if sequence.parked:
+        sequence.n_exact = exact
 
 
 cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
@@ -198,10 +207,12 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request
     cdef NativeSequence * sequence = request.sequence.get()
     cdef ParkedPtr parked = sequence.parked
     cdef int32_t n_parked = sequence.n_parked
+    cdef int32_t exact = sequence.n_exact
     cdef NativeSequence * donor
     cdef int32_t n
     if sequence.n_kv > 0:
         return 0
+    sequence.n_exact = INT_MAX
     sequence.parked.reset()
     sequence.n_parked = 0
     donor = best_donor(engine, sequence, &n)
@@ -215,6 +226,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request
         drop_cells(engine, box, sequence)
         return 0
     sequence.n_kv = parked.get().n_tokens
+    sequence.n_exact = exact
     trim_cells(engine, box, sequence, n_parked)
     return 0
 
@@ -233,7 +245,7 @@ cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
         other = engine.slots[i].get()
         if other is NULL or other == sequence:
             continue
-        limit = min(other.n_kv, <int32_t> sequence.tokens.size())
+        limit = min(min(other.n_kv, other.n_exact), <int32_t> sequence.tokens.size())
         n = 0
         while n < limit and other.tokens[n] == sequence.tokens[n]:
             n += 1
@@ -270,4 +282,5 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
         llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)
         engine.unsettled = True
     sequence.n_kv = n
+    sequence.n_exact = donor.n_exact
     return True

@@ -93,6 +93,7 @@ struct SamplerState {
 struct Sequence {
     std::vector<llama_token> tokens;
     int32_t                  n_kv      = 0;
+    int32_t                  n_exact   = INT32_MAX;      // from here on, cells depend on tokens now gone
     llama_seq_id             slot      = -1;
     uint64_t                 last_used = 0;
     bool                     busy      = false;  // a request or a memory operation uses it
