@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llama_runner.quick import generate_once
     from llama_runner.results import Chunk, Completion, ContextInfo, GcReport
     from llama_runner.runner import LlamaRunner
+    from llama_runner.session import Session
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _HOME = {
     "LogicError": "errors",
     "ModelError": "errors",
     "ModelParams": "params",
+    "Session": "session",
     "Stream": "generation",
     "generate_once": "quick",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "LogicError",
     "ModelError",
     "ModelParams",
+    "Session",
     "Stream",
     "__version__",
     "generate_once",

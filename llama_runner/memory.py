@@ -28,7 +28,7 @@ __all__ = [
 class GcPolicy(Protocol):
     """Proposes groups of span indices, the first to go first; a group goes whole."""
 
-    def __call__(self, spans: Sequence[Span]) -> Iterable[Sequence[int]]: ...
+    def __call__(self, spans: Sequence[Span], /) -> Iterable[Sequence[int]]: ...
 
 
 GcPolicyLike: TypeAlias = "str | GcPolicy"

@@ -270,9 +270,7 @@ class LlamaRunner:
         Args:
             system: Text of a system message to begin with.
         """
-        session = Session(
-            self._alive_context(), self._template, self.context_params.gc_threshold
-        )
+        session = Session(self._alive_context(), self._template, self.context_params.gc_threshold)
         if system is not None:
             session.append([{"role": "system", "content": system}])
         return session

@@ -73,8 +73,10 @@ class Transcript:
         return sum(part.n_tokens for part in self.parts if part.turn < self.turn)
 
     def spans(self) -> tuple[Span, ...]:
-        """The parts as they are shown. What opens the conversation counts as pinned: a system
-        message, or the first part of raw text."""
+        """The parts as they are shown.
+
+        What opens the conversation counts as pinned: a system message, or the first raw text.
+        """
         spans, start = [], 0
         for i, part in enumerate(self.parts):
             pinned = part.pinned or part.role == "system" or (i == 0 and part.role == "raw")
@@ -181,21 +183,21 @@ class Transcript:
         self.sequence.append(tokens)
         header = self._implied_header() if n_known == 0 and messages[0]["role"] != "system" else b""
         if header and n_bytes == 0 and data.startswith(header):
-            n_tokens, n_bytes = self.sequence.match_text(len(self.sequence) - len(tokens), header)
-            end = len(self.sequence) - len(tokens) + n_tokens
-            self.parts.append(Part("system", end - position, self.turn))
-            position = end
+            first = len(self.sequence) - len(tokens)
+            n_tokens, n_bytes = self.sequence.match_text(first, header)
+            self.parts.append(Part("system", first + n_tokens - position, self.turn))
+            position = first + n_tokens
             tokens = tokens[n_tokens:]
         pending: list[dict[str, Any]] = []
         matched = len(self.sequence) - len(tokens)
         for i in range(n_known, len(messages)):
             pending.append(messages[i])
-            end = self._text_until(messages[: i + 1], data)
-            if end is None or end <= n_bytes:
+            end_byte = self._text_until(messages[: i + 1], data)
+            if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
-            n_tokens, _ = self.sequence.match_text(matched, data[n_bytes:end])
+            n_tokens, _ = self.sequence.match_text(matched, data[n_bytes:end_byte])
             matched += n_tokens
-            n_bytes = end
+            n_bytes = end_byte
             role = messages[i]["role"]
             self.parts.append(Part(role, matched - position, self.turn, messages=pending))
             position, pending = matched, []
@@ -242,9 +244,7 @@ class Transcript:
         """
         n_new = len(self.sequence) - sum(part.n_tokens for part in self.parts)
         last = self.parts[-1]
-        if last.role == "assistant":
-            last.n_tokens += n_new
-        elif last.role == "generated":
+        if last.role in ("assistant", "generated"):
             last.n_tokens += n_new
         elif n_new > 0:
             last = Part("generated", n_new, self.turn)

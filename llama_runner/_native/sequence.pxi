@@ -2,8 +2,6 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
-
-
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
     llama_get_memory,

@@ -30,6 +30,7 @@ PUBLIC = [
     "LogicError",
     "ModelError",
     "ModelParams",
+    "Session",
     "Stream",
     "__version__",
     "generate_once",
