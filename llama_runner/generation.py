@@ -124,6 +124,8 @@ class Stream(Iterator[Chunk]):
                 self._end()
 
     def _end(self) -> None:
+        if self._ended:
+            return
         self._ended = True
         if self._generation.request.finish_reason is not None:
             self.completion = self._generation.completion()

@@ -124,6 +124,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         size_t longest_stop
         int32_t max_tokens
         bool temporary
+        bool streaming
         atomic[bool] cancelled
         bool in_batch
         bool suspect

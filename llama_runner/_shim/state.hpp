@@ -109,6 +109,7 @@ struct Request {
     size_t                   longest_stop = 0;
     int32_t                  max_tokens   = 1;
     bool                     temporary    = false;  // a stateless call: its sequence dies with it
+    bool                     streaming    = false;  // its caller waits for text, not for the end
 
     std::atomic<bool> cancelled{false};
     bool              in_batch = false;
