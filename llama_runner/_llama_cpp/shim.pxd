@@ -150,6 +150,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool temporary
         int32_t pause_at
         bool probe
+        bool streaming
         atomic[bool] cancelled
         bool in_batch
         bool suspect

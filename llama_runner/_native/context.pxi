@@ -303,12 +303,12 @@ cdef class _Exclusive:
                 "a callback or signal handler that runs inside a generation cannot use its context"
             )
         if engine.closed and not self.to_close:
-            release_loop(engine)
+            release_loop(engine, NULL)
             raise ClosedError("this context was closed meanwhile")
 
     def __exit__(self, *exc_info):
         cdef Engine * engine = self.context.engine
-        release_loop(engine)
+        release_loop(engine, self.context.box.get())
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

@@ -80,8 +80,10 @@ cdef bint acquire_loop(Engine * engine, bint to_close) noexcept nogil:
     return not raised
 
 
-cdef void release_loop(Engine * engine) noexcept nogil:
+cdef void release_loop(Engine * engine, ContextBox * box) noexcept nogil:
     engine.monitor.lock()
+    if box is not NULL:
+        drop_orphans(engine, box)
     engine.running = False
     engine.monitor.notify_all()
     engine.monitor.unlock()
@@ -101,7 +103,8 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
         engine.monitor.unlock()
         return False
     engine.active.push_back(request)
-    while not is_ready(request, streaming):
+    request.streaming = streaming
+    while not is_ready(request):
         # While the loop runs, the turn in hand may hold this request: only the leader ends it.
         if engine.closed and not engine.running:
             fail(engine, box, request, CONTEXT_CLOSED)
@@ -120,10 +123,11 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
             engine.leader = request
             engine.leader_thread = me
             engine.checks_signals = me == main_thread
-            while (not is_ready(request, streaming) and engine.exclusive_waiting == 0
+            while (not is_ready(request) and engine.exclusive_waiting == 0
                    and not engine.broken and not engine.closed):
                 take_turn(engine, box)
                 engine.monitor.notify_all()
+            drop_orphans(engine, box)
             engine.leader = NULL
             engine.running = False
             engine.monitor.notify_all()
@@ -143,20 +147,20 @@ cdef bint is_active(Engine * engine, NativeRequest * request) noexcept nogil:
     return False
 
 
-cdef bint is_ready(NativeRequest * request, bint streaming) noexcept nogil:
+cdef bint is_ready(NativeRequest * request) noexcept nogil:
     return (request.phase == Phase.Done or request.paused
-            or (streaming and request.released > request.taken))
+            or (request.streaming and request.released > request.taken))
 
 
 cdef void give_up_slot(Engine * engine, ContextBox * box,
                        NativeSequence * sequence) noexcept nogil:
-    """Free a sequence's cells now, or at the next turn where the loop is running."""
+    """Free a sequence's cells now, or after the turn in hand where the loop is running."""
     engine.monitor.lock()
-    if engine.running:
-        engine.orphans.push_back(sequence.slot)
-    else:
+    if not engine.running:
         drop_cells(engine, box, sequence)
         engine.monitor.notify_all()
+    elif sequence.slot >= 0:
+        engine.orphans.push_back(sequence.slot)
     engine.monitor.unlock()
 
 
@@ -246,8 +250,8 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
     engine.working.clear()
     for i in range(engine.active.size()):
         request = engine.active[i]
-        if request.phase == Phase.Done or request.paused:
-            continue
+        if is_ready(request):
+            continue  # its caller may go, and free it, while this turn computes
         if request.cancelled.load() or process_exits.load():
             finish(engine, box, request, Finish.Cancelled)
             continue

@@ -84,9 +84,9 @@ cdef class Request:
             ("", []) or the rest when :attr:`done`.
         """
         cdef NativeRequest * native = self.native.get()
-        cdef size_t start = native.taken
-        cdef size_t n_start = native.tokens_taken
+        cdef size_t start, n_start
         self._advance(True)
+        start, n_start = native.taken, native.tokens_taken
         native.taken = native.released
         native.tokens_taken = native.output.size()
         return (

@@ -113,6 +113,7 @@ struct Request {
     size_t                   longest_stop = 0;
     int32_t                  max_tokens   = 1;
     bool                     temporary    = false;  // a stateless call: its sequence dies with it
+    bool                     streaming    = false;  // its caller waits for text, not for the end
     int32_t                  pause_at     = 0;      // ledger length to rest at; 0 is never
     bool                     probe        = false;  // wants the next logits, no token
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
+from urllib.parse import quote
 
 from ..errors import (
     InvalidParameterError,
@@ -128,9 +129,10 @@ def find_entry(name: str) -> CatalogueEntry:
 
 
 def find_model(name_or_path: ModelPath) -> Path:
-    """The file of a model given by path or by name; a path that exists wins.
+    """The file of a model given by path or by name; a file that exists wins.
 
-    A path to a ``.json`` description gives the model file that it describes.
+    A path to a ``.json`` description gives the model file that it describes. A folder that is no
+    name of the catalogue is given back too: the validator says best what is wrong with it.
 
     Raises:
         ModelNotFoundError: Neither a file nor a known name, or not pulled yet; the message says
@@ -141,10 +143,10 @@ def find_model(name_or_path: ModelPath) -> Path:
     path = Path(given).expanduser()
     if path.suffix == ".json" and path.is_file():
         return _described_file(path)
-    if path.exists() or _looks_like_path(given):
-        if not path.exists():
-            raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
+    if path.is_file() or (path.is_dir() and given not in ("", *_descriptions())):
         return path
+    if _looks_like_path(given):
+        raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
     entry = find_entry(given)
     if not entry.installed:
         raise ModelNotFoundError(
@@ -280,8 +282,11 @@ def entry_from_hub(spec: str) -> CatalogueEntry:
 def _hub_place(source: HubSource) -> tuple[Path, Path]:
     """The file and the folder of a model from Hugging Face; a split model's file is its first."""
     owner, _, repository = source.repository.partition("/")
-    name = part_names(PurePosixPath(source.file).name)[0]
-    folder = cache_directory() / "hf" / owner / repository / name.removesuffix(".gguf")
+    inside = PurePosixPath(source.file)
+    name = part_names(inside.name)[0]
+    # One folder for each file of the repository, also for two of one name in it.
+    place = quote(str(inside.with_name(name).with_suffix("")), safe="")
+    folder = cache_directory() / "hf" / owner / repository / place
     return folder / name, folder
 
 

@@ -65,13 +65,13 @@ def _check_shapes(
 ) -> None:
     """Compare with the tensor that is changed; a wrong third dimension would be read past."""
     shape = _padded_shape(target)
-    if target.name.endswith("token_embd.weight"):
-        fits = (shape[0], shape[1]) == (up[1], down[1])
+    if target.name.endswith("token_embd.weight"):  # looked up, not multiplied: A is transposed
+        expected = (up[1], down[1])
+        ranks = (down[0], up[0])
     else:
-        fits = (shape[0], shape[1]) == (down[0], up[1])
-    fits = fits and shape[2:] == down[2:] == up[2:]
-    rank = up[0] if not target.name.endswith("token_embd.weight") else down[0]
-    if not fits or rank not in (down[0], down[1]):
+        expected = (down[0], up[1])
+        ranks = (down[1], up[0])
+    if shape[:2] != expected or ranks[0] != ranks[1] or not shape[2:] == down[2:] == up[2:]:
         facts.fail(
             target.name,
             f"shapes {down} and {up} do not fit {quoted(target.name)} of shape {target.shape}",

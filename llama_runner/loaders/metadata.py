@@ -46,20 +46,29 @@ class _Frozen(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise _as_metadata_error(error) from None
 
 
-def _as_metadata_error(error: ValidationError, origin: str = "") -> ModelMetadataError:
-    problems = []
-    for detail in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(map(str, detail["loc"])) or "JSON"
-        problems.append((field, f"{field}: {detail['msg']}"))
-    lines = "; ".join(line for _, line in problems)
-    return ModelMetadataError(f"{origin}{lines}", field=problems[0][0])
+def _as_metadata_error(error: ValidationError) -> ModelMetadataError:
+    problems: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        field, message = ".".join(map(str, detail["loc"])), detail["msg"]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ModelMetadataError):  # from a model inside of this one
+            field, message = f"{field}.{cause.field}", cause.message.partition(": ")[2]
+        problems[field] = message
+    return ModelMetadataError(
+        "; ".join(f"{_printable(field)}: {message}" for field, message in problems.items()),
+        field=next(iter(problems)),
+    )
+
+
+def _printable(field: str) -> str:
+    return field if field.isprintable() else repr(field)
 
 
 class SamplingDefaults(_Frozen):
@@ -229,9 +238,9 @@ def read_metadata(path: Path) -> ModelMetadata:
     if isinstance(values.get("path"), str):
         values["path"] = path.absolute().parent / values["path"]
     try:
-        metadata = ModelMetadata.model_validate(values)
-    except ValidationError as error:
-        raise _as_metadata_error(error, origin) from None
+        metadata = ModelMetadata(**values)
+    except ModelMetadataError as error:
+        raise ModelMetadataError(f"{origin}{error.message}", field=error.field) from None
     if metadata.path is None and metadata.source is None:
         raise ModelMetadataError(f"{origin}neither path nor source says where the model is")
     return metadata

@@ -111,13 +111,13 @@ def test_ctrl_c_while_another_thread_computes(python) -> None:
     answer = python(
         """
         runner = new_runner(n_ctx=4096, n_ubatch=2048)
-        expected = runner.generate_stateless("The sky is", 30, **ENDLESS).text
+        expected = runner.generate_stateless("1, 2, 3, 4, 5, 6, 7, 8,", 30, **ENDLESS).text
         LONG = "The sky is blue. " * 400
         computing = threading.Event()
         answers = []
 
         def other():
-            stream = runner.stream_stateless("The sky is", 30, **ENDLESS)
+            stream = runner.stream_stateless("1, 2, 3, 4, 5, 6, 7, 8,", 30, **ENDLESS)
             answers.append("".join(chunk.text for chunk in stream if computing.set() is None))
 
         thread = threading.Thread(target=other)

