@@ -117,7 +117,6 @@ struct Request {
     int32_t                  pause_at     = 0;      // ledger length to rest at; 0 is never
     bool                     probe        = false;  // wants the next logits, no token
 
-
     std::atomic<bool> cancelled{false};
     bool              in_batch = false;
     bool              suspect  = false;  // a batch with it failed: decode it alone once
