@@ -19,6 +19,7 @@ cdef class Model:
     cdef shared_ptr[ModelBox] box
     cdef readonly str path
     cdef readonly bint vocab_only
+    cdef readonly bint no_alloc
     cdef shared_ptr[ModelBox] alive(self) except *
 
 
@@ -49,6 +50,7 @@ cdef class Context:
     cdef readonly size_t weights_bytes  # on all devices together, as are the next two
     cdef readonly size_t kv_bytes
     cdef readonly size_t compute_bytes
+    cdef readonly size_t host_bytes  # what of the three is in the machine's own memory
     cdef readonly str memory_kind
     cdef readonly bint unified
     cdef object __weakref__

@@ -205,10 +205,11 @@ class ModelParams(Parameters):
 class ContextParams(Parameters):
     """How to make a context: the KV cache, its sequences, its batches and its threads."""
 
-    n_ctx: int = Field(default=4096, ge=0, le=INT32_MAX)
+    n_ctx: Annotated[int, Field(ge=0, le=INT32_MAX)] | Literal["auto"] = 4096
     """Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
-    multiple of 256. 0 is the length that the model was trained with, and if nothing is given it
-    is 4096 or that length, whichever is less."""
+    multiple of 256. 0 is the length that the model was trained with, "auto" the largest up to
+    that length for which there is memory, and if nothing is given it is 4096 or that length,
+    whichever is less."""
     n_seq_max: int = Field(default=4, ge=1, le=SEQUENCES_MAX)
     """Most sequences that live in the context at once."""
     n_threads: int | None = Field(default=None, ge=1, le=THREADS_MAX)
@@ -253,7 +254,7 @@ class ContextParams(Parameters):
             )
         for name in ("n_batch", "n_ctx"):
             size = getattr(self, name)
-            if 0 < size < self.n_seq_max:
+            if size != "auto" and 0 < size < self.n_seq_max:
                 raise InvalidParameterError(
                     f"{name}={size}: must be at least n_seq_max ({self.n_seq_max})", field=name
                 )
@@ -264,3 +265,26 @@ class ContextParams(Parameters):
                 field="kv_type",
             )
         return self
+
+    def tokens(self, n_ctx_train: int) -> int | None:
+        """The n_ctx to make for a model of this trained length; None if memory decides."""
+        if self.n_ctx == "auto":
+            return None
+        given = "n_ctx" in self.model_fields_set
+        return (self.n_ctx or n_ctx_train) if given else min(self.n_ctx, n_ctx_train)
+
+    def core_options(self) -> dict[str, Any]:
+        """The keywords of the core's Context, but for n_ctx and the threads."""
+        return {
+            "n_seq_max": self.n_seq_max,
+            "n_batch": self.n_batch,
+            "n_ubatch": self.n_ubatch,
+            "flash_attention": self.flash_attention,
+            "kv_type": self.kv_type,
+            "unified": self.kv_layout != "streams",
+            "swa_full": self.swa_full,
+            "offload_kqv": self.offload_kqv,
+            "rope_freq_base": self.rope_freq_base or 0.0,
+            "rope_freq_scale": self.rope_freq_scale or 0.0,
+            "parking_ram": self.parking_ram,
+        }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.errors import ChatTemplateError
+from llama_runner.errors import ChatTemplateError, InvalidParameterError
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
 from llama_runner.params import (
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llama_runner.loaders.gguf import GgufInfo
+    from llama_runner.loaders.header import ModelPath
+
 __all__ = ["GenerationOptions", "LlamaRunner", "RunnerOptions"]
+
+Validation = Literal["full", "header", False]
 
 
 class RunnerOptions(TypedDict, total=False):
@@ -42,7 +47,7 @@ class RunnerOptions(TypedDict, total=False):
     repack: bool
     vocab_only: bool
     check_tensors: bool
-    n_ctx: int
+    n_ctx: int | Literal["auto"]
     n_seq_max: int
     n_threads: int | None
     n_threads_batch: int | None
@@ -92,26 +97,30 @@ class LlamaRunner:
         model: Path of a GGUF file, or the name of a pulled model.
         chat_template: A Jinja template to use instead of the model's own.
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
+        validate: What to check of the file first. "full" is every value that llama.cpp would
+            stumble over, "header" the structure alone, False nothing.
+        isolated: First load the model and decode a token in a child process, so that a file that
+            crashes llama.cpp is an error. Takes as long as the loading itself.
         **options: Fields of :class:`ModelParams` and :class:`ContextParams`.
 
     Raises:
         InvalidParameterError: An option is unknown or out of range.
         ModelNotFoundError: No such file or name.
         ModelValidationError: The file is not a sound GGUF.
-        ModelLoadError: llama.cpp refused it, or ``progress`` cancelled.
+        ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
         OutOfMemoryError: No room for the weights or the context.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: ModelPath,
         *,
         chat_template: str | None = None,
         progress: Callable[[float], bool | None] | None = None,
+        validate: Validation = "full",
+        isolated: bool = False,
         **options: Unpack[RunnerOptions],
     ) -> None:
-        from llama_runner.loaders import find_model, validate_model
-
         for_context: dict[str, Any] = {
             k: v for k, v in options.items() if k in ContextParams.model_fields
         }
@@ -122,16 +131,28 @@ class LlamaRunner:
             self.context_params.n_threads, self.context_params.n_threads_batch
         )
 
-        path = find_model(model)
-        validate_model(path, level="header")
+        path, info = _checked(model, validate)
+        if isolated:
+            from llama_runner._probe import probe
+
+            probe(path, chat_template, self.model_params, self.context_params)
+        n_ctx = 0
+        if not self.model_params.vocab_only:
+            from llama_runner.loaders.estimate import fitting_n_ctx
+
+            n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params)
         self.model = Model(path, progress=progress, **self.model_params.model_dump())
         self._context = self._template = self._session = None
         try:
             self._vocab = self.model.vocab
             self._template = _chat_template(self.model, chat_template)
             if not self.model_params.vocab_only:
-                self._context = _context(
-                    self.model, self.context_params, n_threads, n_threads_batch
+                self._context = Context(
+                    self.model,
+                    n_ctx=n_ctx,
+                    n_threads=n_threads,
+                    n_threads_batch=n_threads_batch,
+                    **self.context_params.core_options(),
                 )
                 self._session = Session(
                     self._context, self._template, self.context_params.gc_threshold
@@ -351,6 +372,21 @@ def _chosen(
     return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
 
 
+def _checked(model: ModelPath, validate: Validation) -> tuple[Path, GgufInfo | None]:
+    """The file to load, of a split model the first, and its header where it was read."""
+    from llama_runner.loaders import find_model, validate_model
+
+    if validate not in ("full", "header", False):
+        raise InvalidParameterError(
+            f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
+        )
+    path = find_model(model)
+    if not validate:
+        return path, None
+    info = validate_model(path, validate).info
+    return info.path, info
+
+
 def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
     try:
         return ChatTemplate(model, source)
@@ -358,26 +394,3 @@ def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
         if source is not None:
             raise
         return None  # raw prompts work without one; messages say so
-
-
-def _context(model: Model, params: ContextParams, n_threads: int, n_threads_batch: int) -> Context:
-    n_ctx = params.n_ctx
-    if "n_ctx" not in params.model_fields_set:
-        n_ctx = min(n_ctx, model.n_ctx_train)
-    return Context(
-        model,
-        n_ctx=n_ctx,
-        n_seq_max=params.n_seq_max,
-        n_threads=n_threads,
-        n_threads_batch=n_threads_batch,
-        n_batch=params.n_batch,
-        n_ubatch=params.n_ubatch,
-        flash_attention=params.flash_attention,
-        kv_type=params.kv_type,
-        unified=params.kv_layout != "streams",
-        swa_full=params.swa_full,
-        offload_kqv=params.offload_kqv,
-        rope_freq_base=params.rope_freq_base or 0.0,
-        rope_freq_scale=params.rope_freq_scale or 0.0,
-        parking_ram=params.parking_ram,
-    )

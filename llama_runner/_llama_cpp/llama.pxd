@@ -70,6 +70,7 @@ cdef extern from "llama.h" nogil:
         bool vocab_only
         bool check_tensors
         bool use_extra_bufts
+        bool no_alloc
 
     cdef struct llama_context_params:
         uint32_t n_ctx

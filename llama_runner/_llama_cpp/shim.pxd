@@ -236,4 +236,5 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         size_t weights
         size_t kv
         size_t compute
+        size_t host
     MemoryUse memory_use(const llama_context * context) except +set_python_error

@@ -78,7 +78,9 @@ cdef class Context:
     and operations on the memory take turns with them.
 
     Args:
-        model: The weights; kept alive by the context.
+        model: The weights; kept alive by the context. On a model with ``no_alloc`` the context
+            allocates nothing either: it is closed from the start, and its sizes in bytes are
+            what they would be.
         n_ctx: Tokens of KV memory, for all sequences together; 0 is what the model was trained
             with. Rounded up to a multiple of 256.
         n_seq_max: Sequences that can be in the memory at once.
@@ -168,6 +170,10 @@ cdef class Context:
             self.engine.parking.directory = _os.fsencode(parking_dir)
         cdef MemoryUse use = memory_use(created)
         self.weights_bytes, self.kv_bytes, self.compute_bytes = use.weights, use.kv, use.compute
+        self.host_bytes = use.host
+        if model.no_alloc:
+            self.box.reset()
+            return
         self.engine.slots.resize(n_seq_max)
         self.engine.shared.resize(n_seq_max * n_seq_max)
         self.engine.traits.window = self.memory_kind == "swa" and not swa_full

@@ -92,6 +92,7 @@ cdef class Model:
         vocab_only: Read the vocabulary and metadata, no weights.
         check_tensors: Look for NaN and broken blocks while loading.
         repack: Let the CPU backend keep weights in a faster layout (costs memory).
+        no_alloc: Read no weights: a context on it only says what it would occupy.
         progress: Called with the fraction loaded (0.0 to 1.0); returning False cancels.
 
     Raises:
@@ -101,15 +102,18 @@ cdef class Model:
 
     def __init__(self, path, *, int n_gpu_layers=-1, str load_mode="auto",
                  str split_mode="layer", int main_gpu=0, bint vocab_only=False,
-                 bint check_tensors=False, bint repack=True, progress=None):
+                 bint check_tensors=False, bint repack=True, bint no_alloc=False,
+                 progress=None):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        params.load_mode = <llama_load_mode> <int> _LOAD_MODES[load_mode]
+        # Without weights there is nothing to map, and llama.cpp aborts on the attempt.
+        params.load_mode = <llama_load_mode> <int> _LOAD_MODES["none" if no_alloc else load_mode]
         params.split_mode = <llama_split_mode> <int> _SPLIT_MODES[split_mode]
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
         params.check_tensors = check_tensors
         params.use_extra_bufts = repack
+        params.no_alloc = no_alloc
 
         cdef _Progress watcher = _Progress()
         watcher.report = progress
@@ -134,6 +138,7 @@ cdef class Model:
         self.box.reset(new ModelBox(loaded))
         self.path = _os.fsdecode(path)
         self.vocab_only = vocab_only
+        self.no_alloc = no_alloc
 
     cdef shared_ptr[ModelBox] alive(self) except *:
         if not self.box:

@@ -8,9 +8,10 @@
 namespace llama_runner {
 
 struct MemoryUse {  // bytes over all devices
-    size_t weights = 0;
+    size_t weights = 0;  // each once, in the layout that is computed with
     size_t kv      = 0;
     size_t compute = 0;
+    size_t host    = 0;  // how much of all that is in the memory of the machine itself
 };
 
 MemoryUse memory_use(const llama_context * context);

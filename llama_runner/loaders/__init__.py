@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         verify,
     )
     from .download import pull
+    from .estimate import MemoryEstimate, estimate_memory
     from .gguf import GgufInfo, TensorInfo
     from .header import GgufArray
     from .lora import validate_lora
@@ -30,11 +31,13 @@ __all__ = [
     "CatalogueEntry",
     "GgufArray",
     "GgufInfo",
+    "MemoryEstimate",
     "ModelMetadata",
     "SamplingDefaults",
     "TensorInfo",
     "ValidationReport",
     "default_model",
+    "estimate_memory",
     "find_model",
     "list_models",
     "load_model",
@@ -51,11 +54,13 @@ _HOME = {
     "CatalogueEntry": "catalogue",
     "GgufArray": "header",
     "GgufInfo": "gguf",
+    "MemoryEstimate": "estimate",
     "ModelMetadata": "metadata",
     "SamplingDefaults": "metadata",
     "TensorInfo": "gguf",
     "ValidationReport": "validation",
     "default_model": "catalogue",
+    "estimate_memory": "estimate",
     "find_model": "catalogue",
     "list_models": "catalogue",
     "load_model": "metadata",

@@ -156,5 +156,20 @@ def test_what_llama_cpp_would_abort_on_is_refused(values: dict[str, Any], field:
     assert refusal(ContextParams, **values).field == field
 
 
+def test_context_is_a_number_or_auto() -> None:
+    assert ContextParams(n_ctx="auto").n_ctx == "auto"
+    assert str(refusal(ContextParams, n_ctx="most")) == (
+        "n_ctx='most': must be an integer between 0 and 2147483647 or 'auto'"
+    )
+
+
+def test_the_length_of_the_context_depends_on_what_was_given() -> None:
+    assert ContextParams(n_ctx=8192).tokens(2048) == 8192
+    assert ContextParams(n_ctx=0).tokens(2048) == 2048
+    assert ContextParams().tokens(2048) == 2048
+    assert ContextParams().tokens(8192) == 4096
+    assert ContextParams(n_ctx="auto").tokens(2048) is None
+
+
 def test_zero_context_means_the_models_own_length() -> None:
     assert ContextParams(n_ctx=0, n_seq_max=256).n_ctx == 0

@@ -1,0 +1,121 @@
+"""Trying a model in a child process first, so that a native crash is an error and not our end.
+
+The child is a Python of its own (``python -m llama_runner._probe``), not a fork. It does what the
+runner is about to do, and decodes one token. What it has to say is JSON, which the parent can
+read without trusting it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from llama_runner import errors
+from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError
+from llama_runner.params import ContextParams, ModelParams
+
+__all__ = ["main", "probe"]
+
+# Seconds for the start and the token, and bytes that even a slow disk reads in a second.
+_TIME_LIMIT: Final = 60.0
+_SLOWEST_DISK: Final = 20e6
+
+
+def probe(
+    path: Path, chat_template: str | None, for_model: ModelParams, for_context: ContextParams
+) -> None:
+    """Load a model in a child process and decode one token.
+
+    Args:
+        path: The model.
+        chat_template: A template to use instead of the model's own.
+        for_model: How to load it.
+        for_context: The context to make.
+
+    Raises:
+        ModelLoadError: The child crashed, or took too long.
+        LlamaSystemError: No child could be started.
+        LlamaError: What the runner in the child raised.
+    """
+    options = for_model.model_dump(exclude_unset=True) | for_context.model_dump(exclude_unset=True)
+    request = {"path": os.fspath(path), "chat_template": chat_template, "options": options}
+    limit = _TIME_LIMIT + path.stat().st_size / _SLOWEST_DISK
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "llama_runner._probe"],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            timeout=limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelLoadError(
+            f"{str(path)!r} was tried in a child process, which got nowhere in {limit:.0f} s"
+        ) from None
+    except OSError as error:
+        raise LlamaSystemError(
+            f"isolated=True cannot start a child process with {sys.executable!r}: {error.strerror}"
+        ) from None
+    if child.returncode == 0:
+        return
+    raise _reported(child.stdout) or ModelLoadError(
+        f"{str(path)!r} was tried in a child process, which {_end(child.returncode)}: "
+        "do not load it in this one",
+        native=_last_line(child.stderr),
+    )
+
+
+def main() -> int:
+    """Load the model that standard input asks for; prints the error, if there is one."""
+    from llama_runner.runner import LlamaRunner
+
+    request = json.load(sys.stdin)
+    try:
+        with LlamaRunner(
+            request["path"],
+            chat_template=request["chat_template"],
+            validate=False,
+            **request["options"],
+        ) as runner:
+            if not runner.model_params.vocab_only:
+                runner.generate_stateless([runner.model.vocab.bos or 0], 1, temperature=0.0)
+    except LlamaError as error:
+        report = [type(error).__name__, error.message, error.field, error.native]
+        print(json.dumps(report), flush=True)
+        return 1
+    return 0
+
+
+def _reported(output: bytes) -> LlamaError | None:
+    """The error that the child printed, if what it printed is one."""
+    try:
+        name, message, field, native = json.loads(output)
+    except (ValueError, TypeError):
+        return None
+    if name not in errors.__all__ or not isinstance(message, str):
+        return None
+    kind: type[LlamaError] = getattr(errors, name)
+    return kind(message, field=field, native=native)
+
+
+def _end(code: int) -> str:
+    """How a child ended, in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (", perhaps for want of memory" * (name == "SIGKILL"))
+
+
+def _last_line(text: bytes) -> str | None:
+    lines = text.decode("utf-8", "replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

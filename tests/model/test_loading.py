@@ -1,0 +1,286 @@
+"""Loading: what is refused before it does harm, and what the memory will be."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner import LlamaRunner
+from llama_runner._core import Context, Model
+from llama_runner.errors import (
+    ClosedError,
+    InvalidParameterError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelValidationError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
+from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
+from tests.unit.loaders.tiny_models import (
+    tiny_bert,
+    tiny_gemma2,
+    tiny_llama,
+    tiny_mamba2,
+    tiny_moe,
+    tiny_t5,
+)
+
+N_CTX_TRAIN = 4096
+SPLIT = {"split.count": (U16, 3), "split.tensors.count": (I32, 21)}
+
+
+def small_llama() -> GgufFile:
+    return tiny_llama(2).with_keys(llama__context_length=(U32, N_CTX_TRAIN))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_llama().write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+# ---- validation --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A well-formed file with a value on which llama.cpp aborts."""
+    file = small_llama().with_keys(llama__expert_used_count=(U32, 5))
+    return file.write(tmp_path_factory.mktemp("crashing") / "crashing.gguf")
+
+
+def test_values_that_crash_are_refused_by_default(crashing: Path) -> None:
+    validate_model(crashing, "header")
+    with pytest.raises(ModelValidationError) as caught:
+        LlamaRunner(crashing)
+    assert caught.value.field == "llama.expert_used_count"
+
+
+@pytest.mark.parametrize("validate", ["full", "header"])
+def test_a_file_that_is_cut_off_is_refused(tiny: Path, tmp_path: Path, validate: Any) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny.read_bytes()[:-100])
+    with pytest.raises(ModelValidationError):
+        LlamaRunner(cut, validate=validate)
+
+
+def test_without_validation_the_word_is_llama_cpps(tiny: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny.read_bytes()[:-100])
+    with pytest.raises(ModelLoadError) as caught:
+        LlamaRunner(cut, validate=False)
+    assert "not within the file bounds" in str(caught.value)
+
+
+@pytest.mark.parametrize("validate", [True, "deep", None])
+def test_other_levels_are_refused(tiny: Path, validate: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="must be 'full', 'header' or False"):
+        LlamaRunner(tiny, validate=validate)
+
+
+# ---- in a child process ------------------------------------------------------------------------
+
+
+def test_a_native_crash_is_an_error_that_names_the_signal(crashing: Path) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        LlamaRunner(crashing, validate=False, isolated=True)
+    assert "was ended by SIGABRT" in str(caught.value)
+    assert "n_expert_used" in (caught.value.native or "")
+
+
+def test_a_good_model_is_loaded_after_its_trial(tiny: Path) -> None:
+    with LlamaRunner(tiny, isolated=True, n_ctx=256) as runner:
+        assert len(runner.generate_stateless("a", 1, ignore_eos=True).tokens) == 1
+
+
+def test_a_vocabulary_alone_is_tried_too(tiny: Path) -> None:
+    with LlamaRunner(tiny, isolated=True, vocab_only=True) as runner:
+        assert len(runner.tokenize("a b")) > 1
+
+
+def test_what_the_trial_finds_is_raised_as_what_it_is(tiny: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    with pytest.raises(ModelLoadError, match="cannot load") as caught:
+        LlamaRunner(broken, validate=False, isolated=True)
+    assert "child" not in caught.value.message
+
+
+def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_runner._probe._TIME_LIMIT", 0.01)
+    with pytest.raises(ModelLoadError, match="got nowhere in 0 s"):
+        LlamaRunner(tiny, isolated=True)
+
+
+# ---- the weights -------------------------------------------------------------------------------
+
+
+def test_broken_weights_are_found_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(small_llama().to_bytes()[:-4] + struct.pack("<f", float("nan")))
+    LlamaRunner(path).close()
+    with pytest.raises(ModelLoadError, match="cannot load") as caught:
+        LlamaRunner(path, check_tensors=True)
+    assert "invalid data" in str(caught.value)
+
+
+def test_sound_weights_pass_the_check(tiny: Path) -> None:
+    LlamaRunner(tiny, check_tensors=True).close()
+
+
+# ---- split models ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("split")
+    whole = small_llama()
+    paths = []
+    for number, tensors in enumerate((whole.tensors[:3], whole.tensors[3:9], whole.tensors[9:])):
+        keys = {**SPLIT, "split.no": (U16, number), **(whole.keys if number == 0 else {})}
+        path = folder / f"tiny-{number + 1:05}-of-00003.gguf"
+        paths.append(GgufFile(keys=keys, tensors=tensors).write(path))
+    return paths
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_split_model_loads_from_any_part(tiny: Path, parts: list[Path], number: int) -> None:
+    with LlamaRunner(tiny) as whole, LlamaRunner(parts[number]) as split:
+        answers = [
+            runner.generate_stateless("w0 w1", 8, temperature=0.0, ignore_eos=True).text
+            for runner in (whole, split)
+        ]
+    assert answers[0] == answers[1]
+    assert estimate_memory(parts[number]) == estimate_memory(tiny)
+
+
+def test_a_missing_part_is_named(parts: list[Path], tmp_path: Path) -> None:
+    for part in parts[:2]:
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    with pytest.raises(ModelNotFoundError, match=parts[2].name):
+        LlamaRunner(tmp_path / parts[0].name)
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def measured(path: Path, n_ctx: int, **options: Any) -> MemoryEstimate:
+    """What a context says of itself when it is there."""
+    model_options = {"n_gpu_layers": options.pop("n_gpu_layers", -1)}
+    with Model(path, **model_options) as model, Context(model, n_ctx=n_ctx, **options) as context:
+        return MemoryEstimate(
+            context.weights_bytes, context.kv_bytes, context.compute_bytes, context.host_bytes
+        )
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_moe, tiny_gemma2, tiny_mamba2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": 512, "n_seq_max": 1},
+        {"n_ctx": 4096, "n_seq_max": 8, "kv_type": "f32"},
+        {"n_ctx": 2048, "n_seq_max": 64, "kv_type": "bf16", "n_gpu_layers": 0},
+    ],
+)
+def test_the_estimate_is_what_is_measured(
+    tmp_path: Path, model: Callable[[], GgufFile], options: dict[str, Any]
+) -> None:
+    path = model().write(tmp_path / "tiny.gguf")
+    estimate = estimate_memory(path, **options)
+    assert estimate == measured(path, **options)
+    assert estimate.total == estimate.weights + estimate.kv + estimate.compute
+
+
+@pytest.mark.parametrize("model", [tiny_bert, tiny_t5])
+def test_there_is_no_estimate_of_what_cannot_run(
+    tmp_path: Path, model: Callable[[], GgufFile]
+) -> None:
+    with pytest.raises(UnsupportedModelError):
+        estimate_memory(model().write(tmp_path / "tiny.gguf"))
+
+
+def test_the_estimate_of_real_weights(model_path: Path) -> None:
+    estimate = estimate_memory(model_path, n_ctx=1024, n_seq_max=2, kv_type="q8_0")
+    assert estimate == measured(model_path, n_ctx=1024, n_seq_max=2, kv_type="q8_0")
+    assert estimate.weights == pytest.approx(read_gguf(model_path).weight_bytes, rel=0.01)
+
+
+def test_weights_that_the_processor_rearranges_count_once(tmp_path: Path) -> None:
+    file = small_llama()
+    file.tensors = [
+        replace(tensor, type_id=TENSOR_Q4_0, nbytes=tensor.size() // 4 // 32 * 18)
+        if len(tensor.shape) == 2
+        else tensor
+        for tensor in file.tensors
+    ]
+    path = file.write(tmp_path / "q4.gguf")
+    assert estimate_memory(path, n_ctx=256) == measured(path, n_ctx=256, n_seq_max=4)
+    weights = read_gguf(path).weight_bytes
+    assert estimate_memory(path, n_ctx=256).weights == pytest.approx(weights, rel=0.05)
+
+
+def test_an_absurd_context_is_estimated_without_making_it(tiny: Path) -> None:
+    one, two = (estimate_memory(tiny, n_ctx=n).kv for n in (1 << 29, 1 << 30))
+    assert two == 2 * one == 1024 * estimate_memory(tiny, n_ctx=1 << 20).kv
+
+
+def test_a_context_without_allocation_is_closed(tiny: Path) -> None:
+    with Model(tiny, no_alloc=True) as model:
+        context = Context(model, n_ctx=512)
+        assert context.closed
+        with pytest.raises(ClosedError):
+            context.new_sequence()
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("llama_runner.loaders.estimate.memory_limit", lambda: limit)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = estimate_memory(tiny, n_ctx=2048).host
+    limit_memory(monkeypatch, limit)
+    LlamaRunner(tiny, n_ctx=2048).close()
+    with pytest.raises(OutOfMemoryError) as caught:
+        LlamaRunner(tiny, n_ctx=4096)
+    assert caught.value.field == "n_ctx"
+    advised = int(str(caught.value).partition(": n_ctx=")[2].split()[0])
+    assert 256 <= advised < 2048
+    assert estimate_memory(tiny, n_ctx=advised).host <= limit
+    LlamaRunner(tiny, n_ctx=advised).close()
+
+
+def test_an_absurd_context_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, 8 << 30)
+    with pytest.raises(OutOfMemoryError, match=rf"n_ctx={N_CTX_TRAIN} would fit"):
+        LlamaRunner(tiny, n_ctx=2**31 - 1)
+
+
+@pytest.mark.parametrize("n_ctx", [256, "auto"])
+def test_weights_that_cannot_fit_are_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, n_ctx: Any
+) -> None:
+    limit_memory(monkeypatch, 1000)
+    with pytest.raises(OutOfMemoryError, match="no n_ctx would fit"):
+        LlamaRunner(tiny, n_ctx=n_ctx)
+
+
+def test_auto_is_the_trained_length_where_there_is_room(tiny: Path) -> None:
+    with LlamaRunner(tiny, n_ctx="auto") as runner:
+        assert runner.get_context_info().n_ctx == N_CTX_TRAIN
+
+
+def test_auto_is_the_largest_that_fits(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, estimate_memory(tiny, n_ctx=2048).host)
+    with LlamaRunner(tiny, n_ctx="auto") as runner:
+        chosen = runner.get_context_info().n_ctx
+    room = 0.9 * estimate_memory(tiny, n_ctx=2048).host
+    assert estimate_memory(tiny, n_ctx=chosen).host <= room
+    assert estimate_memory(tiny, n_ctx=chosen + 256).host > room

@@ -1,0 +1,156 @@
+"""Models of a few kilobytes with random weights, for every kind of memory.
+
+They say the nastiest things, half characters among them, and answer at once, so that properties
+can be tested on many examples. All weights are float32, so that another order of
+additions moves a logit by some 1e-6 of the distance between two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+KINDS = ("plain", "swa", "recurrent", "hybrid", "mrope")
+ARCHITECTURES = {
+    "plain": "llama",
+    "swa": "cohere2",
+    "recurrent": "mamba",
+    "hybrid": "jamba",
+    "mrope": "qwen2vl",
+}
+N_CTX_TRAIN = 4096
+WINDOW = 24
+UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
+# Of one to four bytes in UTF-8, and pieces that share beginnings.
+PIECES = [*"▁abc<>éß漢字€😀\ufffd\n", "ab", "abc", "▁the", "▁a", "<|", "漢字", "😀😀", "👩\u200d🚀"]
+N_VOCAB = FIRST_BYTE + 256 + len(PIECES)
+
+N_EMBD, N_HEAD, N_HEAD_KV, N_FF = 32, 4, 2, 48
+HEAD_DIM = N_EMBD // N_HEAD
+D_INNER, D_STATE, D_CONV, DT_RANK = 2 * N_EMBD, 8, 4, 4
+
+
+def write_model(
+    path: Path, kind: str = "plain", *, suppressed: Sequence[int] = (), broken: bool = False
+) -> Path:
+    """Write a model file.
+
+    Args:
+        path: Where.
+        kind: The kind of memory it has, one of ``KINDS``.
+        suppressed: Token ids that the file says must never be sampled.
+        broken: All logits are NaN.
+    """
+    arch = ARCHITECTURES[kind]
+    layers = _layers(kind)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(N_CTX_TRAIN)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(len(layers))
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(
+        [0 if layer == "ssm" else N_HEAD_KV for layer in layers] if kind == "hybrid" else N_HEAD_KV
+    )
+    writer.add_layer_norm_rms_eps(1e-5)
+    if kind == "swa":
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_sliding_window(WINDOW)
+        writer.add_logit_scale(1.0)
+    if kind == "mrope":
+        writer.add_rope_dimension_sections([2, 1, 1, 0])
+    if "ssm" in layers:
+        writer.add_ssm_conv_kernel(D_CONV)
+        writer.add_ssm_inner_size(D_INNER)
+        writer.add_ssm_state_size(D_STATE)
+        writer.add_ssm_time_step_rank(DT_RANK)
+    _add_vocabulary(writer)
+    if suppressed:
+        writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
+    for name, array in _tensors(kind, layers):
+        writer.add_tensor(name, array * np.float32("nan") if broken else array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def piece(token: int) -> bytes:
+    """The bytes that a generated token adds to the text."""
+    if token < FIRST_BYTE:
+        return b""
+    if token < FIRST_BYTE + 256:
+        return bytes([token - FIRST_BYTE])
+    return PIECES[token - FIRST_BYTE - 256].replace("▁", " ").encode()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    types += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(PIECES)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(names)
+    writer.add_token_scores([float(len(name)) for name in names])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    writer.add_unk_token_id(UNKNOWN)
+    writer.add_add_bos_token(True)
+
+
+def _layers(kind: str) -> list[str]:
+    return {
+        "plain": ["attention"] * 2,
+        "mrope": ["attention"] * 2,
+        "swa": ["attention"] * 4,  # three with a window, one without
+        "recurrent": ["ssm"] * 2,
+        "hybrid": ["ssm", "attention"],
+    }[kind]
+
+
+def _tensors(kind: str, layers: list[str]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    random = np.random.default_rng(20)
+
+    def matrix(n_out: int, n_in: int, scale: float = 1.5) -> np.ndarray[Any, Any]:
+        return (random.standard_normal((n_out, n_in)) * scale / n_in**0.5).astype(np.float32)
+
+    def ones(n: int) -> np.ndarray[Any, Any]:
+        return np.ones(n, np.float32)
+
+    yield "token_embd.weight", matrix(N_VOCAB, N_EMBD, 3.0)
+    yield "output_norm.weight", ones(N_EMBD)
+    if kind != "swa":  # which uses the embeddings once more
+        yield "output.weight", matrix(N_VOCAB, N_EMBD, 3.0)
+    for i, layer in enumerate(layers):
+        yield f"blk.{i}.attn_norm.weight", ones(N_EMBD)
+        if layer == "ssm":
+            yield f"blk.{i}.ssm_in.weight", matrix(2 * D_INNER, N_EMBD)
+            yield f"blk.{i}.ssm_conv1d.weight", matrix(D_INNER, D_CONV)
+            yield f"blk.{i}.ssm_conv1d.bias", np.zeros(D_INNER, np.float32)
+            yield f"blk.{i}.ssm_x.weight", matrix(DT_RANK + 2 * D_STATE, D_INNER)
+            yield f"blk.{i}.ssm_dt.weight", matrix(D_INNER, DT_RANK)
+            yield f"blk.{i}.ssm_dt.bias", np.zeros(D_INNER, np.float32)
+            yield f"blk.{i}.ssm_a", -np.exp(matrix(D_INNER, D_STATE))
+            yield f"blk.{i}.ssm_d", ones(D_INNER)
+            yield f"blk.{i}.ssm_out.weight", matrix(N_EMBD, D_INNER)
+            if kind == "hybrid":
+                yield f"blk.{i}.ssm_dt_norm.weight", ones(DT_RANK)
+                yield f"blk.{i}.ssm_b_norm.weight", ones(D_STATE)
+                yield f"blk.{i}.ssm_c_norm.weight", ones(D_STATE)
+        else:
+            yield f"blk.{i}.attn_q.weight", matrix(N_EMBD, N_EMBD)
+            yield f"blk.{i}.attn_k.weight", matrix(N_HEAD_KV * HEAD_DIM, N_EMBD)
+            yield f"blk.{i}.attn_v.weight", matrix(N_HEAD_KV * HEAD_DIM, N_EMBD)
+            yield f"blk.{i}.attn_output.weight", matrix(N_EMBD, N_EMBD)
+        if kind == "recurrent":
+            continue
+        if kind != "swa":  # which computes both parts of a layer from one norm
+            yield f"blk.{i}.ffn_norm.weight", ones(N_EMBD)
+        yield f"blk.{i}.ffn_gate.weight", matrix(N_FF, N_EMBD)
+        yield f"blk.{i}.ffn_up.weight", matrix(N_FF, N_EMBD)
+        yield f"blk.{i}.ffn_down.weight", matrix(N_EMBD, N_FF)
