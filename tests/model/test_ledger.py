@@ -16,6 +16,7 @@ from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
+    DecodeError,
     InvalidParameterError,
     PromptTooLongError,
 )
@@ -74,6 +75,8 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.context = new_context(self.model, **self.options)
+        self.parks = "parking_ram" in self.options
+        self.may_share = False
         # Computes every answer from the beginning, in a memory of its own.
         self.reference = new_context(self.model, n_seq_max=1)
         self.conversations: list[Conversation] = []
@@ -153,10 +156,12 @@ class Machine(RuleBasedStateMachine):
             conversation.open(max_tokens)
             assert conversation.request is not None
             conversation.request.run()
-            n_prompt, n_reused, n_prefilled = conversation.request.counts
+            n_prompt, n_reused, n_shared, n_prefilled = conversation.request.counts
             assert n_prompt == len(conversation.before)
-            assert n_reused + n_prefilled == n_prompt
-            assert n_reused in (0, min(n_cached, n_prompt - 1))
+            assert n_reused + n_shared + n_prefilled == n_prompt
+            assert n_shared == 0 or n_cached == 0
+            if not self.parks or n_cached > 0:
+                assert n_reused in (0, min(n_cached, n_prompt - 1))
             assert conversation.request.finish_reason in ("stop", "length")
             self.book(conversation)
 
@@ -257,7 +262,51 @@ class Machine(RuleBasedStateMachine):
         conversation = self.chosen(data, busy=False)
         conversation.sequence.evict()
         assert conversation.sequence.n_cached == 0
-        conversation.shifted_from = None
+
+    @precondition(lambda self: len(self.conversations) < N_SEQ_MAX + 2 and self.some_idle())
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        parent = self.chosen(data, busy=False)
+        if len(parent.tokens) >= self.context.n_ctx_seq:
+            return
+        child = Conversation(parent.sequence.fork())
+        child.tokens = list(parent.tokens)
+        child.shifted_from = parent.shifted_from
+        assert child.sequence.n_cached in (0, parent.sequence.n_cached, len(child.tokens))
+        self.conversations.append(child)
+        self.may_share = True
+
+    @precondition(some_idle)
+    @rule(data=st.data())
+    def look_ahead(self, data: st.DataObject) -> None:
+        conversation = self.chosen(data, busy=False)
+        if not 0 < len(conversation.tokens) < self.context.n_ctx_seq:
+            return
+        logits = conversation.sequence.next_logits()
+        assert logits.shape == (N_VOCAB,)
+        assert conversation.sequence.n_cached == len(conversation.tokens)
+        if conversation.shifted_from is None:
+            assert [int(logits.argmax())] == self.continuation(conversation.tokens, 1)
+
+    @precondition(some_idle)
+    @rule(data=st.data())
+    def save_and_restore(self, data: st.DataObject) -> None:
+        conversation = self.chosen(data, busy=False)
+        sequence = conversation.sequence
+        if len(conversation.tokens) >= self.context.n_ctx_seq:
+            return
+        state, n = sequence.save_state()
+        if n == 0:
+            assert state == b""
+            return
+        sequence.forget_from(0)
+        sequence.restore_state(state, n)
+        assert sequence.n_cached == n
+        if self.context.can_shift:
+            with pytest.raises(DecodeError):
+                sequence.restore_state(state[: len(state) // 2], n)
+            assert sequence.n_cached == 0
+            sequence.restore_state(state, n)
 
     @precondition(lambda self: len(self.conversations) > 1 and self.some_idle())
     @rule(data=st.data())
@@ -295,7 +344,7 @@ class Machine(RuleBasedStateMachine):
             assert sequence.tokens.tolist() == conversation.tokens
             assert sequence.busy == (conversation.request is not None)
             assert 0 <= sequence.n_cached <= len(sequence)
-            if sequence.n_cached == 0:
+            if sequence.n_cached == 0 and not self.parks:
                 conversation.shifted_from = None
 
     @invariant()
@@ -317,14 +366,18 @@ class Machine(RuleBasedStateMachine):
     def the_memory_holds_nothing_else(self) -> None:
         if hasattr(self, "context"):
             cached = [c.sequence.n_cached for c in self.conversations]
-            assert self.context.n_resident == sum(cached)
+            if not self.may_share:
+                assert self.context.n_resident == sum(cached)
+            assert max(cached, default=0) <= self.context.n_resident <= sum(cached)
             assert sum(n > 0 for n in cached) <= N_SEQ_MAX
-            assert sum(cached) <= self.context.n_ctx
+            assert self.context.n_resident <= self.context.n_ctx
 
 
 UNIFIED, STREAMS = {"unified": True}, {"unified": False}
 MEMORIES = [
     *((kind, options) for kind in KINDS for options in (UNIFIED, STREAMS)),
+    ("plain", UNIFIED | {"parking_ram": 2**24}),
+    ("hybrid", UNIFIED | {"parking_ram": 2**24}),
     ("swa", UNIFIED | {"swa_full": False}),
     ("swa", STREAMS | {"swa_full": False}),
 ]
