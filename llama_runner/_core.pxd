@@ -24,16 +24,16 @@ cdef class Model:
 
 
 cdef class Vocab:
-    cdef shared_ptr[ModelBox] box
+    cdef Model model
     cdef const llama_vocab * ptr
     cdef readonly int n_tokens
+    cdef const llama_vocab * alive(self) except NULL
     cdef int check_token(self, long long token) except -1
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1
 
 
 cdef class ChatTemplate:
-    cdef shared_ptr[ModelBox] box
     cdef ChatTemplates native
 
 

@@ -13,6 +13,8 @@ from llama_runner._llama_cpp.shim cimport (
 cdef class ChatTemplate:
     """A model's chat template, rendered by llama.cpp's Jinja engine without the GIL.
 
+    A copy of what the model has: it outlives the model.
+
     Args:
         model: Whose template (and BOS/EOS text) to use.
         source: A Jinja template to use instead of the model's own.
@@ -22,16 +24,16 @@ cdef class ChatTemplate:
     """
 
     def __init__(self, Model model not None, str source=None):
-        self.box = model.alive()
+        cdef shared_ptr[ModelBox] weights = model.alive()
         cdef string text
         if source is not None:
             text = source.encode()
-        elif llama_model_chat_template(self.box.get().model, NULL) is NULL:
+        elif llama_model_chat_template(weights.get().model, NULL) is NULL:
             raise ChatTemplateError(
                 "this model has no chat template: give the prompt as text, or pass chat_template="
             )
         try:
-            self.native = chat_templates(self.box.get().model, text)
+            self.native = chat_templates(weights.get().model, text)
         except LlamaRuntimeError as error:
             raise ChatTemplateError(
                 f"the chat template does not parse: {one_line(error)}"

@@ -160,7 +160,7 @@ cdef class Model:
     @property
     def vocab(self):
         """The model's :class:`Vocab`."""
-        return _new_vocab(self.alive())
+        return _new_vocab(self)
 
     @property
     def description(self):

@@ -286,6 +286,7 @@ cdef class Sequence:
         Returns:
             (n_tokens, n_bytes): whole tokens that match, and the bytes of text they stand for.
         """
+        cdef shared_ptr[ContextBox] box = self.context.alive()
         cdef NativeSequence * native = self.alive()
         cdef const llama_vocab * vocab = self.context.engine.traits.vocab
         cdef const char * data = text

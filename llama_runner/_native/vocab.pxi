@@ -89,10 +89,14 @@ cdef int tokenize_into(const llama_vocab * vocab, const char * text, Py_ssize_t 
 
 
 cdef class Vocab:
-    """A model's vocabulary. Obtained from :attr:`Model.vocab`; keeps the model alive."""
+    """A model's vocabulary. Obtained from :attr:`Model.vocab`, and closed with the model."""
 
     def __init__(self):
         raise TypeError("a Vocab comes from Model.vocab")
+
+    cdef const llama_vocab * alive(self) except NULL:
+        self.model.alive()
+        return self.ptr
 
     cdef int check_token(self, long long token) except -1:
         if not 0 <= token < self.n_tokens:
@@ -122,6 +126,7 @@ cdef class Vocab:
 
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1:
+        cdef shared_ptr[ModelBox] weights = self.model.alive()
         cdef const char * data
         cdef Py_ssize_t length
         if isinstance(text, str):
@@ -153,6 +158,7 @@ cdef class Vocab:
         cdef string text
         cdef int32_t n
         cdef size_t i
+        cdef shared_ptr[ModelBox] weights = self.model.alive()
         read_tokens(tokens, ids)
         for i in range(ids.size()):
             self.check_token(ids[i])
@@ -171,6 +177,7 @@ cdef class Vocab:
     def token_to_piece(self, token, *, bint special=True):
         """The bytes of one token; ``special=False`` gives b"" for a control token."""
         cdef string piece, error
+        cdef shared_ptr[ModelBox] weights = self.model.alive()
         self.check_token(token)
         if append_piece(self.ptr, token, special, piece, error) != 0:
             raise TokenizationError(error.decode("utf-8", "replace"))
@@ -179,37 +186,37 @@ cdef class Vocab:
     def is_eog(self, token):
         """Does this token end a generation (EOS, EOT and their like)?"""
         self.check_token(token)
-        return llama_vocab_is_eog(self.ptr, token)
+        return llama_vocab_is_eog(self.alive(), token)
 
     def is_control(self, token):
         """Is this a control token, which stands for no text?"""
         self.check_token(token)
-        return llama_vocab_is_control(self.ptr, token)
+        return llama_vocab_is_control(self.alive(), token)
 
     @property
     def add_bos(self):
         """Does tokenising with ``add_special`` begin with BOS?"""
-        return llama_vocab_get_add_bos(self.ptr)
+        return llama_vocab_get_add_bos(self.alive())
 
     @property
     def bos(self):
-        return optional_token(llama_vocab_bos(self.ptr))
+        return optional_token(llama_vocab_bos(self.alive()))
 
     @property
     def eos(self):
-        return optional_token(llama_vocab_eos(self.ptr))
+        return optional_token(llama_vocab_eos(self.alive()))
 
     @property
     def eot(self):
-        return optional_token(llama_vocab_eot(self.ptr))
+        return optional_token(llama_vocab_eot(self.alive()))
 
     @property
     def nl(self):
-        return optional_token(llama_vocab_nl(self.ptr))
+        return optional_token(llama_vocab_nl(self.alive()))
 
     @property
     def pad(self):
-        return optional_token(llama_vocab_pad(self.ptr))
+        return optional_token(llama_vocab_pad(self.alive()))
 
     def __len__(self):
         return self.n_tokens
@@ -219,10 +226,10 @@ cdef object optional_token(llama_token token):
     return None if token < 0 else token
 
 
-cdef Vocab _new_vocab(shared_ptr[ModelBox] box):
+cdef Vocab _new_vocab(Model model):
     cdef Vocab vocab = Vocab.__new__(Vocab)
-    vocab.box = box
-    vocab.ptr = llama_model_get_vocab(box.get().model)
+    vocab.model = model
+    vocab.ptr = llama_model_get_vocab(model.alive().get().model)
     if llama_vocab_type(vocab.ptr) == LLAMA_VOCAB_TYPE_NONE:
         raise UnsupportedModelError("this model has no vocabulary: it cannot read or write text")
     vocab.n_tokens = llama_vocab_n_tokens(vocab.ptr)

@@ -237,6 +237,8 @@ def test_closed_runner_says_so(model_path: Path) -> None:
         runner.get_context_info,
         runner.gc_context,
         runner.clear_context,
+        lambda: runner.tokenize("a"),
+        lambda: runner.detokenize([1]),
     ]
     for call in calls:
         with pytest.raises(ClosedError):

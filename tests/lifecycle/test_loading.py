@@ -1,0 +1,123 @@
+"""Loading reports its progress, and ends when told to: by the callback, by Ctrl-C, by a thread."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from llama_runner import LlamaRunner
+from llama_runner.errors import ModelLoadError
+
+
+def new_runner(model_path: Path, progress) -> LlamaRunner:
+    return LlamaRunner(model_path, n_ctx=512, n_threads=1, progress=progress)
+
+
+def test_progress_rises_from_0_to_1(model_path: Path) -> None:
+    seen: list[float] = []
+    with new_runner(model_path, seen.append) as runner:
+        assert runner.generate_stateless("The sky is", 1).usage.completion_tokens == 1
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("answer", [None, True, 1, 0])
+def test_only_false_cancels(model_path: Path, answer) -> None:
+    # 0 is not False: a callback may be a file's write, which returns a count.
+    with new_runner(model_path, lambda _: answer) as runner:
+        assert not runner.closed
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0], ids=["start", "middle", "end"])
+def test_false_cancels_the_load(model_path: Path, at: float) -> None:
+    with pytest.raises(ModelLoadError, match=f"loading {model_path} was cancelled"):
+        new_runner(model_path, lambda fraction: fraction < at)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0], ids=["start", "middle", "end"])
+def test_exception_of_the_callback_comes_out_of_the_call(model_path: Path, at: float) -> None:
+    class EnoughError(Exception):
+        pass
+
+    def progress(fraction: float) -> None:
+        if fraction >= at:
+            raise EnoughError(at)
+
+    with pytest.raises(EnoughError, match=str(at)):
+        new_runner(model_path, progress)
+
+
+def test_callback_is_let_go_of_after_the_load(model_path: Path) -> None:
+    class Progress:
+        alive = 0
+
+        def __init__(self) -> None:
+            Progress.alive += 1
+
+        def __call__(self, fraction: float) -> None:
+            pass
+
+        def __del__(self) -> None:
+            Progress.alive -= 1
+
+    with new_runner(model_path, Progress()):
+        gc.collect()
+        assert Progress.alive == 0
+
+
+def test_ctrl_c_while_loading(python) -> None:
+    answer = python(
+        """
+        for at in (0.0, 0.5):
+            sent = []
+
+            def progress(fraction):
+                if fraction >= at and not sent:
+                    sent.append(fraction)
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            try:
+                new_runner(progress=progress)
+            except KeyboardInterrupt:
+                print("interrupted")
+        with new_runner() as runner:
+            print(runner.generate_stateless("The sky is", 1).usage.completion_tokens)
+        """
+    )
+    assert answer == "interrupted\ninterrupted\n1\n"
+
+
+def test_ctrl_c_while_loading_without_a_callback(python) -> None:
+    answer = python(
+        """
+        for _ in range(10):
+            signal_when(lambda: True)
+            try:
+                new_runner().close()
+                time.sleep(5)
+            except KeyboardInterrupt:
+                print("interrupted")
+        """
+    )
+    assert answer == "interrupted\n" * 10
+
+
+def test_threads_load_at_the_same_time(python) -> None:
+    answer = python(
+        """
+        def load():
+            with new_runner() as runner:
+                print(runner.generate_stateless("1, 2, 3, 4,", 5, **GREEDY).text, flush=True)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        """
+    )
+    assert len(set(answer.splitlines())) == 1
+    assert len(answer.splitlines()) == 3
