@@ -12,6 +12,7 @@ and a value out of range are refused with one line that says what would have bee
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -127,6 +128,8 @@ def _allowed(schema: dict[str, Any]) -> str:
             return "a number" + _range(schema)
         case "boolean":
             return "True or False"
+        case "string":
+            return "a string"
         case "null":
             return "None"
         case "array":
@@ -237,8 +240,12 @@ class ContextParams(Parameters):
     gc_threshold: float = Field(default=0.8, gt=0, le=1)
     """Share of the context above which the oldest turns are dropped."""
     parking_ram: int = Field(default=2**30, ge=0, le=2**62)
-    """Bytes of RAM for idle conversations that had to leave the KV cache for others; beyond, they
-    are computed again on their next use."""
+    """Bytes of RAM for idle conversations that had to leave the KV cache for others. What does
+    not fit there or on disk is computed again on its next use."""
+    parking_disk: int = Field(default=0, ge=0, le=2**62)
+    """Bytes on disk for those that no longer fit in RAM; needs parking_dir."""
+    parking_dir: str | None = None
+    """An existing directory for them. The files go with their conversations."""
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     """Base frequency of RoPE. None is the model's."""
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)
@@ -258,6 +265,14 @@ class ContextParams(Parameters):
                 raise InvalidParameterError(
                     f"{name}={size}: must be at least n_seq_max ({self.n_seq_max})", field=name
                 )
+        if self.parking_dir is None and self.parking_disk > 0:
+            raise InvalidParameterError(
+                f"parking_disk={self.parking_disk}: needs parking_dir", field="parking_disk"
+            )
+        if self.parking_dir is not None and not os.path.isdir(self.parking_dir):
+            raise InvalidParameterError(
+                f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
+            )
         if self.flash_attention is False and self.kv_type not in UNQUANTIZED_KV:
             raise InvalidParameterError(
                 f"kv_type={self.kv_type!r}: a quantized KV cache needs flash attention; "
@@ -287,4 +302,6 @@ class ContextParams(Parameters):
             "rope_freq_base": self.rope_freq_base or 0.0,
             "rope_freq_scale": self.rope_freq_scale or 0.0,
             "parking_ram": self.parking_ram,
+            "parking_disk": self.parking_disk,
+            "parking_dir": self.parking_dir,
         }

@@ -60,6 +60,8 @@ class RunnerOptions(TypedDict, total=False):
     offload_kqv: bool
     gc_threshold: float
     parking_ram: int
+    parking_disk: int
+    parking_dir: str | None
     rope_freq_base: float | None
     rope_freq_scale: float | None
 

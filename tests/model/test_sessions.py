@@ -1,0 +1,211 @@
+"""Conversations: room is made, marks and forks are exact, what is pinned stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_runner import GenerationParams, LlamaRunner, Session
+from llama_runner.errors import (
+    ContextBusyError,
+    ContextFullError,
+    InvalidParameterError,
+    PromptTooLongError,
+)
+from llama_runner.memory import sliding_window
+
+N_CTX = 512
+
+
+def greedy(n: int, **more: object) -> GenerationParams:
+    return GenerationParams(max_tokens=n, temperature=0, **more)  # type: ignore[arg-type]
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def runner(model_path: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=3, flash_attention=False) as runner:
+        yield runner
+
+
+@pytest.fixture
+def session(runner: LlamaRunner) -> Iterator[Session]:
+    with runner.session("You are a helpful assistant.") as session:
+        yield session
+
+
+def test_a_conversation_outlives_its_context_many_times(session: Session) -> None:
+    cleaned = 0
+    for i in range(40):
+        completion = session.generate(user(f"Tell me about {i}."), greedy(24, ignore_eos=True))
+        assert len(completion.tokens) == 24
+        info = session.info()
+        assert 0 < info.used <= N_CTX
+        assert sum(span.tokens for span in info.spans) == info.used
+        assert info.spans[0].role == "system"
+        assert session.messages[0]["content"] == "You are a helpful assistant."
+        assert [m["role"] for m in session.messages[1:3]] == ["user", "assistant"]
+        cleaned += info.state == "cleaned"
+    assert cleaned >= 2
+
+
+def test_room_is_made_in_the_middle_of_an_answer(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
+    completion = session.generate(user("Go on."), greedy(300, ignore_eos=True))
+    assert completion.finish_reason == "length"
+    assert len(completion.tokens) == 300
+    assert session.info().state == "cleaned"
+    assert session.messages[-1]["content"] == completion.text
+
+
+def test_room_is_made_in_the_middle_of_a_stream(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
+    with session.stream(user("Go on."), greedy(300, ignore_eos=True)) as stream:
+        text = "".join(chunk.text for chunk in stream)
+    assert stream.completion is not None
+    assert stream.completion.text == text
+    assert len(stream.completion.tokens) == 300
+
+
+def test_a_turn_that_alone_fills_the_context_ends_there(session: Session) -> None:
+    completion = session.generate(user("Go on."), greedy(2 * N_CTX, ignore_eos=True))
+    assert completion.finish_reason == "length"
+    assert session.info().used == N_CTX
+
+
+def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> None:
+    session.generate(user("My name is Ann. " * 30), greedy(8))
+    index = next(i for i, span in enumerate(session.info().spans) if span.role == "user")
+    session.pin(index)
+    for i in range(6):
+        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
+    assert any("Ann" in message["content"] for message in session.messages)
+    before = session.info()
+    with pytest.raises(ContextFullError, match="pinned: user"):
+        session.generate(user("Go on."), greedy(2 * N_CTX, ignore_eos=True))
+    assert session.info().spans == before.spans
+    session.unpin(index)
+    assert session.generate(user("Go on."), greedy(200, ignore_eos=True)).usage
+    with pytest.raises(InvalidParameterError, match="spans"):
+        session.pin(99)
+
+
+def test_gc_reports_what_it_does(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), greedy(30, ignore_eos=True))
+    before = session.info()
+    planned = session.gc(0.1, dry_run=True)
+    assert session.info() == before
+    report = session.gc(0.1)
+    after = session.info()
+    assert (report.spans_removed, report.tokens_removed) == (
+        planned.spans_removed,
+        planned.tokens_removed,
+    )
+    assert report.method == planned.method == "shift"
+    assert before.used - after.used == report.tokens_removed
+    assert len(before.spans) - len(after.spans) == report.spans_removed
+    assert session.gc(0.9).method == "none"
+    kept = session.gc(0.0, policy=sliding_window(99))
+    assert kept.method == "none"
+    with pytest.raises(InvalidParameterError, match="target"):
+        session.gc(1.5)
+
+
+def test_an_exact_collection_is_as_if_the_turns_had_never_been(
+    runner: LlamaRunner, session: Session
+) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), greedy(20, ignore_eos=True))
+    report = session.gc(0.0, exact=True)
+    assert report.method == "rebuild"
+    assert report.tokens_recomputed > 0
+    with runner.session() as fresh:
+        whole = [*session.messages, *user("And now?")]
+        expected = fresh.generate(whole, greedy(16))
+    assert session.generate(user("And now?"), greedy(16)).tokens == expected.tokens
+
+
+def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> None:
+    session.generate(user("Name a colour."), greedy(8))
+    mark = session.mark()
+    before = (session.info(), session.messages)
+    first = session.generate(user("Another one."), greedy(12))
+    session.rewind(mark)
+    assert (session.info(), session.messages) == before
+    session.generate(user("Something else entirely."), greedy(12))
+    session.gc(0.0)
+    session.rewind(mark)
+    assert session.messages == before[1]
+    assert session.generate(user("Another one."), greedy(12)).tokens == first.tokens
+
+
+def test_forks_go_on_independently_and_share_what_they_have_in_common(
+    runner: LlamaRunner, session: Session
+) -> None:
+    session.generate(user("Name a colour. " * 10), greedy(8))
+    used = runner.session().info().used
+    assert used == 0
+    with session.fork() as child:
+        assert child.messages == session.messages
+        ours = session.generate(user("Why that one?"), greedy(12))
+        theirs = child.generate(user("Why that one?"), greedy(12))
+        assert ours.tokens == theirs.tokens
+        assert theirs.receipt.reused == ours.receipt.reused > 40
+        child.generate(user("Another."), greedy(4))
+        assert len(child.messages) == len(session.messages) + 2
+
+
+def test_a_common_beginning_is_computed_once(runner: LlamaRunner) -> None:
+    system = "You are a careful librarian who knows every book. " * 8
+    with runner.session(system) as first, runner.session(system) as second:
+        a = first.generate(user("Who are you?"), greedy(8))
+        b = second.generate(user("Who are you?"), greedy(8))
+        assert b.receipt.shared >= 64
+        assert a.tokens == b.tokens
+
+
+def test_more_sessions_than_fit_come_back_without_being_computed_again(
+    model_path: Path, tmp_path: Path
+) -> None:
+    options = {"n_ctx": N_CTX, "n_seq_max": 2, "flash_attention": False}
+    for parking in (
+        {"parking_ram": 2**30},
+        {"parking_ram": 0, "parking_disk": 2**30, "parking_dir": str(tmp_path)},
+        {"parking_ram": 0},
+    ):
+        with LlamaRunner(model_path, **options, **parking) as runner:  # type: ignore[arg-type]
+            sessions = [
+                runner.session(f"Agent {i} speaks only of number {i}. " * 8) for i in range(4)
+            ]
+            for session in sessions:
+                session.generate(user("Hello."), greedy(4))
+            again = sessions[0].generate(user("And?"), greedy(4))
+            kept = any(parking.values())
+            assert (again.receipt.reused > 60) == kept
+            assert (again.receipt.recomputed < 40) == kept
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_prompts_change_nothing(session: Session) -> None:
+    session.generate(user("Hello."), greedy(4))
+    before = session.info()
+    with pytest.raises(PromptTooLongError, match="fit"):
+        session.generate("word " * N_CTX, greedy(4))
+    with pytest.raises(InvalidParameterError, match="empty"):
+        session.append("")
+    assert session.info() == before
+    with session.stream("Hello", greedy(8)) as stream:
+        next(stream)
+        for forbidden in (session.mark, session.fork, session.gc, session.clear, session.close):
+            with pytest.raises(ContextBusyError):
+                forbidden()
+    session.clear()
+    assert session.info().state == "empty"

@@ -1,0 +1,107 @@
+"""Which spans a garbage collection takes: the rules that no policy may break."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_runner.errors import InvalidParameterError
+from llama_runner.memory import (
+    attention_sinks,
+    oldest_turns,
+    plan,
+    resolve_policy,
+    sliding_window,
+    tool_results,
+)
+from llama_runner.results import Span
+
+POLICIES = [oldest_turns, tool_results, sliding_window(2), attention_sinks(20)]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Span]:
+    """System message or not, then turns: a user's message, calls with results, an answer."""
+    roles: list[tuple[str, int]] = [("system", 0)] if draw(st.booleans()) else []
+    for turn in range(draw(st.integers(1, 6))):
+        roles.append(("user", turn))
+        for _ in range(draw(st.integers(0, 2))):
+            roles.append(("assistant", turn))
+            roles += [("tool", turn)] * draw(st.integers(1, 2))
+        roles.append(("assistant", turn))
+    spans, start = [], 0
+    for role, turn in roles:
+        n = draw(st.integers(1, 30))
+        pinned = role == "system" or draw(st.integers(0, 9)) == 0
+        spans.append(Span(role, start, n, pinned, turn))
+        start += n
+    return spans
+
+
+@given(conversations(), st.integers(-5, 300), st.sampled_from(POLICIES))
+def test_the_rules_hold_for_every_policy(spans: list[Span], goal: int, policy: object) -> None:
+    chosen = plan(spans, goal, policy)  # type: ignore[arg-type]
+    assert chosen == sorted(set(chosen))
+    for i in chosen:
+        assert not spans[i].pinned
+        assert spans[i].turn < spans[-1].turn
+        if spans[i].role == "assistant":
+            j = i + 1
+            while j < len(spans) and spans[j].role == "tool":
+                assert j in chosen, "a result stays without its call"
+                j += 1
+
+
+@given(conversations(), st.integers(1, 300))
+def test_oldest_turns_frees_enough_and_not_more_turns_than_needed(
+    spans: list[Span], goal: int
+) -> None:
+    chosen = plan(spans, goal, oldest_turns)
+    freed = sum(spans[i].tokens for i in chosen)
+    free_to_go = [i for i, s in enumerate(spans) if not s.pinned and s.turn < spans[-1].turn]
+    if freed < goal:
+        # Only what the rules keep is left: pinned spans, and calls whose results are pinned.
+        left = [i for i in free_to_go if i not in chosen]
+        assert all(
+            spans[i].role == "assistant" and i + 1 < len(spans) and spans[i + 1].role == "tool"
+            for i in left
+        )
+    elif chosen:
+        newest = max(spans[i].turn for i in chosen)
+        without = sum(spans[i].tokens for i in chosen if spans[i].turn < newest)
+        assert without < goal
+
+
+def test_tool_results_go_before_turns_oldest_first() -> None:
+    spans = [
+        Span("user", 0, 5, False, 0),
+        Span("assistant", 5, 5, False, 0),
+        Span("tool", 10, 50, False, 0),
+        Span("assistant", 60, 5, False, 0),
+        Span("user", 65, 5, False, 1),
+        Span("assistant", 70, 5, False, 1),
+        Span("tool", 75, 50, False, 1),
+        Span("assistant", 125, 5, False, 1),
+        Span("user", 130, 5, False, 2),
+    ]
+    assert plan(spans, 40, tool_results) == [2]
+    assert plan(spans, 60, tool_results) == [2, 6]
+    assert plan(spans, 110, tool_results) == [0, 1, 2, 3, 6]
+
+
+def test_a_sliding_window_and_attention_sinks_keep_their_turns() -> None:
+    spans = [Span("user", 10 * turn, 10, False, turn) for turn in range(6)]
+    assert plan(spans, 1000, sliding_window(3)) == [0, 1, 2]
+    assert plan(spans, 1000, attention_sinks(20)) == [2, 3, 4]
+    assert plan(spans, 15, attention_sinks(1)) == [1, 2]
+
+
+def test_names_of_policies() -> None:
+    assert resolve_policy("oldest_turns") is oldest_turns
+    assert resolve_policy(tool_results) is tool_results
+    for wrong in ("newest", 3):
+        with pytest.raises(InvalidParameterError, match="oldest_turns"):
+            resolve_policy(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameterError, match="negative"):
+        sliding_window(-1)
