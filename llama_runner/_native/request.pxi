@@ -84,15 +84,19 @@ cdef class Request:
             ("", []) or the rest when :attr:`done`.
         """
         cdef NativeRequest * native = self.native.get()
-        cdef size_t start, n_start
+        cdef size_t start, n_start, n
         self._advance(True)
         start, n_start = native.taken, native.tokens_taken
         native.taken = native.released
-        native.tokens_taken = native.output.size()
+        n = native.output.size()
+        if native.phase != Phase.Done:
+            # A token whose text is held back may yet turn out to be part of a stop string.
+            while n > n_start and native.output_starts[n - 1] >= native.taken:
+                n -= 1
+        native.tokens_taken = n
         return (
             native.text.substr(start, native.taken - start).decode("utf-8", "replace"),
-            [native.output[i] for i in range(min(n_start, native.output.size()),
-                                             native.output.size())],
+            [native.output[i] for i in range(n_start, n)],
         )
 
     def _advance(self, bint streaming):

@@ -9,7 +9,7 @@
 # min-p, temperature, dist (src/llama-sampler.cpp) in the same order and precision, with the same
 # generator, so that a seed gives the same tokens on both paths. Recipes with no top-k, or one so
 # large that few blocks drop out, need the whole distribution and go through that chain itself.
-from libc.math cimport INFINITY, expf, isfinite, logf
+from libc.math cimport INFINITY, expf, isfinite, isnan, logf
 from libcpp.algorithm cimport nth_element, sort
 from libcpp.random cimport mt19937, uniform_real_distribution
 
@@ -43,14 +43,14 @@ cdef cpp_bool float_greater(const float & a, const float & b) noexcept nogil:
 
 cdef inline float max_of_block(const float * x) noexcept nogil:
     # `a if a > b else b` on independent lanes is what a vector maximum computes, so the compiler
-    # can use it without being allowed to reorder floats.
+    # can use it without being allowed to reorder floats. In this order a NaN is never taken.
     cdef float lanes[LANES]
     cdef int i, j
     for j in range(LANES):
-        lanes[j] = x[j]
-    for i in range(LANES, BLOCK, LANES):
+        lanes[j] = -INFINITY
+    for i in range(0, BLOCK, LANES):
         for j in range(LANES):
-            lanes[j] = lanes[j] if lanes[j] > x[i + j] else x[i + j]
+            lanes[j] = x[i + j] if x[i + j] > lanes[j] else lanes[j]
     for j in range(LANES // 2):
         lanes[j] = lanes[j] if lanes[j] > lanes[j + 8] else lanes[j + 8]
     for j in range(LANES // 4):
@@ -68,8 +68,8 @@ cdef void find_block_maxima(const float * logits, int n, vector[float] & maxima)
     for b in range(n_whole):
         maxima[b] = max_of_block(logits + b * BLOCK)
     if n_whole * BLOCK < n:
-        tail = logits[n_whole * BLOCK]
-        for i in range(n_whole * BLOCK + 1, n):
+        tail = -INFINITY
+        for i in range(n_whole * BLOCK, n):
             tail = logits[i] if logits[i] > tail else tail
         maxima[n_whole] = tail
 
@@ -232,7 +232,8 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
     state.chain_data.resize(n)
     for i in range(n):
         state.chain_data[i].id = i
-        state.chain_data[i].logit = logits[i]
+        # The chain sorts: an order that has NaNs in it is undefined.
+        state.chain_data[i].logit = -INFINITY if isnan(logits[i]) else logits[i]
         state.chain_data[i].p = 0
         finite = finite or isfinite(logits[i])
     if not finite:

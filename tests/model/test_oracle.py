@@ -26,10 +26,9 @@ def assert_equal_to_a_plain_loop(
         assert len(prompt) == n_prompt
         completion = runner.generate_stateless(prompt, N_PREDICT, temperature=0)
         is_end = runner.model.vocab.is_eog
-
-    choices = oracle(prompt, N_PREDICT, n_ctx=n_ctx, n_threads=n_threads)
-    expected = takewhile(lambda token: not is_end(token), (choice.token for choice in choices))
-    assert completion.tokens == tuple(expected)
+        choices = oracle(prompt, N_PREDICT, n_ctx=n_ctx, n_threads=n_threads)
+        expected = takewhile(lambda token: not is_end(token), (choice.token for choice in choices))
+        assert completion.tokens == tuple(expected)
     assert completion.usage.prompt_tokens == n_prompt
 
 
