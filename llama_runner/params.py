@@ -12,9 +12,9 @@ and a value out of range are refused with one line that says what would have bee
 from __future__ import annotations
 
 import difflib
-import os
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -269,7 +269,7 @@ class ContextParams(Parameters):
             raise InvalidParameterError(
                 f"parking_disk={self.parking_disk}: needs parking_dir", field="parking_disk"
             )
-        if self.parking_dir is not None and not os.path.isdir(self.parking_dir):
+        if self.parking_dir is not None and not Path(self.parking_dir).is_dir():
             raise InvalidParameterError(
                 f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
             )
