@@ -24,6 +24,7 @@ class Generation:
         sequence: Holds the whole prompt.
         params: Without a seed, one is chosen here.
         temporary: Leave nothing behind in the KV memory.
+        shifted: Tokens of the prompt that were moved to make room for it.
         first_difference: Where the prompt first differed from what was in memory.
     """
 
@@ -33,12 +34,14 @@ class Generation:
         params: GenerationParams,
         *,
         temporary: bool = False,
+        shifted: int = 0,
         first_difference: int | None = None,
     ) -> None:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
         self.request = Request(sequence, params, temporary=temporary)
+        self._shifted = shifted
         self._first_difference = first_difference
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
@@ -71,6 +74,7 @@ class Generation:
             receipt=Receipt(
                 reused=n_reused,
                 shared=n_shared,
+                shifted=self._shifted,
                 recomputed=n_prefilled,
                 first_difference=self._first_difference,
             ),

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
     BaseModel,
@@ -28,7 +28,13 @@ from pydantic import (
 
 from llama_runner.errors import InvalidParameterError
 
-__all__ = ["ContextParams", "GenerationParams", "ModelParams"]
+__all__ = [
+    "ContextParams",
+    "GenerationOptions",
+    "GenerationParams",
+    "ModelParams",
+    "generation_params",
+]
 
 INT32_MAX = 2**31 - 1
 # llama.cpp reads the last uint32 as "choose one at random", so it cannot be asked for as a seed.
@@ -184,6 +190,34 @@ class GenerationParams(Parameters):
     """Read special tokens written out in a raw text prompt as those tokens."""
     ignore_eos: bool = False
     """Go on after the model's end-of-generation token, up to max_tokens."""
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The keywords of a generation: the fields of GenerationParams but max_tokens."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_last_n: int
+    seed: int | None
+    stop: str | Sequence[str]
+    parse_special: bool
+    ignore_eos: bool
+
+
+def generation_params(
+    max_tokens: int, params: GenerationParams | None, overrides: GenerationOptions
+) -> GenerationParams:
+    """What a call asks for: its keywords over its params over the defaults.
+
+    Raises:
+        InvalidParameterError: One is unknown or out of range.
+    """
+    return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
 
 
 class ModelParams(Parameters):

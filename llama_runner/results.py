@@ -71,7 +71,7 @@ class Receipt:
     shared: int = 0
     """Taken over from another sequence."""
     shifted: int = 0
-    """Kept, at another position."""
+    """Of the reused ones: moved to another position since the last generation."""
     first_difference: int | None = None
     """Position at which the prompt first differed from what was there, if it did."""
 

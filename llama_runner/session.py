@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Sequence
 from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike, plan, resolve_policy
-from llama_runner.params import GenerationParams
+from llama_runner.params import GenerationOptions, GenerationParams, generation_params
 from llama_runner.prompts.messages import Prompt, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, ContextState, GcReport
 from llama_runner.transcript import Transcript, TranscriptMark
@@ -53,6 +53,7 @@ class Session:
         self._gc_threshold = gc_threshold
         self._transcript = Transcript(context.new_sequence(), context.model.vocab, template)
         self._cleaned = False
+        self._n_shifted = 0  # tokens that the last collection moved up
         self._lock = threading.RLock()
 
     @property
@@ -67,26 +68,45 @@ class Session:
 
     # ---- generating ----------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, params: GenerationParams | None = None) -> Completion:
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Completion:
         """Add a prompt, generate, and keep both. A call that raises leaves all as it was.
+
+        Args:
+            prompt: Text or token ids to go on with, or messages.
+            max_tokens: Most tokens to generate.
+            params: How to sample and when to stop; ``overrides`` are changes to it.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
             ContextFullError: All that could make room is pinned.
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
+        chosen = generation_params(max_tokens, params, overrides)
         with self._lock, self._undone_on_error():
-            generation = self._begin(prompt, params or GenerationParams())
+            generation = self._begin(prompt, chosen)
             completion = generation.run(self._make_room_while_generating)
             self._transcript.book_answer(completion.text)
             return completion
 
-    def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 200,
+        params: GenerationParams | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Stream:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
+        chosen = generation_params(max_tokens, params, overrides)
         with self._lock:
             before = self._transcript.mark()
             with self._undone_on_error():
-                generation = self._begin(prompt, params or GenerationParams())
+                generation = self._begin(prompt, chosen)
 
             def on_end(completion: Completion | None) -> None:
                 with self._lock:
@@ -118,9 +138,13 @@ class Session:
             self._transcript.add_raw(prompt, parse_special=params.parse_special)
         kept = self._transcript.n_kept
         self._cleaned = False
+        self._n_shifted = 0
         self._make_room_for_prompt()
         generation = Generation(
-            self._sequence, params, first_difference=kept if kept < before else None
+            self._sequence,
+            params,
+            shifted=self._n_shifted,
+            first_difference=kept if kept < before else None,
         )
         generation.request.resume(self._pause_at())
         return generation
@@ -193,13 +217,15 @@ class Session:
         n_tokens = sum(spans[i].tokens for i in doomed)
         shifts = self._context.can_shift and not exact
         method = "shift" if shifts else "rebuild"
+        n_before = spans[doomed[0]].start
+        n_rest = len(self._sequence) - n_tokens - n_before
         if not dry_run:
             if exact:
-                self._sequence.forget_from(spans[doomed[0]].start)
+                self._sequence.forget_from(n_before)
+            n_cached = self._sequence.n_cached
             method = self._transcript.remove(doomed)
             self._cleaned = True
-        n_before = spans[doomed[0]].start
-        n_rest = sum(span.tokens for span in spans) - n_tokens - n_before
+            self._n_shifted = n_cached - n_tokens - n_before if method == "shift" else 0
         return GcReport(
             spans_removed=len(doomed),
             tokens_removed=n_tokens,

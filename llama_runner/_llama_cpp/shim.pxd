@@ -59,11 +59,9 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
         int32_t n_tokens
         size_t size
     ctypedef shared_ptr[ParkedState] ParkedPtr
-    cdef struct Parking:
+    cdef cppclass Parking:
         size_t ram_limit
         size_t disk_limit
-        size_t ram_used
-        size_t disk_used
         string directory
     size_t save_state(
         llama_context * context, llama_seq_id slot, uint32_t flags, vector[uint8_t] & out)

@@ -1,6 +1,7 @@
 // Where the state of a sequence waits while others use its cells: in RAM, else in a file.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "guard.hpp"
+#include "handles.hpp"
 #include "llama.h"
 
 namespace llama_runner {
@@ -18,7 +20,9 @@ struct ParkedState {
     std::vector<uint8_t> bytes;   // empty when in `path`
     std::string          path;    // a file of our own, removed with the state
     size_t               size = 0;
-    size_t *             account = nullptr;  // the tier's bytes in use, given back at the end
+    const long           owner = process_id();
+    // The tier's bytes in use, given back at the end; the context outlives its sequences.
+    std::atomic<size_t> * account = nullptr;
 
     ParkedState() = default;
     ParkedState(const ParkedState &) = delete;
@@ -26,7 +30,7 @@ struct ParkedState {
         if (account) {
             *account -= size;
         }
-        if (!path.empty()) {
+        if (!path.empty() && process_id() == owner) {  // a forked child must leave it alone
             std::remove(path.c_str());
         }
     }
@@ -38,9 +42,10 @@ using ParkedPtr = std::shared_ptr<ParkedState>;
 struct Parking {
     size_t      ram_limit  = 0;
     size_t      disk_limit = 0;
-    size_t      ram_used   = 0;
-    size_t      disk_used  = 0;
     std::string directory;
+    // A state may end in any thread: with the sequence that has it.
+    std::atomic<size_t> ram_used{0};
+    std::atomic<size_t> disk_used{0};
     uint64_t    n_files = 0;
 };
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_runner import GenerationParams, LlamaRunner, Session
+from llama_runner import LlamaRunner, Session
 from llama_runner.errors import (
     ContextBusyError,
     ContextFullError,
@@ -15,12 +15,13 @@ from llama_runner.errors import (
     PromptTooLongError,
 )
 from llama_runner.memory import sliding_window
+from llama_runner.params import GenerationOptions
 
 N_CTX = 512
 
 
-def greedy(n: int, **more: object) -> GenerationParams:
-    return GenerationParams(max_tokens=n, temperature=0, **more)  # type: ignore[arg-type]
+def greedy(*, ignore_eos: bool = False) -> GenerationOptions:
+    return {"temperature": 0, "ignore_eos": ignore_eos}
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -42,7 +43,7 @@ def session(runner: LlamaRunner) -> Iterator[Session]:
 def test_a_conversation_outlives_its_context_many_times(session: Session) -> None:
     cleaned = 0
     for i in range(40):
-        completion = session.generate(user(f"Tell me about {i}."), greedy(24, ignore_eos=True))
+        completion = session.generate(user(f"Tell me about {i}."), 24, **greedy(ignore_eos=True))
         assert len(completion.tokens) == 24
         info = session.info()
         assert 0 < info.used <= N_CTX
@@ -56,8 +57,8 @@ def test_a_conversation_outlives_its_context_many_times(session: Session) -> Non
 
 def test_room_is_made_in_the_middle_of_an_answer(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
-    completion = session.generate(user("Go on."), greedy(300, ignore_eos=True))
+        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+    completion = session.generate(user("Go on."), 300, **greedy(ignore_eos=True))
     assert completion.finish_reason == "length"
     assert len(completion.tokens) == 300
     assert session.info().state == "cleaned"
@@ -66,8 +67,8 @@ def test_room_is_made_in_the_middle_of_an_answer(session: Session) -> None:
 
 def test_room_is_made_in_the_middle_of_a_stream(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
-    with session.stream(user("Go on."), greedy(300, ignore_eos=True)) as stream:
+        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+    with session.stream(user("Go on."), 300, **greedy(ignore_eos=True)) as stream:
         text = "".join(chunk.text for chunk in stream)
     assert stream.completion is not None
     assert stream.completion.text == text
@@ -75,31 +76,31 @@ def test_room_is_made_in_the_middle_of_a_stream(session: Session) -> None:
 
 
 def test_a_turn_that_alone_fills_the_context_ends_there(session: Session) -> None:
-    completion = session.generate(user("Go on."), greedy(2 * N_CTX, ignore_eos=True))
+    completion = session.generate(user("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
     assert completion.finish_reason == "length"
     assert session.info().used == N_CTX
 
 
 def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> None:
-    session.generate(user("My name is Ann. " * 30), greedy(8))
+    session.generate(user("My name is Ann. " * 30), 8, **greedy())
     index = next(i for i, span in enumerate(session.info().spans) if span.role == "user")
     session.pin(index)
     for i in range(6):
-        session.generate(user(f"Tell me about {i}."), greedy(40, ignore_eos=True))
+        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
     assert any("Ann" in message["content"] for message in session.messages)
     before = session.info()
     with pytest.raises(ContextFullError, match="pinned: user"):
-        session.generate(user("Go on."), greedy(2 * N_CTX, ignore_eos=True))
+        session.generate(user("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
     assert session.info().spans == before.spans
     session.unpin(index)
-    assert session.generate(user("Go on."), greedy(200, ignore_eos=True)).usage
+    assert session.generate(user("Go on."), 200, **greedy(ignore_eos=True)).usage
     with pytest.raises(InvalidParameterError, match="spans"):
         session.pin(99)
 
 
 def test_gc_reports_what_it_does(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), greedy(30, ignore_eos=True))
+        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
     before = session.info()
     planned = session.gc(0.1, dry_run=True)
     assert session.info() == before
@@ -123,51 +124,51 @@ def test_an_exact_collection_is_as_if_the_turns_had_never_been(
     runner: LlamaRunner, session: Session
 ) -> None:
     for i in range(3):
-        session.generate(user(f"Tell me about {i}."), greedy(20, ignore_eos=True))
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     report = session.gc(0.0, exact=True)
     assert report.method == "rebuild"
     assert report.tokens_recomputed > 0
     with runner.session() as fresh:
         whole = [*session.messages, *user("And now?")]
-        expected = fresh.generate(whole, greedy(16))
-    assert session.generate(user("And now?"), greedy(16)).tokens == expected.tokens
+        expected = fresh.generate(whole, 16, **greedy())
+    assert session.generate(user("And now?"), 16, **greedy()).tokens == expected.tokens
 
 
 def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> None:
-    session.generate(user("Name a colour."), greedy(8))
+    session.generate(user("Name a colour."), 8, **greedy())
     mark = session.mark()
     before = (session.info(), session.messages)
-    first = session.generate(user("Another one."), greedy(12))
+    first = session.generate(user("Another one."), 12, **greedy())
     session.rewind(mark)
     assert (session.info(), session.messages) == before
-    session.generate(user("Something else entirely."), greedy(12))
+    session.generate(user("Something else entirely."), 12, **greedy())
     session.gc(0.0)
     session.rewind(mark)
     assert session.messages == before[1]
-    assert session.generate(user("Another one."), greedy(12)).tokens == first.tokens
+    assert session.generate(user("Another one."), 12, **greedy()).tokens == first.tokens
 
 
 def test_forks_go_on_independently_and_share_what_they_have_in_common(
     runner: LlamaRunner, session: Session
 ) -> None:
-    session.generate(user("Name a colour. " * 10), greedy(8))
+    session.generate(user("Name a colour. " * 10), 8, **greedy())
     used = runner.session().info().used
     assert used == 0
     with session.fork() as child:
         assert child.messages == session.messages
-        ours = session.generate(user("Why that one?"), greedy(12))
-        theirs = child.generate(user("Why that one?"), greedy(12))
+        ours = session.generate(user("Why that one?"), 12, **greedy())
+        theirs = child.generate(user("Why that one?"), 12, **greedy())
         assert ours.tokens == theirs.tokens
         assert theirs.receipt.reused == ours.receipt.reused > 40
-        child.generate(user("Another."), greedy(4))
+        child.generate(user("Another."), 4, **greedy())
         assert len(child.messages) == len(session.messages) + 2
 
 
 def test_a_common_beginning_is_computed_once(runner: LlamaRunner) -> None:
     system = "You are a careful librarian who knows every book. " * 8
     with runner.session(system) as first, runner.session(system) as second:
-        a = first.generate(user("Who are you?"), greedy(8))
-        b = second.generate(user("Who are you?"), greedy(8))
+        a = first.generate(user("Who are you?"), 8, **greedy())
+        b = second.generate(user("Who are you?"), 8, **greedy())
         assert b.receipt.shared >= 64
         assert a.tokens == b.tokens
 
@@ -186,8 +187,8 @@ def test_more_sessions_than_fit_come_back_without_being_computed_again(
                 runner.session(f"Agent {i} speaks only of number {i}. " * 8) for i in range(4)
             ]
             for session in sessions:
-                session.generate(user("Hello."), greedy(4))
-            again = sessions[0].generate(user("And?"), greedy(4))
+                session.generate(user("Hello."), 4, **greedy())
+            again = sessions[0].generate(user("And?"), 4, **greedy())
             kept = any(parking.values())
             assert (again.receipt.reused > 60) == kept
             assert (again.receipt.recomputed < 40) == kept
@@ -195,14 +196,14 @@ def test_more_sessions_than_fit_come_back_without_being_computed_again(
 
 
 def test_bad_prompts_change_nothing(session: Session) -> None:
-    session.generate(user("Hello."), greedy(4))
+    session.generate(user("Hello."), 4, **greedy())
     before = session.info()
     with pytest.raises(PromptTooLongError, match="fit"):
-        session.generate("word " * N_CTX, greedy(4))
+        session.generate("word " * N_CTX, 4, **greedy())
     with pytest.raises(InvalidParameterError, match="empty"):
         session.append("")
     assert session.info() == before
-    with session.stream("Hello", greedy(8)) as stream:
+    with session.stream("Hello", 8, **greedy()) as stream:
         next(stream)
         for forbidden in (session.mark, session.fork, session.gc, session.clear, session.close):
             with pytest.raises(ContextBusyError):

@@ -13,8 +13,13 @@ import pytest
 import llama_runner
 from llama_runner import errors
 from llama_runner.errors import LlamaError
-from llama_runner.params import ContextParams, GenerationParams, ModelParams
-from llama_runner.runner import GenerationOptions, RunnerOptions
+from llama_runner.params import (
+    ContextParams,
+    GenerationOptions,
+    GenerationParams,
+    ModelParams,
+)
+from llama_runner.runner import RunnerOptions
 
 PUBLIC = [
     "Chunk",
