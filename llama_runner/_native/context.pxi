@@ -264,7 +264,7 @@ cdef class Context:
         cdef bytes encoded = _os.fsencode(path)
         cdef const char * file = encoded
         cdef llama_model * model = self.model.box.get().model
-        cdef llama_adapter_lora * adapter
+        cdef llama_adapter_lora * adapter = NULL
         if name in self.adapters:
             raise InvalidParameterError(
                 f"name: there is an adapter {name!r} already; choose another name", field="name")
