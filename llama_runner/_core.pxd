@@ -5,6 +5,7 @@ from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport llama_model, llama_token, llama_vocab
 from llama_runner._llama_cpp.shim cimport (
+    Adapter,
     ChatTemplates,
     ContextBox,
     Engine,
@@ -53,8 +54,10 @@ cdef class Context:
     cdef readonly size_t host_bytes  # what of the three is in the machine's own memory
     cdef readonly str memory_kind
     cdef readonly bint unified
+    cdef dict adapters  # LoRA adapters by name: addresses of what is freed with the model
     cdef object __weakref__
     cdef shared_ptr[ContextBox] alive(self) except *
+    cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1
     cdef int _learn_traits(self, const llama_model * model) except -1
 
 

@@ -40,6 +40,7 @@ class Generation:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
+        sequence.use_adapters(params.lora)
         self.request = Request(sequence, params, temporary=temporary)
         self._shifted = shifted
         self._first_difference = first_difference

@@ -48,6 +48,7 @@ SplitMode = Literal["none", "layer", "row"]
 KvLayout = Literal["auto", "unified", "streams"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 StopString = Annotated[str, Field(min_length=1)]
+LoraScale = Annotated[float, Field(ge=-100, le=100)]
 UNQUANTIZED_KV = ("f32", "f16", "bf16")
 
 
@@ -139,6 +140,10 @@ def _allowed(schema: dict[str, Any]) -> str:
         case "null":
             return "None"
         case "array":
+            if "prefixItems" in schema["items"]:
+                return f"a mapping of at most {schema['maxItems']} names to numbers" + _range(
+                    schema["items"]["prefixItems"][1]
+                )
             return f"at most {schema['maxItems']} non-empty strings"
     raise AssertionError(f"no words for the schema {schema}")
 
@@ -151,6 +156,10 @@ def _range(schema: dict[str, Any]) -> str:
 
 def _short(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _as_pairs(value: object) -> object:
+    return tuple(sorted(value.items(), key=str)) if isinstance(value, Mapping) else value
 
 
 def _as_tuple(value: object) -> object:
@@ -188,6 +197,11 @@ class GenerationParams(Parameters):
     """Strings that end the answer; they are not part of it."""
     parse_special: bool = True
     """Read special tokens written out in a raw text prompt as those tokens."""
+    lora: Annotated[tuple[tuple[str, LoraScale], ...], BeforeValidator(_as_pairs)] = Field(
+        default=(), max_length=16
+    )
+    """Adapters to compute with, by the names that load_lora() gave them: a mapping to their
+    scales. 1 is as trained, 0 is none."""
     ignore_eos: bool = False
     """Go on after the model's end-of-generation token, up to max_tokens."""
 
@@ -206,6 +220,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     parse_special: bool
+    lora: Mapping[str, float]
     ignore_eos: bool
 
 

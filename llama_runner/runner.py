@@ -8,7 +8,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.errors import ChatTemplateError, ClosedError, InvalidParameterError
+from llama_runner.errors import (
+    ChatTemplateError,
+    ClosedError,
+    InvalidParameterError,
+    UnsupportedModelError,
+)
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
 from llama_runner.params import (
@@ -282,6 +287,41 @@ class LlamaRunner:
         if system is not None:
             session.append([{"role": "system", "content": system}])
         return session
+
+    # ---- adapters ------------------------------------------------------------------------------
+
+    def load_lora(self, path: ModelPath, name: str | None = None) -> str:
+        """Load a LoRA adapter; a generation uses it with ``lora={name: scale}``.
+
+        Requests with other adapters, or other scales, are not computed together: they take turns,
+        the oldest first. A conversation that goes on with other adapters is computed again.
+
+        Args:
+            path: A GGUF file of an adapter for this model.
+            name: What to call it; the file's name without its ending, if not given.
+
+        Returns:
+            The name.
+
+        Raises:
+            ModelNotFoundError: No such file.
+            ModelValidationError: Not an adapter, or not one for this model.
+            UnsupportedModelError: It is to be switched on by tokens of the prompt (aLoRA).
+            ModelLoadError: llama.cpp refused it.
+            InvalidParameterError: The name is taken.
+        """
+        from llama_runner.loaders import read_gguf, validate_lora
+
+        context = self._alive_context()
+        info = validate_lora(path, read_gguf(self.model.path))
+        if "adapter.alora.invocation_tokens" in info.keys:
+            raise UnsupportedModelError(
+                f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a prompt: "
+                "convert it as a plain one"
+            )
+        name = Path(path).stem if name is None else name
+        context.load_adapter(name, path)
+        return name
 
     # ---- text ----------------------------------------------------------------------------------
 

@@ -104,14 +104,14 @@ class Session:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
         chosen = generation_params(max_tokens, params, overrides)
         with self._lock:
-            before = self._transcript.mark()
+            before, cleaned = self._transcript.mark(), self._cleaned
             with self._undone_on_error():
                 generation = self._begin(prompt, chosen)
 
             def on_end(completion: Completion | None) -> None:
                 with self._lock:
                     if completion is None:
-                        self._go_back(before)
+                        self._go_back(before, cleaned)
                     else:
                         self._transcript.book_answer(completion.text)
 
@@ -374,13 +374,14 @@ class Session:
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
-        before = self._transcript.mark()
+        before, cleaned = self._transcript.mark(), self._cleaned
         try:
             yield
         except BaseException:
-            self._go_back(before)
+            self._go_back(before, cleaned)
             raise
 
-    def _go_back(self, before: TranscriptMark) -> None:
+    def _go_back(self, before: TranscriptMark, cleaned: bool) -> None:
         if not self._sequence.busy and not self._context.closed:
             self._transcript.go_back(before)
+            self._cleaned = cleaned

@@ -92,6 +92,9 @@ cdef extern from "llama.h" nogil:
         bool swa_full
         bool kv_unified
 
+    cdef struct llama_adapter_lora:
+        pass
+
     ctypedef struct llama_batch:
         int32_t n_tokens
         llama_token * token
@@ -153,6 +156,9 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_recurrent(const llama_model * model)
     bool llama_model_is_hybrid(const llama_model * model)
     bool llama_model_is_diffusion(const llama_model * model)
+
+    llama_adapter_lora * llama_adapter_lora_init(
+        llama_model * model, const char * path) except +set_python_error
 
     llama_context * llama_init_from_model(
         llama_model * model, llama_context_params params) except +set_python_error

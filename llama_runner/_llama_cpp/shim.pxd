@@ -10,6 +10,7 @@ from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.ggml cimport ggml_threadpool
 from llama_runner._llama_cpp.llama cimport (
+    llama_adapter_lora,
     llama_batch,
     llama_context,
     llama_model,
@@ -115,6 +116,11 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         llama_sampler * chain
         bool use_chain
 
+    cdef cppclass Adapter:
+        llama_adapter_lora * weights
+        float scale
+        bool operator==(const Adapter & other)
+
     cdef cppclass NativeSequence "llama_runner::Sequence":
         vector[llama_token] tokens
         int32_t n_kv
@@ -124,6 +130,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool busy
         ParkedPtr parked
         int32_t n_parked
+        vector[Adapter] adapters
     ctypedef shared_ptr[NativeSequence] SequencePtr
 
     cdef enum class Phase:
@@ -218,6 +225,9 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         uint32_t polls
         int64_t next_signal_check
         void * interrupt
+
+    void keep_same_adapters(vector[NativeRequest *] & requests, const NativeRequest & wanted)
+    void compute_with(Engine & engine, llama_context * context, const vector[Adapter] & adapters)
 
 cdef extern from "chat.hpp" namespace "llama_runner" nogil:
     cdef cppclass ChatTemplates:

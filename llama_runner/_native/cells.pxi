@@ -243,7 +243,7 @@ cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
         return NULL
     for i in range(engine.slots.size()):
         other = engine.slots[i].get()
-        if other is NULL or other == sequence:
+        if other is NULL or other == sequence or not (other.adapters == sequence.adapters):
             continue
         limit = min(min(other.n_kv, other.n_exact), <int32_t> sequence.tokens.size())
         n = 0

@@ -20,6 +20,8 @@ from llama_runner._llama_cpp.llama cimport (
     LLAMA_FLASH_ATTN_TYPE_AUTO,
     LLAMA_FLASH_ATTN_TYPE_DISABLED,
     LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    llama_adapter_lora,
+    llama_adapter_lora_init,
     llama_context,
     llama_context_default_params,
     llama_context_params,
@@ -43,6 +45,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_n_tokens,
 )
 from llama_runner._llama_cpp.shim cimport (
+    Adapter,
     ContextBox,
     Engine,
     MemoryUse,
@@ -104,6 +107,7 @@ cdef class Context:
 
     def __cinit__(self):
         self.engine = new Engine()
+        self.adapters = {}
         self.owner = process_id()
 
     def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
@@ -248,6 +252,43 @@ cdef class Context:
         self.alive()
         with self._exclusive():
             return used_cells(self.engine)
+
+    def load_adapter(self, str name not None, path):
+        """Load a LoRA adapter, which requests can then ask for by name.
+
+        Raises:
+            InvalidParameterError: The name is taken.
+            ModelLoadError: llama.cpp refused the file.
+        """
+        cdef shared_ptr[ContextBox] box = self.alive()
+        cdef bytes encoded = _os.fsencode(path)
+        cdef const char * file = encoded
+        cdef llama_model * model = self.model.box.get().model
+        cdef llama_adapter_lora * adapter = NULL
+        if name in self.adapters:
+            raise InvalidParameterError(
+                f"name: there is an adapter {name!r} already; choose another name", field="name")
+        forget_error()
+        # A graph that is planned meanwhile would look at the model's list of adapters.
+        with self._exclusive():
+            with nogil:
+                adapter = llama_adapter_lora_init(model, file)
+        if adapter is NULL:
+            raise ModelLoadError(
+                f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())
+        self.adapters[name] = <size_t> adapter
+
+    cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1:
+        cdef Adapter adapter
+        for name, scale in pairs:
+            if name not in self.adapters:
+                raise InvalidParameterError(
+                    f"lora: no adapter {name!r} is loaded; loaded are "
+                    f"{', '.join(map(repr, self.adapters)) or 'none'}", field="lora")
+            adapter.weights = <llama_adapter_lora *> <size_t> self.adapters[name]
+            adapter.scale = scale
+            found.push_back(adapter)
+        return 0
 
     def check(self):
         """Raise ClosedError or ForkedProcessError where the context cannot be used."""

@@ -12,6 +12,7 @@ import threading as _threading
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cython.operator cimport dereference as deref
 from libc.stdint cimport int32_t, int64_t
 from libcpp.atomic cimport atomic
 
@@ -28,7 +29,9 @@ from llama_runner._llama_cpp.shim cimport (
     NativeRequest,
     Phase,
     Share,
+    compute_with,
     decode,
+    keep_same_adapters,
     now_us,
 )
 
@@ -225,6 +228,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     if engine.shares.empty():
         fail(engine, box, oldest(engine), NO_ROOM)
         return
+    compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
     engine.monitor.unlock()
     code = decode(box.context, box.batch, error)
     engine.monitor.lock()
@@ -267,6 +271,8 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
             request.n_reused = sequence.n_kv - request.n_shared
             request.phase = Phase.Prefill
         engine.working.push_back(request)
+    if not engine.working.empty():
+        keep_same_adapters(engine.working, deref(oldest(engine)))
     for i in range(engine.working.size()):
         request = engine.working[i]
         if request.suspect:

@@ -1,6 +1,7 @@
 # llama.cpp's log lines: silent by default, to Python's `logging` on request.
 import logging as _logging
 
+from cpython.exc cimport PyErr_SetInterrupt
 from libcpp cimport bool as cpp_bool
 from libcpp.atomic cimport atomic
 
@@ -37,6 +38,8 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
             line = (<bytes> text).decode("utf-8", "replace").rstrip()
             if line:
                 _native_logger.log(_LEVELS.get(<int> level, _logging.INFO), "%s", line)
+        except KeyboardInterrupt:
+            PyErr_SetInterrupt()  # Ctrl-C: ask again, where it can be raised
         except Exception:
             pass  # a broken log handler must not unwind through llama.cpp's frames
 

@@ -162,6 +162,7 @@ cdef class Sequence:
         cdef Engine * engine = self.context.engine
         with self.context._exclusive():
             child.native.get().tokens = native.tokens
+            child.native.get().adapters = native.adapters
             engine.clock += 1
             child.native.get().last_used = engine.clock
             if native.slot >= 0 and native.n_kv > 0:
@@ -260,6 +261,25 @@ cdef class Sequence:
                 raise DecodeError("llama.cpp refuses this state: it was made with another model or "
                                   "other context settings", native=native_line())
             native.n_kv = <int32_t> n
+
+    def use_adapters(self, adapters):
+        """Compute with these LoRA adapters from now on; with others, the tokens are decoded again.
+
+        Args:
+            adapters: Pairs of a name and a scale.
+
+        Raises:
+            InvalidParameterError: No adapter of this name is loaded.
+        """
+        cdef vector[Adapter] wanted
+        cdef NativeSequence * native = self.idle()
+        self.context.find_adapters(adapters, wanted)
+        if wanted == native.adapters:
+            return
+        with self.context._exclusive():
+            trim_cells(self.context.engine, self.context.box.get(), native, 0)
+        native.parked.reset()
+        native.adapters = wanted
 
     @property
     def positions(self):

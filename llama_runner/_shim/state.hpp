@@ -5,6 +5,7 @@
 // llama_context belong to whoever holds the loop (`running == true`).
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -90,6 +91,15 @@ struct SamplerState {
 
 // One conversation: its ledger and, while it is in the KV memory, its slot there.
 // tokens[0:n_kv] are in the memory at positions 0..n_kv-1; the rest waits to be decoded.
+struct Adapter {
+    llama_adapter_lora * weights;
+    float                scale;
+
+    bool operator==(const Adapter & other) const {
+        return weights == other.weights && scale == other.scale;
+    }
+};
+
 struct Sequence {
     std::vector<llama_token> tokens;
     int32_t                  n_kv      = 0;
@@ -99,6 +109,7 @@ struct Sequence {
     bool                     busy      = false;  // a request or a memory operation uses it
     ParkedPtr                parked;             // what left the memory, of which the first
     int32_t                  n_parked  = 0;      // tokens still are this ledger's
+    std::vector<Adapter>     adapters;           // that its cells are computed with
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;
@@ -180,6 +191,7 @@ struct Engine {
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;
     std::vector<llama_token> suppressed; // the model's own suppress list
+    std::vector<Adapter>     adapters;   // that llama.cpp computes with now
     bool                     running           = false;
     bool                     closed            = false;
     bool                     broken            = false;  // an exception left the context undefined
@@ -196,5 +208,28 @@ struct Engine {
     int64_t           next_signal_check = 0;
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
+
+// Adapters are the context's, not a sequence's: one turn computes with one set of them.
+inline void keep_same_adapters(std::vector<Request *> & requests, const Request & wanted) {
+    const auto differs = [&](const Request * request) {
+        return !(request->sequence->adapters == wanted.sequence->adapters);
+    };
+    requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
+}
+
+inline void compute_with(Engine & engine, llama_context * context,
+                         const std::vector<Adapter> & adapters) {
+    if (engine.adapters == adapters) {
+        return;  // changing them makes llama.cpp plan its graphs again
+    }
+    std::vector<llama_adapter_lora *> weights;
+    std::vector<float> scales;
+    for (const Adapter & adapter : adapters) {
+        weights.push_back(adapter.weights);
+        scales.push_back(adapter.scale);
+    }
+    llama_set_adapters_lora(context, weights.data(), weights.size(), scales.data());
+    engine.adapters = adapters;
+}
 
 }  // namespace llama_runner

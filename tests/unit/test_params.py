@@ -156,6 +156,13 @@ def test_what_llama_cpp_would_abort_on_is_refused(values: dict[str, Any], field:
     assert refusal(ContextParams, **values).field == field
 
 
+def test_adapters_are_a_mapping() -> None:
+    params = GenerationParams(lora={"b": 1, "a": 0.5})
+    assert params.lora == (("a", 0.5), ("b", 1.0))
+    assert params.merged(seed=1).lora == params.lora
+    assert hash(params) == hash(GenerationParams(lora={"a": 0.5, "b": 1.0}))
+
+
 def test_context_is_a_number_or_auto() -> None:
     assert ContextParams(n_ctx="auto").n_ctx == "auto"
     assert str(refusal(ContextParams, n_ctx="most")) == (

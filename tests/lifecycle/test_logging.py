@@ -1,0 +1,172 @@
+"""llama.cpp is silent; on request its lines go to Python's logging; an abort starts no debugger."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_runner import LlamaRunner
+from llama_runner._core import Context, Model, set_log_level
+from llama_runner.errors import InvalidParameterError, LlamaError, ModelLoadError
+
+
+def broken_file(model_path: Path, folder: Path) -> Path:
+    """A file that passes for a GGUF up to where llama.cpp reads its tensors."""
+    path = folder / "broken.gguf"
+    path.write_bytes(model_path.read_bytes()[:5_000_000])
+    return path
+
+
+def test_nothing_is_printed(model_path: Path, tmp_path: Path, capfd) -> None:
+    # capfd sees what C and C++ write, too.
+    with LlamaRunner(model_path, n_ctx=512, n_threads=1, check_tensors=True) as runner:
+        runner.generate_stateful([{"role": "user", "content": "Hello"}], 3)
+        runner.gc_context()
+        for prompt in ("", "word " * 600, [-1], [{"role": "nobody", "content": 3}]):
+            with pytest.raises(LlamaError):
+                runner.generate_stateless(prompt, 3)
+    with pytest.raises(LlamaError):
+        LlamaRunner(model_path, n_ctx=512, chat_template="{% if %}")
+    with pytest.raises(ModelLoadError):
+        Model(broken_file(model_path, tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_error_carries_the_line_that_llama_cpp_logged(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        Model(broken_file(model_path, tmp_path))
+    assert "tensor" in caught.value.native
+    assert str(caught.value).endswith(f"(llama.cpp: {caught.value.native})")
+    assert "\n" not in str(caught.value)
+
+
+LOGGING = """
+import logging
+from llama_runner._core import set_log_level
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.records = []
+    def emit(self, record):
+        self.records.append(record)
+
+lines = Lines()
+logging.getLogger("llama_runner.native").addHandler(lines)
+logging.getLogger("llama_runner.native").setLevel(logging.DEBUG)
+"""
+
+
+def test_lines_go_to_logging_from_the_level_on(python) -> None:
+    answer = python(
+        LOGGING
+        + """
+def load():
+    lines.records.clear()
+    with new_runner() as runner:
+        runner.generate_stateless("The sky is", 2)
+    return sorted({record.levelname for record in lines.records}), len(lines.records)
+
+assert load() == ([], 0)
+set_log_level("debug")
+levels, n_debug = load()
+assert {"DEBUG", "INFO"} <= set(levels), levels
+assert all("\\n" not in record.getMessage() for record in lines.records)
+set_log_level("info")
+levels, n_info = load()
+assert "INFO" in levels and "DEBUG" not in levels, levels
+assert 0 < n_info < n_debug
+set_log_level("error")
+assert load() == ([], 0)
+set_log_level(None)
+assert load() == ([], 0)
+"""
+    )
+    assert answer == ""
+
+
+def test_lines_of_several_threads(python) -> None:
+    # The loop computes without the GIL, and its lines need it.
+    answer = python(
+        LOGGING
+        + """
+set_log_level("debug")
+runner = new_runner()
+threads = [
+    threading.Thread(target=lambda: runner.generate_stateless("The sky is", 10, **ENDLESS))
+    for _ in range(4)
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+runner.close()
+print(len(lines.records) > 0)
+"""
+    )
+    assert answer == "True\n"
+
+
+def test_broken_handler_harms_nobody(python) -> None:
+    answer = python(
+        LOGGING
+        + """
+def fail(record):
+    raise ValueError("no disk")
+
+lines.emit = fail
+set_log_level("debug")
+with new_runner() as runner:
+    print(runner.generate_stateless("The sky is", 2).usage.completion_tokens)
+"""
+    )
+    assert answer == "2\n"
+
+
+def test_ctrl_c_inside_a_handler_ends_the_load(python) -> None:
+    answer = python(
+        LOGGING
+        + """
+def interrupt(record):
+    del lines.emit
+    os.kill(os.getpid(), signal.SIGINT)
+
+lines.emit = interrupt
+set_log_level("debug")
+try:
+    new_runner()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    )
+    assert answer == "interrupted\n"
+
+
+def test_unknown_level_is_refused() -> None:
+    with pytest.raises(InvalidParameterError, match=r"level: must be one of debug, .*'loud'"):
+        set_log_level("loud")
+
+
+def test_debugger_is_off_before_the_core_is_loaded() -> None:
+    # ggml reads this when it is loaded; where it is not set, an abort forks gdb into the process.
+    program = """
+import ctypes, sys, llama_runner
+assert "llama_runner._core" not in sys.modules
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+print(getenv(b"GGML_NO_BACKTRACE"))
+"""
+    without = {name: value for name, value in os.environ.items() if name != "GGML_NO_BACKTRACE"}
+    answer = subprocess.run([sys.executable, "-c", program], env=without, capture_output=True)
+    assert (answer.stdout, answer.stderr) == (b"b'1'\n", b"")
+
+
+def test_context_that_cannot_be_is_one_error(model_path: Path, capfd) -> None:
+    with Model(model_path) as model, pytest.raises(LlamaError) as caught:
+        Context(model, n_ctx=512, kv_type="q4_0", flash_attention=False)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

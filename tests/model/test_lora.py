@@ -1,0 +1,207 @@
+"""LoRA adapters: they compute what merged weights would, for the requests that ask for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from tiny_models import write_model
+
+from llama_runner import GenerationParams, LlamaRunner
+from llama_runner.errors import (
+    ClosedError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    ModelValidationError,
+    UnsupportedModelError,
+)
+
+CHANGED = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")
+RANK, ALPHA = 4, 8.0
+GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+PROMPT = "the a abc"
+
+Halves = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lora")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    return write_model(folder / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def halves(base: Path) -> Halves:
+    """Random matrices A and B for each weight that is changed."""
+    random = np.random.default_rng(4)
+    found = {}
+    for tensor in gguf.GGUFReader(base).tensors:
+        if tensor.name in CHANGED:
+            n_in, n_out = (int(n) for n in tensor.shape)
+            down = random.standard_normal((RANK, n_in)).astype(np.float32) / 4
+            up = random.standard_normal((n_out, RANK)).astype(np.float32) / 4
+            found[tensor.name] = (down, up)
+    return found
+
+
+def write_adapter(path: Path, halves: Halves, architecture: str = "llama", **keys: Any) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", ALPHA)
+    for key, value in keys.items():
+        writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.ARRAY,
+                             gguf.GGUFValueType.UINT32)  # fmt: skip
+    for name, (down, up) in halves.items():
+        writer.add_tensor(f"{name}.lora_a", down)
+        writer.add_tensor(f"{name}.lora_b", up)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path, halves: Halves) -> Path:
+    return write_adapter(folder / "pirate.gguf", halves)
+
+
+@pytest.fixture
+def tuned(base: Path, adapter: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(base, n_ctx=1024, n_threads=1) as runner:
+        assert runner.load_lora(adapter) == "pirate"
+        yield runner
+
+
+def merged(base: Path, target: Path, halves: Halves, scale: float) -> Path:
+    """The base with the adapter worked into its weights."""
+    shutil.copy(base, target)
+    with target.open("r+b") as file:
+        for tensor in gguf.GGUFReader(base).tensors:
+            if tensor.name in halves:
+                down, up = halves[tensor.name]
+                weights = tensor.data + np.float32(scale * ALPHA / RANK) * (up @ down)
+                file.seek(tensor.data_offset)
+                file.write(weights.astype(np.float32).tobytes())
+    return target
+
+
+def answer(runner: LlamaRunner, **options: Any) -> tuple[int, ...]:
+    return runner.generate_stateless(PROMPT, 24, **GREEDY, **options).tokens
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_it_computes_what_merged_weights_do(
+    tuned: LlamaRunner, base: Path, tmp_path: Path, halves: Halves, scale: float
+) -> None:
+    with LlamaRunner(merged(base, tmp_path / "merged.gguf", halves, scale), n_threads=1) as other:
+        wanted = answer(other)
+    assert answer(tuned, lora={"pirate": scale}) == wanted
+    assert answer(tuned) != wanted
+
+
+def test_a_scale_of_zero_is_no_adapter(tuned: LlamaRunner) -> None:
+    assert answer(tuned, lora={"pirate": 0}) == answer(tuned)
+
+
+def test_requests_of_many_threads_each_get_their_own(tuned: LlamaRunner) -> None:
+    wishes: list[dict[str, float]] = [{}, {"pirate": 1}, {"pirate": -0.5}] * 4
+    alone = [answer(tuned, lora=wish) for wish in wishes]
+    assert len(set(alone)) == 3
+    with ThreadPoolExecutor(len(wishes)) as pool:
+        together = list(pool.map(lambda wish: answer(tuned, lora=wish), wishes))
+    assert together == alone
+
+
+def test_a_stream_at_rest_does_not_hold_up_others(tuned: LlamaRunner) -> None:
+    wanted = answer(tuned, lora={"pirate": 1})
+    plain = answer(tuned)
+    with tuned.stream_stateless(PROMPT, 24, lora={"pirate": 1}, **GREEDY) as stream:
+        begun = next(stream).tokens
+        assert answer(tuned) == plain
+        assert (*begun, *(token for chunk in stream for token in chunk.tokens)) == wanted
+
+
+def test_a_conversation_is_computed_again_with_other_adapters(tuned: LlamaRunner) -> None:
+    tuned.generate_stateful("a", 4, **GREEDY)
+    same = tuned.generate_stateful("b", 4, **GREEDY)
+    other = tuned.generate_stateful("c", 4, lora={"pirate": 1}, **GREEDY)
+    still = tuned.generate_stateful("a", 4, lora={"pirate": 1}, **GREEDY)
+    assert same.receipt.reused > 0
+    assert other.receipt.reused == 0
+    assert still.receipt.reused > 0
+
+
+def test_cells_are_not_taken_from_who_computes_with_others(tuned: LlamaRunner) -> None:
+    prompt = "the a abc " * 30
+    with_adapter: dict[str, Any] = {"lora": {"pirate": 1}, **GREEDY}
+    wanted = tuned.generate_stateless(prompt, 8, **with_adapter)
+    tuned.generate_stateful(prompt, 1, **GREEDY)
+    assert tuned.generate_stateless(prompt, 8, **GREEDY).receipt.shared > 0
+    found = tuned.generate_stateless(prompt, 8, **with_adapter)
+    assert found.receipt.shared == 0
+    assert found.tokens == wanted.tokens
+
+
+def test_a_fork_goes_on_with_the_adapters_of_what_it_was(tuned: LlamaRunner) -> None:
+    params = GenerationParams(max_tokens=8, lora={"pirate": 1}, **GREEDY)
+    session = tuned.session()
+    session.generate(PROMPT, params)
+    child = session.fork()
+    forked = child.generate("a", params)
+    assert forked.receipt.recomputed < 4
+    assert forked.tokens == session.generate("a", params).tokens
+
+
+def test_what_is_not_loaded_is_named_and_changes_nothing(tuned: LlamaRunner) -> None:
+    tuned.generate_stateful("a", 4, **GREEDY)
+    before = tuned.get_context_info()
+    with pytest.raises(InvalidParameterError, match=r"no adapter 'cook' is loaded.*'pirate'"):
+        tuned.generate_stateful("b", 4, lora={"cook": 1})
+    assert tuned.get_context_info() == before
+
+
+def test_a_name_is_given_once(tuned: LlamaRunner, adapter: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="'pirate' already"):
+        tuned.load_lora(adapter)
+    assert tuned.load_lora(adapter, "second") == "second"
+
+
+def test_files_that_do_not_fit_are_refused(
+    tuned: LlamaRunner, base: Path, tmp_path: Path, halves: Halves
+) -> None:
+    with pytest.raises(ModelNotFoundError):
+        tuned.load_lora(tmp_path / "none.gguf")
+    with pytest.raises(ModelValidationError, match=r"general\.type"):
+        tuned.load_lora(base)
+    with pytest.raises(ModelValidationError, match="'mamba' models"):
+        tuned.load_lora(write_adapter(tmp_path / "mamba.gguf", halves, "mamba"))
+    keys = {"adapter__alora__invocation_tokens": [1, 2]}
+    with pytest.raises(UnsupportedModelError, match="activated"):
+        tuned.load_lora(write_adapter(tmp_path / "activated.gguf", halves, **keys))
+
+
+@pytest.mark.parametrize("lora", [{"a": float("nan")}, {"a": 1000}, {1: 1.0}, "pirate"])
+def test_wishes_that_are_none_are_refused(tuned: LlamaRunner, lora: Any) -> None:
+    with pytest.raises(InvalidParameterError) as caught:
+        answer(tuned, lora=lora)
+    assert caught.value.field == "lora"
+    assert "a mapping of at most 16 names to numbers between -100 and 100" in str(caught.value)
+
+
+def test_a_closed_runner_loads_no_adapter(base: Path, adapter: Path) -> None:
+    runner = LlamaRunner(base)
+    runner.close()
+    with pytest.raises(ClosedError):
+        runner.load_lora(adapter)
