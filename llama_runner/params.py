@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,7 +28,7 @@ from pydantic import (
 
 from llama_runner.errors import InvalidParameterError
 
-__all__ = ["ContextParams", "GenerationParams", "ModelParams"]
+__all__ = ["ContextParams", "GenerationParams", "ModelParams", "refuse_unknown"]
 
 INT32_MAX = 2**31 - 1
 # llama.cpp reads the last uint32 as "choose one at random", so it cannot be asked for as a seed.
@@ -107,6 +107,19 @@ def _invalid_parameter(
         else:
             problems[name] = f"unknown parameter {name!r}{_hint(name, list(schema))}"
     return InvalidParameterError("; ".join(problems.values()), field=next(iter(problems)))
+
+
+def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
+    """Refuse names of parameters that are fields of none of these classes.
+
+    Raises:
+        InvalidParameterError: There is one.
+    """
+    known = [field for kind in kinds for field in kind.model_fields]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        problems = (f"unknown parameter {name!r}{_hint(name, known)}" for name in unknown)
+        raise InvalidParameterError("; ".join(problems), field=unknown[0])
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -19,6 +19,7 @@ from llama_runner.params import (
     LoadMode,
     ModelParams,
     SplitMode,
+    refuse_unknown,
 )
 from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
@@ -124,6 +125,7 @@ class LlamaRunner:
         isolated: bool = False,
         **options: Unpack[RunnerOptions],
     ) -> None:
+        refuse_unknown(options, ModelParams, ContextParams)
         for_context: dict[str, Any] = {
             k: v for k, v in options.items() if k in ContextParams.model_fields
         }
@@ -407,7 +409,13 @@ class LlamaRunner:
 def _chosen(
     max_tokens: int, params: GenerationParams | None, overrides: GenerationOptions
 ) -> GenerationParams:
-    return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
+    if params is None:
+        params = GenerationParams()
+    elif not isinstance(params, GenerationParams):
+        raise InvalidParameterError(
+            f"params: must be GenerationParams (got {type(params).__name__})", field="params"
+        )
+    return params.merged(max_tokens=max_tokens, **overrides)
 
 
 def _checked(model: ModelPath, validate: Validation) -> tuple[Path, GgufInfo | None]:
