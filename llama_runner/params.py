@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -34,6 +34,7 @@ __all__ = [
     "GenerationParams",
     "ModelParams",
     "generation_params",
+    "refuse_unknown",
 ]
 
 INT32_MAX = 2**31 - 1
@@ -113,6 +114,19 @@ def _invalid_parameter(
         else:
             problems[name] = f"unknown parameter {name!r}{_hint(name, list(schema))}"
     return InvalidParameterError("; ".join(problems.values()), field=next(iter(problems)))
+
+
+def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
+    """Refuse names of parameters that are fields of none of these classes.
+
+    Raises:
+        InvalidParameterError: There is one.
+    """
+    known = [field for kind in kinds for field in kind.model_fields]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        problems = (f"unknown parameter {name!r}{_hint(name, known)}" for name in unknown)
+        raise InvalidParameterError("; ".join(problems), field=unknown[0])
 
 
 def _hint(name: str, known: list[str]) -> str:
@@ -232,6 +246,10 @@ def generation_params(
     Raises:
         InvalidParameterError: One is unknown or out of range.
     """
+    if params is not None and not isinstance(params, GenerationParams):
+        raise InvalidParameterError(
+            f"params: must be GenerationParams (got {type(params).__name__})", field="params"
+        )
     return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
 
 

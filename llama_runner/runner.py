@@ -26,6 +26,7 @@ from llama_runner.params import (
     ModelParams,
     SplitMode,
     generation_params,
+    refuse_unknown,
 )
 from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
@@ -113,6 +114,7 @@ class LlamaRunner:
         isolated: bool = False,
         **options: Unpack[RunnerOptions],
     ) -> None:
+        refuse_unknown(options, ModelParams, ContextParams)
         for_context: dict[str, Any] = {
             k: v for k, v in options.items() if k in ContextParams.model_fields
         }

@@ -60,7 +60,8 @@ cdef class ChatTemplate:
         cdef string request, answer
         try:
             request = _json.dumps(
-                {"messages": messages, "add_generation_prompt": add_generation_prompt}
+                {"messages": messages, "add_generation_prompt": add_generation_prompt},
+                ensure_ascii=False,
             ).encode()
             with nogil:
                 answer = apply_chat_template(self.native, request)

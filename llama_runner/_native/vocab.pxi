@@ -24,6 +24,9 @@ from llama_runner._llama_cpp.llama cimport (
 )
 from llama_runner._llama_cpp.shim cimport append_piece, kThrew, tokenize
 
+from operator import index as _index
+from reprlib import repr as _shown
+
 
 cdef object new_token_array(const llama_token * tokens, size_t n):
     """A numpy int32 array of its own memory, shape (n,)."""
@@ -40,6 +43,9 @@ cdef int read_tokens(object source, vector[llama_token] & out) except -1:
     """Copy token ids from an int32 buffer (no Python per token) or any iterable of ints."""
     cdef const int32_t[::1] view
     cdef long long token
+    # Bytes would pass for a sequence of integers, but who has bytes has text.
+    if source is None or isinstance(source, (str, bytes, bytearray)):
+        raise not_token_ids(source)
     try:
         view = source
     except (TypeError, ValueError, BufferError):
@@ -49,17 +55,30 @@ cdef int read_tokens(object source, vector[llama_token] & out) except -1:
         if view.shape[0]:
             memcpy(out.data(), &view[0], view.shape[0] * sizeof(llama_token))
         return 0
-    for item in source:
-        if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise TokenizationError(
-                f"token ids must be integers (got {item!r} of type {type(item).__name__})"
-            )
+    try:
+        items = iter(source)
+    except TypeError:
+        raise not_token_ids(source) from None
+    for item in items:
         try:
-            token = item
+            if isinstance(item, bool):
+                raise TypeError
+            token = _index(item)
+        except TypeError:
+            raise TokenizationError(
+                f"token ids must be integers (got {one_line(_shown(item))} of type "
+                f"{type(item).__name__})"
+            ) from None
         except OverflowError:
             token = -1
         out.push_back(<llama_token> token if INT_MIN <= token <= INT_MAX else -1)
     return 0
+
+
+cdef object not_token_ids(object source):
+    return TokenizationError(
+        f"token ids must be a sequence of integers (got {type(source).__name__})"
+    )
 
 
 cdef int tokenize_into(const llama_vocab * vocab, const char * text, Py_ssize_t length,
