@@ -1,0 +1,51 @@
+"""Results: a JSON file that says where they come from, and a picture of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["draw_bars", "write_results"]
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results, with the machine and the build they were measured on."""
+    from llama_runner import _core, system
+
+    where = {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "processor": system.cpu_name(),
+        "usable_cpus": system.usable_cpus(),
+        "llama_cpp": _core.native_version(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(where | results, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+def draw_bars(path: Path, panels: dict[str, dict[str, float]], unit: str) -> None:
+    """One panel of horizontal bars for each title; says so where matplotlib is not there."""
+    try:
+        plt: Any = importlib.import_module("matplotlib.pyplot")
+    except ModuleNotFoundError:
+        print("no picture: python -m pip install matplotlib")
+        return
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(7, 0.6 + 0.42 * sum(len(bars) + 1 for bars in panels.values())),
+        height_ratios=[len(bars) + 1 for bars in panels.values()], squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
+        drawn = axis.barh(list(bars), list(bars.values()), color="#4c72b0")
+        axis.bar_label(drawn, fmt="%.4g", padding=3)
+        axis.set_title(title, loc="left", fontsize="medium")
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(unit)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"written: {path}")
