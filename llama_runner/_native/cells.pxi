@@ -59,13 +59,14 @@ cdef int32_t most_shared(Engine * engine, llama_seq_id slot, llama_seq_id below)
 
 cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
     """Take a sequence out of the memory; its ledger stays, to be decoded again."""
-    if sequence.slot >= 0:
-        llama_memory_seq_rm(llama_get_memory(box.context), sequence.slot, -1, -1)
-        limit_sharing(engine, sequence.slot, 0)
-        engine.slots[sequence.slot].reset()
-        sequence.slot = -1
+    cdef llama_seq_id slot = sequence.slot
+    sequence.slot = -1
     sequence.n_kv = 0
     sequence.n_exact = INT_MAX
+    if slot >= 0:
+        llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
+        limit_sharing(engine, slot, 0)
+        engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
 
 
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
