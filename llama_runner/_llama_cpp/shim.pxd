@@ -207,7 +207,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         vector[int32_t] shared
         bool unsettled
         Parking parking
-        vector[llama_seq_id] orphans
+        vector[SequencePtr] orphans
         vector[NativeRequest *] working
         vector[Share] shares
         vector[llama_token] suppressed

@@ -163,7 +163,7 @@ cdef void give_up_slot(Engine * engine, ContextBox * box,
         drop_cells(engine, box, sequence)
         engine.monitor.notify_all()
     elif sequence.slot >= 0:
-        engine.orphans.push_back(sequence.slot)
+        engine.orphans.push_back(engine.slots[sequence.slot])
     engine.monitor.unlock()
 
 
@@ -241,8 +241,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
     cdef size_t i
     for i in range(engine.orphans.size()):
-        if engine.slots[engine.orphans[i]]:
-            drop_cells(engine, box, engine.slots[engine.orphans[i]].get())
+        drop_cells(engine, box, engine.orphans[i].get())
     engine.orphans.clear()
 
 

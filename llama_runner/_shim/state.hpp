@@ -187,7 +187,7 @@ struct Engine {
     std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
     std::vector<int32_t>     shared;     // [slot, slot]: leading cells that both have, being the same
     bool                     unsettled = false;  // a shift or copy waits for the next computation
-    std::vector<llama_seq_id> orphans;   // slots given up while the loop was running
+    std::vector<SequencePtr> orphans;    // given up while the loop was running
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;
     std::vector<llama_token> suppressed; // the model's own suppress list
