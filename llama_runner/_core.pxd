@@ -72,4 +72,5 @@ cdef class Request:
     cdef readonly Sequence sequence
     cdef RequestPtr native
     cdef int raise_failure(self) except -1
+    cdef Engine * _shared_engine(self) except NULL
     cdef bint _cancel(self)

@@ -152,6 +152,8 @@ cdef class Request:
         cdef Engine * engine = self.sequence.context.engine
         cdef bint waited_for
         self.native.get().cancelled.store(True)
+        if process_id() != self.sequence.context.owner:
+            return False  # the monitor may be held by a thread that only the parent has
         engine.monitor.lock()
         waited_for = is_active(engine, self.native.get())
         if waited_for:
@@ -205,19 +207,37 @@ cdef class Request:
             native.paused = False
             native.sequence.get().busy = True
 
+    cdef Engine * _shared_engine(self) except NULL:
+        # Whose monitor may be waited for: not that of another process.
+        check_process(self.sequence.context.owner, "request")
+        return self.sequence.context.engine
+
     @property
     def done(self):
         return self.native.get().phase == Phase.Done
 
     @property
     def text(self):
-        """Everything generated so far, whole or not."""
-        return self.native.get().text.decode("utf-8", "replace")
+        """Everything generated so far, whole or not; may be read while another thread computes."""
+        cdef Engine * engine = self._shared_engine()
+        cdef string text
+        engine.monitor.lock()
+        text = self.native.get().text
+        engine.monitor.unlock()
+        return text.decode("utf-8", "replace")
 
     @property
     def tokens(self):
-        """Tuple of the generated token ids, without the one that ended the generation."""
-        return tuple(self.native.get().output)
+        """Tuple of the generated token ids, without the one that ended the generation.
+
+        May be read while another thread computes.
+        """
+        cdef Engine * engine = self._shared_engine()
+        cdef vector[llama_token] output
+        engine.monitor.lock()
+        output = self.native.get().output
+        engine.monitor.unlock()
+        return tuple(output)
 
     @property
     def finish_reason(self):

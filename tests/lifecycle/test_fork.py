@@ -112,6 +112,9 @@ def generate():
 
 def drop():
     global runner, stream
+    stream.cancel()
+    stream.close()
+    runner.close()
     del runner, stream
     gc.collect()
 

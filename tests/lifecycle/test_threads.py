@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_runner import LlamaRunner
+from llama_runner import GenerationParams, LlamaRunner
+from llama_runner._core import Request
 from llama_runner.errors import ClosedError, ContextBusyError, LlamaError
 
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
@@ -288,6 +289,22 @@ def test_one_stream_read_by_two_threads_is_refused_or_whole(runner, resident) ->
         for call in [pool.submit(read) for _ in range(2)]:
             call.result()
     assert sorted("".join(chunks)) == sorted(stream.completion.text)
+
+
+def test_request_is_watched_by_a_thread_while_another_computes(runner, resident) -> None:
+    sequence = runner._context.new_sequence()
+    sequence.append(runner.tokenize("The sky is"))
+    request = Request(sequence, GenerationParams(seed=1, max_tokens=50, ignore_eos=True))
+    with ThreadPoolExecutor() as pool:
+        computing = pool.submit(request.run)
+        lengths = [0]
+        while not computing.done():
+            lengths.append(len(request.tokens))
+            assert len(request.text) >= 0
+        computing.result()
+    assert lengths == sorted(lengths)
+    assert len(request.tokens) == 50
+    sequence.close()
 
 
 def test_error_in_one_thread_is_no_error_in_another(runner, resident) -> None:
