@@ -350,12 +350,15 @@ cdef class _Exclusive:
                 "a callback or signal handler that runs inside a generation cannot use its context"
             )
         if engine.closed and not self.to_close:
-            release_loop(engine, NULL)
+            with nogil:
+                release_loop(engine, NULL)
             raise ClosedError("this context was closed meanwhile")
 
     def __exit__(self, *exc_info):
         cdef Engine * engine = self.context.engine
-        release_loop(engine, self.context.box.get())
+        cdef ContextBox * box = self.context.box.get()
+        with nogil:
+            release_loop(engine, box)
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

@@ -7,7 +7,8 @@
 #
 # A turn: plan a batch (one token of each decoding sequence, the rest of the budget shared by those
 # that still read their prompt), decode it, sample for each sequence whose last token was in it.
-# Locks: see state.hpp. The monitor is never held while llama.cpp computes or the GIL is taken.
+# Locks: see state.hpp. The monitor is never held while llama.cpp computes. Nobody waits for it with
+# the GIL in hand: what llama.cpp logs meanwhile, perhaps to Python, would wait for the GIL.
 import threading as _threading
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -228,8 +229,8 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     if engine.shares.empty():
         fail(engine, box, oldest(engine), NO_ROOM)
         return
-    compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
     engine.monitor.unlock()
+    compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
     code = decode(box.context, box.batch, error)
     engine.monitor.lock()
     if code == 0:

@@ -33,15 +33,19 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
         remember_error(text)
     if level == GGML_LOG_LEVEL_CONT or <int> level < log_threshold.load():
         return
-    with gil:
-        try:
-            line = (<bytes> text).decode("utf-8", "replace").rstrip()
-            if line:
-                _native_logger.log(_LEVELS.get(<int> level, _logging.INFO), "%s", line)
-        except KeyboardInterrupt:
-            PyErr_SetInterrupt()  # Ctrl-C: ask again, where it can be raised
-        except Exception:
-            pass  # a broken log handler must not unwind through llama.cpp's frames
+    log_line(level, text)
+
+
+# A function of its own: Cython takes the GIL on entry to one that needs it anywhere.
+cdef void log_line(ggml_log_level level, const char * text) noexcept with gil:
+    try:
+        line = (<bytes> text).decode("utf-8", "replace").rstrip()
+        if line:
+            _native_logger.log(_LEVELS.get(<int> level, _logging.INFO), "%s", line)
+    except KeyboardInterrupt:
+        PyErr_SetInterrupt()  # Ctrl-C: ask again, where it can be raised
+    except Exception:
+        pass  # a broken log handler must not unwind through llama.cpp's frames
 
 
 def set_log_level(level=None):

@@ -60,10 +60,11 @@ cdef class Request:
             native.stops.push_back(stop.encode())
             native.longest_stop = max(native.longest_stop, native.stops.back().size())
         native.t_start = now_us()
-        engine.monitor.lock()
-        engine.arrivals += 1
-        native.arrival = engine.arrivals
-        engine.monitor.unlock()
+        with nogil:
+            engine.monitor.lock()
+            engine.arrivals += 1
+            native.arrival = engine.arrivals
+            engine.monitor.unlock()
         sequence.native.get().busy = True
 
     def run(self):
@@ -168,6 +169,7 @@ cdef class Request:
         """
         cdef NativeRequest * native = self.native.get()
         cdef Engine * engine = self.sequence.context.engine
+        cdef ContextBox * box
         if native.phase == Phase.Done or process_id() != self.sequence.context.owner:
             return
         if self._cancel():
@@ -180,7 +182,9 @@ cdef class Request:
         if not native.temporary or not self.sequence.context.box:
             return
         if native.sequence.get().slot >= 0:
-            give_up_slot(engine, self.sequence.context.box.get(), native.sequence.get())
+            box = self.sequence.context.box.get()
+            with nogil:
+                give_up_slot(engine, box, native.sequence.get())
 
     def __dealloc__(self):
         if self.native:

@@ -340,9 +340,13 @@ cdef class Sequence:
         self.native.reset()
 
     def __dealloc__(self):
+        cdef Engine * engine
+        cdef ContextBox * box
         if (self.native and self.native.get().slot >= 0 and self.context.box
                 and process_id() == self.context.owner):
-            give_up_slot(self.context.engine, self.context.box.get(), self.native.get())
+            engine, box = self.context.engine, self.context.box.get()
+            with nogil:
+                give_up_slot(engine, box, self.native.get())
 
     def __repr__(self):
         return f"<Sequence {len(self)} tokens, {self.n_cached} in memory>"

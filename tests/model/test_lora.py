@@ -155,13 +155,13 @@ def test_cells_are_not_taken_from_who_computes_with_others(tuned: LlamaRunner) -
 
 
 def test_a_fork_goes_on_with_the_adapters_of_what_it_was(tuned: LlamaRunner) -> None:
-    params = GenerationParams(max_tokens=8, lora={"pirate": 1}, **GREEDY)
+    params = GenerationParams(lora={"pirate": 1}, **GREEDY)
     session = tuned.session()
-    session.generate(PROMPT, params)
+    session.generate(PROMPT, 8, params)
     child = session.fork()
-    forked = child.generate("a", params)
+    forked = child.generate("a", 8, params)
     assert forked.receipt.recomputed < 4
-    assert forked.tokens == session.generate("a", params).tokens
+    assert forked.tokens == session.generate("a", 8, params).tokens
 
 
 def test_what_is_not_loaded_is_named_and_changes_nothing(tuned: LlamaRunner) -> None:
