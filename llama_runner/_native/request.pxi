@@ -155,11 +155,12 @@ cdef class Request:
         self.native.get().cancelled.store(True)
         if process_id() != self.sequence.context.owner:
             return False  # the monitor may be held by a thread that only the parent has
-        engine.monitor.lock()
-        waited_for = is_active(engine, self.native.get())
-        if waited_for:
-            engine.abort.store(True)
-        engine.monitor.unlock()
+        with nogil:
+            engine.monitor.lock()
+            waited_for = is_active(engine, self.native.get())
+            if waited_for:
+                engine.abort.store(True)
+            engine.monitor.unlock()
         return waited_for
 
     def close(self):
@@ -225,9 +226,10 @@ cdef class Request:
         """Everything generated so far, whole or not; may be read while another thread computes."""
         cdef Engine * engine = self._shared_engine()
         cdef string text
-        engine.monitor.lock()
-        text = self.native.get().text
-        engine.monitor.unlock()
+        with nogil:
+            engine.monitor.lock()
+            text = self.native.get().text
+            engine.monitor.unlock()
         return text.decode("utf-8", "replace")
 
     @property
@@ -238,9 +240,10 @@ cdef class Request:
         """
         cdef Engine * engine = self._shared_engine()
         cdef vector[llama_token] output
-        engine.monitor.lock()
-        output = self.native.get().output
-        engine.monitor.unlock()
+        with nogil:
+            engine.monitor.lock()
+            output = self.native.get().output
+            engine.monitor.unlock()
         return tuple(output)
 
     @property
