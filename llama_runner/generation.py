@@ -133,6 +133,8 @@ class Stream(Iterator[Chunk]):
                 if not text:
                     text, tokens = request.read()
         except BaseException:
+            if request.paused:
+                request.close()  # no room could be made: what was generated is the answer
             if request.done:
                 self._end()
             raise

@@ -104,6 +104,7 @@ class Session:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
         chosen = generation_params(max_tokens, params, overrides)
         with self._lock:
+            self._sequence.check_idle()
             before, cleaned = self._transcript.mark(), self._cleaned
             with self._undone_on_error():
                 generation = self._begin(prompt, chosen)
@@ -374,6 +375,7 @@ class Session:
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
+        self._sequence.check_idle()
         before, cleaned = self._transcript.mark(), self._cleaned
         try:
             yield

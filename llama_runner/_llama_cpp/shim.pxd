@@ -6,6 +6,7 @@ from libcpp.atomic cimport atomic
 from libcpp.memory cimport shared_ptr
 from libcpp.random cimport mt19937
 from libcpp.string cimport string
+from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.ggml cimport ggml_threadpool
@@ -39,6 +40,9 @@ cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
     string last_error()
     void forget_error()
+    bool defer_log(int level, const char * text)
+    ctypedef pair[int, string] LogLine
+    vector[LogLine] & deferred_log()
 
 cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     long process_id()

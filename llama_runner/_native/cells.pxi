@@ -190,6 +190,9 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
 cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
     """Take a sequence out of the memory, keeping its state aside where there is room for it."""
     cdef int32_t exact = INT_MAX
+    cdef SequencePtr held
+    if sequence.slot >= 0:
+        held = engine.slots[sequence.slot]  # the slot may be the last that has it
     # Cells that wait to be shifted have their old keys still: such a state would be wrong.
     if not engine.unsettled and sequence.n_kv >= MIN_SHARED:
         exact = sequence.n_exact
@@ -219,7 +222,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request
     donor = best_donor(engine, sequence, &n)
     if donor is not NULL and n > n_parked:
         return n if share_cells(engine, box, donor, request.sequence, request.arrival, n) else 0
-    if not parked or n_parked == 0 or engine.unsettled:
+    if not parked or n_parked == 0:
         return 0
     if not make_room(engine, box, request.sequence, request.arrival, parked.get().n_tokens):
         return 0

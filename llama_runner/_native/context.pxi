@@ -359,6 +359,7 @@ cdef class _Exclusive:
         cdef ContextBox * box = self.context.box.get()
         with nogil:
             release_loop(engine, box)
+        emit_deferred_log()
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

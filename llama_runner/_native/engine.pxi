@@ -71,9 +71,12 @@ cdef bint acquire_loop(Engine * engine, bint to_close) noexcept nogil:
     while engine.running and not raised:
         engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
         if me == main_thread:
+            # Not in the way of a generation that a signal handler may begin.
+            engine.exclusive_waiting -= 1
             engine.monitor.unlock()
             raised = interrupted(engine)
             engine.monitor.lock()
+            engine.exclusive_waiting += 1
     engine.exclusive_waiting -= 1
     if raised:
         engine.monitor.notify_all()
@@ -217,6 +220,13 @@ cdef int raise_interrupt(Engine * engine) except -1:
 
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     """Called with the monitor held and the loop owned; lets the monitor go while computing."""
+    compute_turn(engine, box)
+    # Their callers may free them from now on.
+    engine.working.clear()
+    engine.shares.clear()
+
+
+cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
     cdef string error
     cdef int32_t code
     # First lower the flag, then look at the requests: a cancel() in between raises it again.
@@ -262,7 +272,7 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
         sequence = request.sequence.get()
         engine.clock += 1
         sequence.last_used = engine.clock
-        if request.phase == Phase.Waiting:
+        if sequence.n_kv == 0:
             request.n_shared = bring_in(engine, box, request)
         # The last token's logits are needed, so at least that one is decoded (again).
         trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
@@ -428,6 +438,7 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
     append_piece(engine.traits.vocab, token, False, request.text, request.error)
     if meets_stop(request, text_size):
         cut_at_stop(request)
+        trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size())
         finish(engine, box, request, Finish.Stop)
     elif (<int32_t> request.output.size() >= request.max_tokens
           or <int32_t> sequence.tokens.size() >= engine.traits.n_ctx_seq):

@@ -4,6 +4,7 @@ import logging as _logging
 from cpython.exc cimport PyErr_SetInterrupt
 from libcpp cimport bool as cpp_bool
 from libcpp.atomic cimport atomic
+from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.ggml cimport (
     GGML_LOG_LEVEL_CONT,
@@ -14,7 +15,7 @@ from llama_runner._llama_cpp.ggml cimport (
     ggml_log_level,
 )
 from llama_runner._llama_cpp.llama cimport llama_log_set
-from llama_runner._llama_cpp.shim cimport remember_error
+from llama_runner._llama_cpp.shim cimport LogLine, defer_log, deferred_log, remember_error
 
 _native_logger = _logging.getLogger("llama_runner.native")
 _LEVELS = {
@@ -33,19 +34,29 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
         remember_error(text)
     if level == GGML_LOG_LEVEL_CONT or <int> level < log_threshold.load():
         return
-    log_line(level, text)
+    if not defer_log(<int> level, text):
+        log_line(<int> level, text)
 
 
 # A function of its own: Cython takes the GIL on entry to one that needs it anywhere.
-cdef void log_line(ggml_log_level level, const char * text) noexcept with gil:
+cdef void log_line(int level, const char * text) noexcept with gil:
     try:
         line = (<bytes> text).decode("utf-8", "replace").rstrip()
         if line:
-            _native_logger.log(_LEVELS.get(<int> level, _logging.INFO), "%s", line)
+            _native_logger.log(_LEVELS.get(level, _logging.INFO), "%s", line)
     except KeyboardInterrupt:
         PyErr_SetInterrupt()  # Ctrl-C: ask again, where it can be raised
     except Exception:
         pass  # a broken log handler must not unwind through llama.cpp's frames
+
+
+cdef void emit_deferred_log() noexcept:
+    """Log what this thread put off while it held a monitor."""
+    cdef vector[LogLine] lines
+    cdef size_t i
+    lines.swap(deferred_log())
+    for i in range(lines.size()):
+        log_line(lines[i].first, lines[i].second.c_str())
 
 
 def set_log_level(level=None):

@@ -109,6 +109,7 @@ cdef class Request:
             box = self.sequence.context.alive()
             with nogil:
                 ran = advance(engine, box.get(), native, streaming)
+        emit_deferred_log()
         if not ran:
             raise ContextBusyError(
                 "this generation is being computed: another thread waits for it, or this call "
@@ -179,7 +180,8 @@ cdef class Request:
         native.finish = Finish.Cancelled
         native.t_end = now_us()
         native.released = native.text.size()
-        native.sequence.get().busy = False
+        if not native.paused:  # while it rests, the sequence is not its own
+            native.sequence.get().busy = False
         if not native.temporary or not self.sequence.context.box:
             return
         if native.sequence.get().slot >= 0:
@@ -207,6 +209,8 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
+        if native.paused:
+            self.sequence.idle()
         if native.phase != Phase.Done:
             native.pause_at = pause_at
             native.paused = False

@@ -111,6 +111,7 @@ cdef class Sequence:
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
+        native.n_parked = min(native.n_parked, <int32_t> n)
         if n < native.n_kv:
             with self.context._exclusive():
                 trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
@@ -170,8 +171,13 @@ cdef class Sequence:
             elif native.parked:
                 child.native.get().parked = native.parked
                 child.native.get().n_parked = native.n_parked
+                child.native.get().n_exact = native.n_exact
         if engine.unsettled and child.native.get().n_kv > 0:
-            child.next_logits()  # the copy must be made before either's cells change
+            # The copy must be made before either's cells change.
+            if len(child) < self.context.n_ctx_seq:
+                child.next_logits()
+            else:
+                child.forget_from(0)
         return child
 
     def next_logits(self):
@@ -261,6 +267,8 @@ cdef class Sequence:
                 raise DecodeError("llama.cpp refuses this state: it was made with another model or "
                                   "other context settings", native=native_line())
             native.n_kv = <int32_t> n
+            if not partial:
+                native.n_exact = 0  # they may have been shifted before they were saved
 
     def use_adapters(self, adapters):
         """Compute with these LoRA adapters from now on; with others, the tokens are decoded again.

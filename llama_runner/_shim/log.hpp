@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace llama_runner {
 
@@ -21,6 +23,30 @@ inline void remember_error(const char * text) {
     if (!line.empty() && error_slot().empty()) {
         error_slot() = line;
     }
+}
+
+// How many monitors this thread holds. While it holds one it must not wait for the GIL, whose owner
+// may wait for the monitor: its log lines are put off.
+inline int & monitors_held() {
+    thread_local int held = 0;
+    return held;
+}
+
+using LogLine = std::pair<int, std::string>;
+
+inline std::vector<LogLine> & deferred_log() {
+    thread_local std::vector<LogLine> lines;
+    return lines;
+}
+
+inline bool defer_log(int level, const char * text) {
+    if (monitors_held() == 0) {
+        return false;
+    }
+    if (deferred_log().size() < 256) {
+        deferred_log().emplace_back(level, text);
+    }
+    return true;
 }
 
 inline std::string last_error() { return error_slot(); }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "log.hpp"
 #include "parking.hpp"
 
 namespace llama_runner {
@@ -28,8 +29,14 @@ inline int64_t now_us() {
 
 class Monitor {
   public:
-    void lock() { mutex_.lock(); }
-    void unlock() { mutex_.unlock(); }
+    void lock() {
+        mutex_.lock();
+        ++monitors_held();
+    }
+    void unlock() {
+        --monitors_held();
+        mutex_.unlock();
+    }
     void notify_all() { changed_.notify_all(); }
     // Called with the lock held; returns with it held.
     void wait_ms(int ms) {

@@ -210,3 +210,32 @@ def test_bad_prompts_change_nothing(session: Session) -> None:
                 forbidden()
     session.clear()
     assert session.info().state == "empty"
+
+
+def test_a_stop_string_of_several_tokens_leaves_none_of_its_cells(
+    runner: LlamaRunner, session: Session
+) -> None:
+    prompt, more = "One, two, three,", " and then a colour, and then a name,"
+    whole = session.generate(prompt, 24, **greedy(ignore_eos=True))
+    stop = whole.text[4:16]
+    session.clear()
+    cut = session.generate(prompt, 24, stop=stop, **greedy(ignore_eos=True))
+    assert cut.finish_reason == "stop"
+    assert session._sequence.n_cached <= len(session._sequence)
+    answer = session.generate(more, 8, **greedy())
+    with runner.session() as fresh:
+        fresh.append([int(token) for token in session._sequence.tokens[: cut.usage.total]])
+        expected = fresh.generate(more, 8, **greedy())
+    assert answer.tokens == expected.tokens
+
+
+def test_what_was_cleared_does_not_come_back_from_parking(model_path: Path) -> None:
+    with LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=1, flash_attention=False) as runner:
+        with runner.session() as session:
+            session.generate("The quick brown fox jumps over the lazy dog. " * 8, 4, **greedy())
+            prompt = "The capital of France is the city of Paris, and " * 4
+            expected = runner.generate_stateless(prompt, 4, **greedy())  # moves the session out
+            session.clear()
+            answer = session.generate(prompt, 4, **greedy())
+            assert answer.receipt.reused == 0
+            assert answer.tokens == expected.tokens
