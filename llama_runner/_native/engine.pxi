@@ -135,6 +135,7 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
                 take_turn(engine, box)
                 engine.monitor.notify_all()
             drop_orphans(engine, box)
+            engine.working.clear()  # their callers may free them from now on
             engine.leader = NULL
             engine.running = False
             engine.monitor.notify_all()
@@ -247,6 +248,7 @@ cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
         settle(engine, box)
     else:
         recover(engine, box, code, error)
+    engine.shares.clear()
 
 
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:

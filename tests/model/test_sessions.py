@@ -230,12 +230,14 @@ def test_a_stop_string_of_several_tokens_leaves_none_of_its_cells(
 
 
 def test_what_was_cleared_does_not_come_back_from_parking(model_path: Path) -> None:
-    with LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=1, flash_attention=False) as runner:
-        with runner.session() as session:
-            session.generate("The quick brown fox jumps over the lazy dog. " * 8, 4, **greedy())
-            prompt = "The capital of France is the city of Paris, and " * 4
-            expected = runner.generate_stateless(prompt, 4, **greedy())  # moves the session out
-            session.clear()
-            answer = session.generate(prompt, 4, **greedy())
-            assert answer.receipt.reused == 0
-            assert answer.tokens == expected.tokens
+    with (
+        LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=1, flash_attention=False) as runner,
+        runner.session() as session,
+    ):
+        session.generate("The quick brown fox jumps over the lazy dog. " * 8, 4, **greedy())
+        prompt = "The capital of France is the city of Paris, and " * 4
+        expected = runner.generate_stateless(prompt, 4, **greedy())  # moves the session out
+        session.clear()
+        answer = session.generate(prompt, 4, **greedy())
+        assert answer.receipt.reused == 0
+        assert answer.tokens == expected.tokens
