@@ -1,8 +1,9 @@
 """How fast prompts are read and tokens generated, against llama-bench and other bindings.
 
 One interleaved run: in each round every peer does each test once, in a process of its own, so that
-whatever slows the machine down for a while slows all of them. A ratio is the median over the
-rounds of ours to llama-bench's in that round.
+whatever slows the machine down for a while slows all of them; the order is turned round each time.
+A figure of a process is the median of three repetitions after a warm-up, a ratio the median over
+the rounds of ours to llama-bench's in that round.
 
 Tests, all greedy, in tokens per second:
 
@@ -23,6 +24,7 @@ from _peers import OURS, RIVALS, THEIRS, Setup, parse_arguments, undisturbed
 from _report import draw_bars, write_results
 
 N_PREFILL, N_DECODE = 512, 128
+REPETITIONS = 3
 TARGET = 0.98
 # Room for one token more than llama-bench's own contexts: it asks for no answer.
 N_CTX = {"prefill": N_PREFILL + 1, "decode": N_DECODE + 1, "call": 256, "stream": 256}
@@ -39,19 +41,18 @@ Rates = dict[str, dict[str, list[float]]]
 def one_rate(setup: Setup, test: str, peer: str) -> float:
     """Tokens per second of one process: the median of its repetitions."""
     count = {"prefill": N_PREFILL, "decode": N_DECODE}.get(test)
-    repetitions = 1 if test == "prefill" else 3
     if peer == THEIRS:
         assert count is not None
-        return median(setup.llama_bench(test, count, repetitions))
+        return median(setup.llama_bench(test, count, REPETITIONS))
     size = {} if count is None else {"n": count}
-    done = setup.work(peer, N_CTX[test], measure="rate", test=test, repetitions=repetitions, **size)
+    done = setup.work(peer, N_CTX[test], measure="rate", test=test, repetitions=REPETITIONS, **size)
     return float(median(done["rates"]))
 
 
-def one_round(setup: Setup, rates: Rates) -> None:
-    """Every test once for every peer; a test counts only if the machine was ours throughout."""
+def one_round(setup: Setup, rates: Rates, step: int) -> None:
+    """Every test once for every peer, in their order or (step -1) the other way round."""
     for test, peers in CONTESTS.items():
-        present = [peer for peer in peers if peer in setup.programs]
+        present = [peer for peer in peers if peer in setup.programs][::step]
         found, others = undisturbed(
             lambda: {peer: one_rate(setup, test, peer) for peer in present}  # noqa: B023
         )
@@ -83,7 +84,7 @@ def main() -> None:
     rates: Rates = {test: {} for test in CONTESTS}
     for i in range(options.rounds):
         print(f"round {i + 1} of {options.rounds}, {setup.n_threads} threads, {setup.model.name}")
-        one_round(setup, rates)
+        one_round(setup, rates, step=-1 if i % 2 else 1)
     ratios = summary(rates)
     print("\nmedians, tokens per second")
     for test, peers in rates.items():

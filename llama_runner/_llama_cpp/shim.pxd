@@ -3,7 +3,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.atomic cimport atomic
-from libcpp.memory cimport shared_ptr
+from libcpp.memory cimport shared_ptr, weak_ptr
 from libcpp.random cimport mt19937
 from libcpp.string cimport string
 from libcpp.utility cimport pair
@@ -30,6 +30,7 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
         PyObject * runtime
     PythonErrors & python_errors()
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
+    int32_t settle(llama_context * ctx, string & error)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
     int32_t tokenize(
@@ -75,6 +76,8 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
         size_t size)
     ParkedPtr park_state(
         Parking & parking, llama_context * context, llama_seq_id slot, int32_t n_tokens)
+    ParkedPtr adopt_state(
+        const uint8_t * data, size_t size, int32_t n_tokens) except +set_python_error
     bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot)
 
@@ -134,8 +137,10 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool busy
         ParkedPtr parked
         int32_t n_parked
+        bool warm
         vector[Adapter] adapters
     ctypedef shared_ptr[NativeSequence] SequencePtr
+    ctypedef weak_ptr[NativeSequence] WeakSequencePtr
 
     cdef enum class Phase:
         Waiting
@@ -210,7 +215,9 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         vector[SequencePtr] slots
         vector[int32_t] shared
         bool unsettled
+        bool settling
         Parking parking
+        vector[WeakSequencePtr] parked
         vector[SequencePtr] orphans
         vector[NativeRequest *] working
         vector[Share] shares
@@ -228,9 +235,14 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool checks_signals
         uint32_t polls
         int64_t next_signal_check
+        int64_t settle_us
+        int64_t prefill_us
+        int32_t prefill_tokens
         void * interrupt
 
-    void keep_same_adapters(vector[NativeRequest *] & requests, const NativeRequest & wanted)
+    void forget_unparked(vector[WeakSequencePtr] & sequences)
+    void sort_by_arrival(vector[NativeRequest *] & requests)
+    void keep_same_adapters(vector[NativeRequest *] & requests)
     void compute_with(Engine & engine, llama_context * context, const vector[Adapter] & adapters)
 
 cdef extern from "chat.hpp" namespace "llama_runner" nogil:

@@ -9,7 +9,7 @@
 #
 # Everything here must be called by whoever holds the loop.
 from libc.limits cimport INT_MAX
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from llama_runner._llama_cpp.llama cimport (
     llama_get_memory,
@@ -22,11 +22,15 @@ from llama_runner._llama_cpp.llama cimport (
     llama_seq_id,
 )
 from llama_runner._llama_cpp.shim cimport (
-    NativeRequest,
     NativeSequence,
     ParkedPtr,
     SequencePtr,
+    WeakSequencePtr,
+    forget_unparked,
+    kThrew,
+    now_us,
     park_state,
+    settle,
     unpark_state,
 )
 
@@ -114,6 +118,24 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
     return shifted
 
 
+cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
+    """Carry out shifts and copies that llama.cpp has put off.
+
+    Until then a saved state would have the old keys; and an abort in the middle of a decode that
+    begins with it would leave some of the keys moved, and all of them due to be moved again.
+    """
+    cdef string error
+    cdef int64_t started
+    if engine.unsettled:
+        started = now_us()
+        engine.settling = True
+        if settle(box.context, error) == kThrew:
+            engine.broken = True
+        engine.settling = False
+        engine.unsettled = False
+        engine.settle_us = now_us() - started
+
+
 # ---- room --------------------------------------------------------------------------------------
 
 cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, uint64_t arrival,
@@ -157,8 +179,9 @@ cdef int32_t used_cells(Engine * engine) noexcept nogil:
 
 cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
                     uint64_t arrival) noexcept nogil:
-    """Move one other sequence out of the memory: the idle one used longest ago, else the youngest
-    request that is not in this turn's batch yet. The oldest request so always gets on."""
+    """Move one other sequence out of the memory: the idle one used longest ago, one that is kept
+    warm only when no other is left, else the youngest request that is not in this turn's batch
+    yet. The oldest request so always gets on."""
     cdef NativeSequence * victim = NULL
     cdef NativeSequence * sequence
     cdef NativeRequest * youngest = NULL
@@ -175,7 +198,8 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
                 if (engine.working[j].arrival > arrival and not engine.working[j].in_batch
                         and (youngest is NULL or engine.working[j].arrival > youngest.arrival)):
                     youngest = engine.working[j]
-        if not works and (victim is NULL or sequence.last_used < victim.last_used):
+        if not works and (victim is NULL or sequence.warm < victim.warm or (
+                sequence.warm == victim.warm and sequence.last_used < victim.last_used)):
             victim = sequence
     if victim is NULL and youngest is not NULL:
         victim = youngest.sequence.get()
@@ -189,28 +213,32 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
 
 cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
     """Take a sequence out of the memory, keeping its state aside where there is room for it."""
-    cdef int32_t exact = INT_MAX
+    cdef int32_t exact = sequence.n_exact
     cdef SequencePtr held
     if sequence.slot >= 0:
         held = engine.slots[sequence.slot]  # the slot may be the last that has it
-    # Cells that wait to be shifted have their old keys still: such a state would be wrong.
-    if not engine.unsettled and sequence.n_kv >= MIN_SHARED:
-        exact = sequence.n_exact
+    if sequence.n_kv >= MIN_SHARED:
+        settle_cells(engine, box)
         sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
+        if sequence.parked:
+            engine.parked.push_back(<WeakSequencePtr> held)
     drop_cells(engine, box, sequence)
     if sequence.parked:
         sequence.n_exact = exact
 
 
-cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
-    """Fill a sequence that is not in the memory from what was kept aside or from another one.
+cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
+                      uint64_t arrival) noexcept nogil:
+    """Fill a sequence that is not in the memory: from the sequence that is there and has the
+    longest beginning in common, from one kept aside, or from its own state kept aside.
 
-    Returns how many tokens it now shares.
+    Returns how many tokens it took over from another.
     """
-    cdef NativeSequence * sequence = request.sequence.get()
-    cdef ParkedPtr parked = sequence.parked
-    cdef int32_t n_parked = sequence.n_parked
+    cdef NativeSequence * sequence = wanting.get()
+    cdef ParkedPtr own = sequence.parked
+    cdef ParkedPtr others
+    cdef int32_t n_own = sequence.n_parked
     cdef int32_t exact = sequence.n_exact
     cdef NativeSequence * donor
     cdef int32_t n
@@ -220,19 +248,45 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, NativeRequest * request
     sequence.parked.reset()
     sequence.n_parked = 0
     donor = best_donor(engine, sequence, &n)
-    if donor is not NULL and n > n_parked:
-        return n if share_cells(engine, box, donor, request.sequence, request.arrival, n) else 0
-    if not parked or n_parked == 0:
-        return 0
-    if not make_room(engine, box, request.sequence, request.arrival, parked.get().n_tokens):
-        return 0
+    if (donor is not NULL and n > n_own
+            and share_cells(engine, box, donor, wanting, arrival, n)):
+        return n
+    others = best_parked(engine, sequence, &n)
+    if others and n > n_own and unpark_cells(engine, box, others, wanting, arrival, n):
+        return n
+    if own and n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
+        sequence.n_exact = exact
+    return 0
+
+
+cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
+                       SequencePtr & wanting, uint64_t arrival, int32_t n) noexcept nogil:
+    """Put a state that was kept aside into the memory, and keep its first n tokens."""
+    cdef NativeSequence * sequence = wanting.get()
+    if not make_room(engine, box, wanting, arrival, parked.get().n_tokens):
+        return False
     if not unpark_state(parked.get()[0], box.context, sequence.slot):
         drop_cells(engine, box, sequence)
-        return 0
+        return False
     sequence.n_kv = parked.get().n_tokens
-    sequence.n_exact = exact
-    trim_cells(engine, box, sequence, n_parked)
-    return 0
+    trim_cells(engine, box, sequence, n)
+    return sequence.n_kv > 0
+
+
+cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSequence * other,
+                         int32_t n_cells) noexcept nogil:
+    """How many of another's first cells a sequence could have, 0 if not worth taking over."""
+    cdef int32_t n = 0
+    cdef int32_t limit = min(min(n_cells, other.n_exact), <int32_t> sequence.tokens.size())
+    if not (other.adapters == sequence.adapters):
+        return 0
+    while n < limit and other.tokens[n] == sequence.tokens[n]:
+        n += 1
+    # What cannot be cut is had whole, and the last token's logits are needed besides.
+    if ((engine.traits.recurrent or engine.traits.window)
+            and (n < n_cells or n >= <int32_t> sequence.tokens.size())):
+        return 0
+    return n if n >= MIN_SHARED else 0
 
 
 cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
@@ -241,21 +295,37 @@ cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
     cdef NativeSequence * best = NULL
     cdef NativeSequence * other
     cdef size_t i
-    cdef int32_t n, limit
-    n_common[0] = MIN_SHARED - 1
-    if not engine.traits.unified or engine.traits.recurrent or engine.traits.window:
-        return NULL
+    cdef int32_t n
+    n_common[0] = 0
     for i in range(engine.slots.size()):
         other = engine.slots[i].get()
-        if other is NULL or other == sequence or not (other.adapters == sequence.adapters):
+        if other is NULL or other == sequence:
             continue
-        limit = min(min(other.n_kv, other.n_exact), <int32_t> sequence.tokens.size())
-        n = 0
-        while n < limit and other.tokens[n] == sequence.tokens[n]:
-            n += 1
+        n = n_in_common(engine, sequence, other, other.n_kv)
         if n > n_common[0]:
             n_common[0] = n
             best = other
+    return best
+
+
+cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
+                           int32_t * n_common) noexcept nogil:
+    """The state kept aside with the longest beginning in common, null if not worth it."""
+    cdef ParkedPtr best
+    cdef SequencePtr other
+    cdef size_t i
+    cdef int32_t n
+    n_common[0] = 0
+    forget_unparked(engine.parked)
+    for i in range(engine.parked.size()):
+        other = engine.parked[i].lock()
+        if not other or other.get() == sequence:
+            continue
+        n = n_in_common(engine, sequence, other.get(), other.get().n_parked)
+        # It comes back whole and needs room for all of it.
+        if n > n_common[0] and 2 * n >= other.get().parked.get().n_tokens:
+            n_common[0] = n
+            best = other.get().parked
     return best
 
 
@@ -269,22 +339,25 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
     donor.last_used = engine.clock + 1
     if not make_room(engine, box, taker, arrival, 0) or donor.slot < 0:
         return False
-    if engine.traits.unified and not engine.traits.recurrent:
-        llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
-        for i in range(engine.slots.size()):
-            other = <llama_seq_id> i
-            if other == sequence.slot:
-                continue
-            shared_cells(engine, sequence.slot, other)[0] = min(
-                n, shared_cells(engine, donor.slot, other)[0])
-            shared_cells(engine, other, sequence.slot)[0] = shared_cells(
-                engine, sequence.slot, other)[0]
-        shared_cells(engine, sequence.slot, donor.slot)[0] = n
-        shared_cells(engine, donor.slot, sequence.slot)[0] = n
-    else:
-        # Another stream or a recurrent state: whole, and copied by the next computation.
+    sequence.n_exact = donor.n_exact
+    if not engine.traits.unified or engine.traits.recurrent:
+        # Another stream or a recurrent state can be had whole only.
         llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)
         engine.unsettled = True
+        settle_cells(engine, box)  # before either's cells change
+        sequence.n_kv = donor.n_kv
+        trim_cells(engine, box, sequence, n)
+        return sequence.n_kv > 0
+    llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
+    for i in range(engine.slots.size()):
+        other = <llama_seq_id> i
+        if other == sequence.slot:
+            continue
+        shared_cells(engine, sequence.slot, other)[0] = min(
+            n, shared_cells(engine, donor.slot, other)[0])
+        shared_cells(engine, other, sequence.slot)[0] = shared_cells(
+            engine, sequence.slot, other)[0]
+    shared_cells(engine, sequence.slot, donor.slot)[0] = n
+    shared_cells(engine, donor.slot, sequence.slot)[0] = n
     sequence.n_kv = n
-    sequence.n_exact = donor.n_exact
     return True

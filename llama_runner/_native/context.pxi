@@ -125,6 +125,13 @@ cdef class Context:
         if self.memory_kind == "none" or llama_model_is_diffusion(weights.get().model):
             raise self._unsupported()
 
+        for name, value in [("n_batch", n_batch), ("n_ubatch", n_ubatch), ("n_seq_max", n_seq_max),
+                            ("n_threads", n_threads), ("n_threads_batch", n_threads_batch)]:
+            if value < 1:  # llama.cpp would divide by it, or abort
+                raise InvalidParameterError(f"{name}={value}: must be at least 1", field=name)
+        if n_ctx < 0:
+            raise InvalidParameterError(f"n_ctx={n_ctx}: must not be negative", field="n_ctx")
+
         cdef llama_context_params params = llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
@@ -247,6 +254,14 @@ cdef class Context:
         return self.engine.traits.can_shift
 
     @property
+    def speeds(self):
+        """(prompt tokens per second, milliseconds of a shift or copy) as last seen; 0.0 if never.
+        """
+        cdef Engine * engine = self.engine
+        rate = engine.prefill_tokens * 1e6 / engine.prefill_us if engine.prefill_us else 0.0
+        return rate, engine.settle_us / 1e3
+
+    @property
     def n_resident(self):
         """Cells of the KV memory that are in use; one that sequences share counts once."""
         self.alive()
@@ -303,7 +318,7 @@ cdef class Context:
         return sequence
 
     def _exclusive(self, bint to_close=False):
-        return _Exclusive(self, to_close)
+        return _Exclusive(self, to_close, None)
 
     def __enter__(self):
         return self
@@ -331,15 +346,41 @@ cdef class Context:
 
 cdef class _Exclusive:
     # `with context._exclusive():` holds the decode loop, between two of its turns. With to_close
-    # the turn in hand is cut short and none follows.
+    # the turn in hand is cut short and none follows. A sequence is busy from before the wait, so
+    # that no request begins on it meanwhile.
     cdef Context context
     cdef bint to_close
+    cdef Sequence sequence
+    cdef SequencePtr busy
 
-    def __cinit__(self, Context context, bint to_close):
+    def __cinit__(self, Context context, bint to_close, Sequence sequence):
         self.context = context
         self.to_close = to_close
+        self.sequence = sequence
 
     def __enter__(self):
+        if self.sequence is not None:
+            self.sequence.idle().busy = True
+            self.busy = self.sequence.native
+        try:
+            self._acquire()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def __exit__(self, *exc_info):
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
+        with nogil:
+            release_loop(engine, box)
+        self._let_go()
+        emit_deferred_log()
+
+    def _let_go(self):
+        if self.busy:
+            self.busy.get().busy = False
+
+    def _acquire(self):
         cdef Engine * engine = self.context.engine
         cdef bint mine
         with nogil:
@@ -353,13 +394,6 @@ cdef class _Exclusive:
             with nogil:
                 release_loop(engine, NULL)
             raise ClosedError("this context was closed meanwhile")
-
-    def __exit__(self, *exc_info):
-        cdef Engine * engine = self.context.engine
-        cdef ContextBox * box = self.context.box.get()
-        with nogil:
-            release_loop(engine, box)
-        emit_deferred_log()
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

@@ -34,6 +34,7 @@ from llama_runner._llama_cpp.shim cimport (
     decode,
     keep_same_adapters,
     now_us,
+    sort_by_arrival,
 )
 
 cdef extern from "Python.h" nogil:
@@ -177,23 +178,31 @@ cdef void give_up_slot(Engine * engine, ContextBox * box,
 cdef cpp_bool should_abort(void * data) noexcept nogil:
     """ggml's abort callback, polled between the nodes of a graph by the leader's thread."""
     cdef Engine * engine = <Engine *> data
-    cdef int64_t now
-    if engine.abort.load() or process_exits.load():
+    if process_exits.load():
         return True
-    if not engine.checks_signals:
+    if engine.checks_signals:
+        check_signals(engine)
+    # Half-moved cells cannot be made right again, and a recurrent state that is half computed is
+    # lost for all in the batch: whoever cancels then waits for the end of it.
+    if engine.settling or (engine.traits.recurrent and engine.shares.size() > 1):
         return False
+    return engine.abort.load()
+
+
+cdef void check_signals(Engine * engine) noexcept nogil:
+    """Every now and then, let Python's signal handlers run; one that raises cancels the leader."""
+    cdef int64_t now
     engine.polls += 1
     if engine.polls & 15:  # the clock costs more than the question
-        return False
+        return
     now = now_us()
     if now < engine.next_signal_check:
-        return False
+        return
     engine.next_signal_check = now + SIGNAL_CHECK_US
-    if not interrupted(engine):
-        return False
-    if engine.leader is not NULL:
-        engine.leader.cancelled.store(True)
-    return True
+    if interrupted(engine):
+        if engine.leader is not NULL:
+            engine.leader.cancelled.store(True)
+        engine.abort.store(True)
 
 
 cdef bint interrupted(Engine * engine) noexcept with gil:
@@ -230,6 +239,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
     cdef string error
     cdef int32_t code
+    cdef int64_t started
     # First lower the flag, then look at the requests: a cancel() in between raises it again.
     engine.abort.store(process_exits.load())
     drop_orphans(engine, box)
@@ -238,14 +248,19 @@ cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
         return
     plan_batch(engine, box)
     if engine.shares.empty():
-        fail(engine, box, oldest(engine), NO_ROOM)
+        fail(engine, box, engine.working[0], NO_ROOM)
         return
     engine.monitor.unlock()
     compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
+    settle_cells(engine, box)
+    started = now_us()
     code = decode(box.context, box.batch, error)
+    if code == 0 and box.batch.n_tokens >= MIN_SHARED:
+        engine.prefill_us = now_us() - started
+        engine.prefill_tokens = box.batch.n_tokens
     engine.monitor.lock()
     if code == 0:
-        settle(engine, box)
+        take_results(engine, box)
     else:
         recover(engine, box, code, error)
     engine.shares.clear()
@@ -259,10 +274,9 @@ cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
-    """Collect the requests that want tokens; end those that were cancelled."""
+    """Collect the requests that want tokens, oldest first; end those that were cancelled."""
     cdef size_t i
     cdef NativeRequest * request
-    cdef NativeSequence * sequence
     engine.working.clear()
     for i in range(engine.active.size()):
         request = engine.active[i]
@@ -270,35 +284,33 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
             continue  # its caller may go, and free it, while this turn computes
         if request.cancelled.load() or process_exits.load():
             finish(engine, box, request, Finish.Cancelled)
-            continue
-        sequence = request.sequence.get()
-        engine.clock += 1
-        sequence.last_used = engine.clock
-        if sequence.n_kv == 0:
-            request.n_shared = bring_in(engine, box, request)
-        # The last token's logits are needed, so at least that one is decoded (again).
-        trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
-        if request.phase == Phase.Waiting:
-            request.n_shared = min(request.n_shared, sequence.n_kv)
-            request.n_reused = sequence.n_kv - request.n_shared
-            request.phase = Phase.Prefill
-        engine.working.push_back(request)
-    if not engine.working.empty():
-        keep_same_adapters(engine.working, deref(oldest(engine)))
+        else:
+            engine.working.push_back(request)
+    sort_by_arrival(engine.working)
+    keep_same_adapters(engine.working)
     for i in range(engine.working.size()):
         request = engine.working[i]
         if request.suspect:
             engine.working.assign(1, request)
-            return
+            break
+    # Only now, when all that work are known: making room for one must not move out an older one.
+    for i in range(engine.working.size()):
+        begin_sequence(engine, box, engine.working[i])
 
 
-cdef NativeRequest * oldest(Engine * engine) noexcept nogil:
-    cdef size_t i
-    cdef NativeRequest * found = engine.working[0]
-    for i in range(1, engine.working.size()):
-        if engine.working[i].arrival < found.arrival:
-            found = engine.working[i]
-    return found
+cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    engine.clock += 1
+    sequence.last_used = engine.clock
+    sequence.warm = False
+    if sequence.n_kv == 0:
+        request.n_shared = bring_in(engine, box, request.sequence, request.arrival)
+    # The last token's logits are needed, so at least that one is decoded (again).
+    trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
+    if request.phase == Phase.Waiting:
+        request.n_shared = min(request.n_shared, sequence.n_kv)
+        request.n_reused = sequence.n_kv - request.n_shared
+        request.phase = Phase.Prefill
 
 
 cdef inline int32_t n_pending(NativeRequest * request) noexcept nogil:
@@ -362,10 +374,9 @@ cdef void add_share(Engine * engine, ContextBox * box, NativeRequest * request,
 
 # ---- after the computation ---------------------------------------------------------------------
 
-cdef void settle(Engine * engine, ContextBox * box) noexcept nogil:
+cdef void take_results(Engine * engine, ContextBox * box) noexcept nogil:
     cdef size_t i
     cdef Share * share
-    engine.unsettled = False
     for i in range(engine.shares.size()):
         share = &engine.shares[i]
         share.request.suspect = False

@@ -29,10 +29,17 @@ cdef class Request:
     """
 
     def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
+        sequence.idle().busy = True  # first: nobody else changes it from here on
+        try:
+            self._prepare(sequence, params, temporary)
+        except BaseException:
+            sequence.native.get().busy = False
+            raise
+
+    def _prepare(self, Sequence sequence, params, bint temporary):
         cdef Engine * engine = sequence.context.engine
         cdef NativeRequest * native
         cdef llama_token token
-        sequence.idle()
         n_tokens, room = len(sequence), sequence.context.n_ctx_seq
         if n_tokens == 0:
             raise InvalidParameterError(
@@ -65,7 +72,6 @@ cdef class Request:
             engine.arrivals += 1
             native.arrival = engine.arrivals
             engine.monitor.unlock()
-        sequence.native.get().busy = True
 
     def run(self):
         """Generate to the end.

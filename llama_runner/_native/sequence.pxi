@@ -14,7 +14,12 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab,
     llama_vocab_is_control,
 )
-from llama_runner._llama_cpp.shim cimport restore_state, save_state
+from llama_runner._llama_cpp.shim cimport (
+    WeakSequencePtr,
+    adopt_state,
+    restore_state,
+    save_state,
+)
 
 from types import SimpleNamespace as _SimpleNamespace
 
@@ -50,6 +55,9 @@ cdef class Sequence:
                 "this conversation is generating: finish, close or cancel its stream first"
             )
         return native
+
+    def _held(self):
+        return _Exclusive(self.context, False, self)
 
     def __len__(self):
         return self.native.get().tokens.size() if self.native else 0
@@ -113,7 +121,7 @@ cdef class Sequence:
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
         native.n_parked = min(native.n_parked, <int32_t> n)
         if n < native.n_kv:
-            with self.context._exclusive():
+            with self._held():
                 trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
         native.tokens.resize(n)
 
@@ -130,7 +138,7 @@ cdef class Sequence:
             raise InvalidParameterError(
                 f"start, stop: no tokens {start}:{stop} in a sequence of {native.tokens.size()}",
                 field="start")
-        with self.context._exclusive():
+        with self._held():
             shifted = remove_cells(self.context.engine, self.context.box.get(), native,
                                    <int32_t> start, <int32_t> stop)
         return "shift" if shifted else "rebuild"
@@ -142,42 +150,35 @@ cdef class Sequence:
     def forget_from(self, Py_ssize_t n):
         """Let tokens from index n on leave the memory; they are decoded again when needed."""
         cdef NativeSequence * native = self.idle()
-        with self.context._exclusive():
+        with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> max(0, n))
 
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
         cdef NativeSequence * native = self.idle()
-        with self.context._exclusive():
+        with self._held():
             if native.slot >= 0:
                 park_cells(self.context.engine, self.context.box.get(), native)
 
     def fork(self):
         """A second sequence that begins with the same tokens and, where it can, the same cells.
 
-        In the unified layout of a model without recurrent state this copies no cell; otherwise
-        the cells are copied with the next computation.
+        In the unified layout of a model without recurrent state this copies no cell.
         """
         cdef NativeSequence * native = self.idle()
         cdef Sequence child = self.context.new_sequence()
         cdef Engine * engine = self.context.engine
-        with self.context._exclusive():
+        with self._held():
             child.native.get().tokens = native.tokens
             child.native.get().adapters = native.adapters
             engine.clock += 1
             child.native.get().last_used = engine.clock
-            if native.slot >= 0 and native.n_kv > 0:
-                share_cells(engine, self.context.box.get(), native, child.native, 0, native.n_kv)
-            elif native.parked:
+            if native.n_kv == 0 or not share_cells(
+                    engine, self.context.box.get(), native, child.native, 0, native.n_kv):
+                # Not in the memory, or moved out of the only slot.
                 child.native.get().parked = native.parked
                 child.native.get().n_parked = native.n_parked
                 child.native.get().n_exact = native.n_exact
-        if engine.unsettled and child.native.get().n_kv > 0:
-            # The copy must be made before either's cells change.
-            if len(child) < self.context.n_ctx_seq:
-                child.next_logits()
-            else:
-                child.forget_from(0)
         return child
 
     def next_logits(self):
@@ -200,7 +201,7 @@ cdef class Sequence:
         return logits
 
     def save_state(self, *, bint partial=False):
-        """The cells of the tokens in memory as bytes; b"" where there are none.
+        """The cells of the tokens in memory, or kept aside, as bytes; b"" where there are none.
 
         Args:
             partial: Only what cannot be rewound: a recurrent state, a window cache.
@@ -213,11 +214,12 @@ cdef class Sequence:
         cdef vector[uint8_t] state
         cdef ContextBox * box = self.context.box.get()
         cdef uint32_t flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
-        if self.context.engine.unsettled and native.n_kv > 0:
-            self.next_logits()  # shifted keys are rotated by the next computation only
-        with self.context._exclusive():
-            if native.slot < 0 or native.n_kv == 0:
+        with self._held():
+            if native.n_kv == 0:
+                bring_in(self.context.engine, box, self.native, 0)
+            if native.n_kv == 0:
                 return b"", 0
+            settle_cells(self.context.engine, box)
             with nogil:
                 save_state(box.context, native.slot, flags, state)
             if state.empty():
@@ -245,7 +247,7 @@ cdef class Sequence:
         if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
             raise InvalidParameterError(
                 f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
-        with self.context._exclusive():
+        with self._held():
             if not partial:
                 drop_cells(engine, box, native)
             has_room = make_room(engine, box, self.native, 0, 0 if partial else <int32_t> n)
@@ -270,6 +272,46 @@ cdef class Sequence:
             if not partial:
                 native.n_exact = 0  # they may have been shifted before they were saved
 
+    def adopt_state(self, const uint8_t[::1] state not None, Py_ssize_t n, Py_ssize_t n_exact):
+        """Keep cells aside that :meth:`save_state` gave; they come in with the next use.
+
+        Where llama.cpp then refuses them, the tokens are decoded again.
+
+        Args:
+            state: From a context with the same model and settings, not partial.
+            n: Of how many tokens; the ledger has them already.
+            n_exact: How many of them do not depend on tokens that are no longer in the ledger.
+        """
+        cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
+        if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
+            raise InvalidParameterError(
+                f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
+        with self._held():
+            drop_cells(engine, self.context.box.get(), native)
+            native.parked = adopt_state(&state[0], state.shape[0], <int32_t> n)
+            native.n_parked = <int32_t> n
+            native.n_exact = INT_MAX if n_exact >= n else <int32_t> max(0, n_exact)
+            engine.parked.push_back(<WeakSequencePtr> self.native)
+
+    @property
+    def n_exact(self):
+        """How many tokens' cells do not depend on tokens that are no longer in the ledger."""
+        return min(len(self), self.alive().n_exact)
+
+    def keep_warm(self):
+        """Until its next use, leave the memory only after all that are not kept warm."""
+        self.idle().warm = True
+
+    @property
+    def adapters(self):
+        """The LoRA adapters that it computes with: tuple of (name, scale)."""
+        cdef size_t i
+        cdef NativeSequence * native = self.alive()
+        names = {address: name for name, address in self.context.adapters.items()}
+        return tuple([(names[<size_t> native.adapters[i].weights], native.adapters[i].scale)
+                      for i in range(native.adapters.size())])
+
     def use_adapters(self, adapters):
         """Compute with these LoRA adapters from now on; with others, the tokens are decoded again.
 
@@ -284,7 +326,7 @@ cdef class Sequence:
         self.context.find_adapters(adapters, wanted)
         if wanted == native.adapters:
             return
-        with self.context._exclusive():
+        with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, 0)
         native.parked.reset()
         native.adapters = wanted

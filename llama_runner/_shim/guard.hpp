@@ -14,6 +14,7 @@
 #include <string>
 
 #include "llama.h"
+#include "memory.hpp"
 
 namespace llama_runner {
 
@@ -59,6 +60,13 @@ inline int32_t guarded(std::string & error, Call && call) noexcept {
 
 inline int32_t decode(llama_context * ctx, const llama_batch & batch, std::string & error) noexcept {
     return guarded(error, [&] { return llama_decode(ctx, batch); });
+}
+
+inline int32_t settle(llama_context * ctx, std::string & error) noexcept {
+    return guarded(error, [&] {
+        settle_memory(ctx);
+        return 0;
+    });
 }
 
 // Appends the text of one token to `out`; 0, or kThrew.

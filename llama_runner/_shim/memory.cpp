@@ -1,6 +1,7 @@
 #include "memory.hpp"
 
 #include "ggml-backend.h"
+#include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-model.h"
 
@@ -35,6 +36,10 @@ MemoryUse memory_use(const llama_context * context) {
         sum.host += on_host(type) ? use.context + use.compute : 0;
     }
     return sum;
+}
+
+void settle_memory(llama_context * context) {
+    context->memory_update(false);
 }
 
 }  // namespace llama_runner

@@ -1,4 +1,4 @@
-// What a context occupies (llama-ext.h, which is C++ and not part of the public API).
+// What of a context is not in llama.cpp's public API.
 #pragma once
 
 #include <cstddef>
@@ -15,5 +15,8 @@ struct MemoryUse {  // bytes over all devices
 };
 
 MemoryUse memory_use(const llama_context * context);
+
+// Carry out shifts and copies of cells that the next llama_decode would begin with.
+void settle_memory(llama_context * context);
 
 }  // namespace llama_runner

@@ -132,6 +132,15 @@ inline ParkedPtr park_state(
     return parked;
 }
 
+// A state that the caller has; counted on no tier.
+inline ParkedPtr adopt_state(const uint8_t * data, size_t size, int32_t n_tokens) {
+    auto state      = std::make_shared<ParkedState>();
+    state->n_tokens = n_tokens;
+    state->size     = size;
+    state->bytes.assign(data, data + size);
+    return state;
+}
+
 inline bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot) noexcept {
     if (parked.path.empty()) {

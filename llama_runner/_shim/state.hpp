@@ -96,8 +96,6 @@ struct SamplerState {
     }
 };
 
-// One conversation: its ledger and, while it is in the KV memory, its slot there.
-// tokens[0:n_kv] are in the memory at positions 0..n_kv-1; the rest waits to be decoded.
 struct Adapter {
     llama_adapter_lora * weights;
     float                scale;
@@ -107,6 +105,8 @@ struct Adapter {
     }
 };
 
+// One conversation: its ledger and, while it is in the KV memory, its slot there.
+// tokens[0:n_kv] are in the memory at positions 0..n_kv-1; the rest waits to be decoded.
 struct Sequence {
     std::vector<llama_token> tokens;
     int32_t                  n_kv      = 0;
@@ -116,10 +116,12 @@ struct Sequence {
     bool                     busy      = false;  // a request or a memory operation uses it
     ParkedPtr                parked;             // what left the memory, of which the first
     int32_t                  n_parked  = 0;      // tokens still are this ledger's
+    bool                     warm      = false;  // leaves the memory after those that are not
     std::vector<Adapter>     adapters;           // that its cells are computed with
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;
+using WeakSequencePtr = std::weak_ptr<Sequence>;
 
 enum class Phase { Waiting, Prefill, Decode, Done };
 enum class Finish { None, Stop, Length, Cancelled, Failed };
@@ -140,7 +142,7 @@ struct Request {
     bool              suspect  = false;  // a batch with it failed: decode it alone once
     Phase             phase    = Phase::Waiting;
     Finish            finish   = Finish::None;
-    int32_t           failure  = 0;  // llama_decode's return code, or one of Failure
+    int32_t           failure  = 0;  // llama_decode's return code, or one of engine.pxi's
     std::string       error;
     uint64_t          arrival = 0;
     bool              paused  = false;
@@ -193,7 +195,9 @@ struct Engine {
     Parking                  parking;
     std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
     std::vector<int32_t>     shared;     // [slot, slot]: leading cells that both have, being the same
-    bool                     unsettled = false;  // a shift or copy waits for the next computation
+    bool                     unsettled = false;  // a shift or copy of cells is put off
+    bool                     settling  = false;  // it is being carried out
+    std::vector<WeakSequencePtr> parked; // sequences that were kept aside, some no longer
     std::vector<SequencePtr> orphans;    // given up while the loop was running
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;
@@ -213,13 +217,30 @@ struct Engine {
     bool              checks_signals    = false;  // the loop runs on Python's main thread
     uint32_t          polls             = 0;
     int64_t           next_signal_check = 0;
+    int64_t           settle_us         = 0;  // what the last shift or copy took
+    int64_t           prefill_us        = 0;  // and the last batch of a prompt
+    int32_t           prefill_tokens    = 0;
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
 
-// Adapters are the context's, not a sequence's: one turn computes with one set of them.
-inline void keep_same_adapters(std::vector<Request *> & requests, const Request & wanted) {
+inline void forget_unparked(std::vector<WeakSequencePtr> & sequences) {
+    const auto back = [](const WeakSequencePtr & weak) {
+        const SequencePtr sequence = weak.lock();
+        return !sequence || !sequence->parked;
+    };
+    sequences.erase(std::remove_if(sequences.begin(), sequences.end(), back), sequences.end());
+}
+
+inline void sort_by_arrival(std::vector<Request *> & requests) {
+    const auto older = [](const Request * a, const Request * b) { return a->arrival < b->arrival; };
+    std::sort(requests.begin(), requests.end(), older);
+}
+
+// Adapters are the context's, not a sequence's: one turn computes with one set of them, the first
+// request's.
+inline void keep_same_adapters(std::vector<Request *> & requests) {
     const auto differs = [&](const Request * request) {
-        return !(request->sequence->adapters == wanted.sequence->adapters);
+        return !(request->sequence->adapters == requests.front()->sequence->adapters);
     };
     requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
 }
