@@ -54,6 +54,8 @@ cdef class Context:
     cdef readonly size_t host_bytes  # what of the three is in the machine's own memory
     cdef readonly str memory_kind
     cdef readonly bint unified
+    cdef readonly dict state_format  # what else than the model a sequence's cells depend on
+    cdef readonly dict adapter_paths  # by name
     cdef dict adapters  # LoRA adapters by name: addresses of what is freed with the model
     cdef object __weakref__
     cdef shared_ptr[ContextBox] alive(self) except *

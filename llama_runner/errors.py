@@ -21,7 +21,8 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
     │   │   └── PromptTooLongError     (ValueError)
     │   ├── TokenizationError          (ValueError)
     │   ├── DecodeError                (RuntimeError)
-    │   └── ContextBusyError           (RuntimeError)
+    │   ├── ContextBusyError           (RuntimeError)
+    │   └── SnapshotError              (ValueError)
     └── LogicError                 the calling program
         ├── InvalidParameterError      (ValueError)
         ├── ClosedError                (RuntimeError)
@@ -55,6 +56,7 @@ __all__ = [
     "NoDiskSpaceError",
     "OutOfMemoryError",
     "PromptTooLongError",
+    "SnapshotError",
     "TokenizationError",
     "UnsupportedModelError",
 ]
@@ -166,6 +168,10 @@ class DecodeError(LlamaRuntimeError, RuntimeError):
 
 class ContextBusyError(LlamaRuntimeError, RuntimeError):
     """Another thread is using this object in a way that cannot be shared."""
+
+
+class SnapshotError(LlamaRuntimeError, ValueError):
+    """A saved conversation is damaged, or belongs to another model."""
 
 
 class InvalidParameterError(LogicError, ValueError):

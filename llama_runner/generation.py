@@ -25,7 +25,8 @@ class Generation:
         params: Without a seed, one is chosen here.
         temporary: Leave nothing behind in the KV memory.
         shifted: Tokens of the prompt that were moved to make room for it.
-        first_difference: Where the prompt first differed from what was in memory.
+        first_difference: Token and message in which the prompt first differed from what was in
+            memory.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Generation:
         *,
         temporary: bool = False,
         shifted: int = 0,
-        first_difference: int | None = None,
+        first_difference: tuple[int, int] | None = None,
     ) -> None:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
@@ -43,7 +44,7 @@ class Generation:
         sequence.use_adapters(params.lora)
         self.request = Request(sequence, params, temporary=temporary)
         self._shifted = shifted
-        self._first_difference = first_difference
+        self._first_difference = first_difference or (None, None)
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
         """Generate to the end; no Python runs between two tokens.
@@ -77,7 +78,8 @@ class Generation:
                 shared=n_shared,
                 shifted=self._shifted,
                 recomputed=n_prefilled,
-                first_difference=self._first_difference,
+                first_difference=self._first_difference[0],
+                first_message=self._first_difference[1],
             ),
             seed=self.params.seed,
         )
@@ -105,14 +107,15 @@ class Stream(Iterator[Chunk]):
 
     Args:
         generation: Not begun yet.
-        on_end: Called once, with the completion, or with None when the generation failed.
+        on_end: Called once, when the generation is done or has failed; not where the stream is
+            dropped, which may happen in any thread at any time.
         make_room: As for :meth:`Generation.run`.
     """
 
     def __init__(
         self,
         generation: Generation,
-        on_end: Callable[[Completion | None], None],
+        on_end: Callable[[], None],
         make_room: MakeRoom | None = None,
     ) -> None:
         self._generation = generation
@@ -160,7 +163,7 @@ class Stream(Iterator[Chunk]):
         self._ended = True
         if self._generation.request.finish_reason is not None:
             self.completion = self._generation.completion()
-        self._on_end(self.completion)
+        self._on_end()
 
     def __enter__(self) -> Self:
         return self
@@ -174,5 +177,5 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "completion"):
-            self.close()
+        if hasattr(self, "_ended") and not self._ended:
+            self._generation.request.close()

@@ -8,6 +8,7 @@ never half a message, never the turn that is going on, never a tool's result wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from llama_runner.errors import InvalidParameterError
@@ -16,11 +17,13 @@ from llama_runner.results import Span
 __all__ = [
     "GcPolicy",
     "GcPolicyLike",
+    "Summarize",
     "attention_sinks",
     "oldest_turns",
     "plan",
     "resolve_policy",
     "sliding_window",
+    "summarize",
     "tool_results",
 ]
 
@@ -67,6 +70,33 @@ def attention_sinks(n: int) -> GcPolicy:
         return [turn for turn in _turns(spans).values() if spans[turn[0]].start >= n]
 
     return policy
+
+
+@dataclass(frozen=True, slots=True)
+class Summarize:
+    """The policy of :func:`summarize`."""
+
+    write: Callable[[str], str]
+
+    def __call__(self, spans: Sequence[Span], /) -> Iterable[Sequence[int]]:
+        """Whole turns, the oldest first."""
+        return oldest_turns(spans)
+
+
+def summarize(fn: Callable[[str], str]) -> GcPolicy:
+    """Whole turns, the oldest first; what a function makes of their text takes their place.
+
+    The summary is a pinned span with the role "summary". A later collection by this policy gives
+    the function the earlier summary together with the turns, and puts one in the place of both.
+
+    Args:
+        fn: Called with the text of what goes, messages as "role: content"; returns the summary,
+            or "" for none. It may use the runner, but not this conversation. What it raises ends
+            the collection before anything has changed.
+    """
+    if not callable(fn):
+        raise InvalidParameterError(f"summarize({fn!r}): must be a function", field="fn")
+    return Summarize(fn)
 
 
 _BY_NAME: dict[str, Callable[[Sequence[Span]], Iterable[Sequence[int]]]] = {

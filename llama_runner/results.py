@@ -73,7 +73,9 @@ class Receipt:
     shifted: int = 0
     """Of the reused ones: moved to another position since the last generation."""
     first_difference: int | None = None
-    """Position at which the prompt first differed from what was there, if it did."""
+    """Position of the first token in which the prompt differed from what was there, if it did."""
+    first_message: int | None = None
+    """Index of the message that this token belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ class Span:
     """A run of tokens in a context that stays or goes as one."""
 
     role: str
-    """Who said it: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"`` or ``"raw"``."""
+    """Who said it: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, ``"raw"``,
+    ``"generated"`` (after raw text) or ``"summary"``."""
     start: int
     """Position of its first token."""
     tokens: int
@@ -176,11 +179,13 @@ class GcReport:
     """``"shift"``: the rest moved up; ``"rebuild"``: the rest was computed again;
     ``"checkpoint"``: the same, from a saved state on; ``"none"``: there was nothing to drop."""
     tokens_recomputed: int
-    ms: float
-    """Time that it took."""
+    ms: float | None
+    """Time that it took, without what the next generation computes again. Of a dry run: what
+    collecting and computing again would take, at the speeds last seen; None if none was seen."""
 
     def __str__(self) -> str:
+        time = "" if self.ms is None else f", {self.ms:.1f} ms"
         return (
             f"dropped {self.tokens_removed:,} tokens in {self.spans_removed} spans, recomputed "
-            f"{self.tokens_recomputed:,} ({self.method}, {self.ms:.1f} ms)"
+            f"{self.tokens_recomputed:,} ({self.method}{time})"
         )

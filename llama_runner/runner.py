@@ -28,9 +28,10 @@ from llama_runner.params import (
     generation_params,
     refuse_unknown,
 )
+from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
-from llama_runner.session import Session
+from llama_runner.session import Reuse, Session
 from llama_runner.system import thread_counts
 
 if TYPE_CHECKING:
@@ -136,10 +137,10 @@ class LlamaRunner:
 
             n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params)
         self.model = Model(path, progress=progress, **self.model_params.model_dump())
-        self._context = self._template = self._session = None
+        self._context = self._session = None
         try:
             self._vocab = self.model.vocab
-            self._template = _chat_template(self.model, chat_template)
+            self._chat = ChatFormat(self._vocab, _chat_template(self.model, chat_template))
             if not self.model_params.vocab_only:
                 self._context = Context(
                     self.model,
@@ -148,9 +149,7 @@ class LlamaRunner:
                     n_threads_batch=n_threads_batch,
                     **self.context_params.core_options(),
                 )
-                self._session = Session(
-                    self._context, self._template, self.context_params.gc_threshold
-                )
+                self._session = self.session()
         except BaseException:
             self.model.close()
             raise
@@ -187,7 +186,7 @@ class LlamaRunner:
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
         """Like :meth:`generate_stateless`, as an iterator of chunks that can be closed."""
-        return Stream(self._stateless(prompt, max_tokens, params, overrides), lambda _: None)
+        return Stream(self._stateless(prompt, max_tokens, params, overrides), lambda: None)
 
     def _stateless(
         self,
@@ -200,12 +199,8 @@ class LlamaRunner:
         chosen = generation_params(max_tokens, params, overrides)
         sequence = context.new_sequence()
         if is_messages(prompt):
-            text, stops = self._chat().render(read_messages(prompt))
-            tokens = self._vocab.tokenize(text, add_special=False)
-            bos = self._vocab.bos
-            if self._vocab.add_bos and bos is not None and (len(tokens) == 0 or tokens[0] != bos):
-                sequence.append([bos])
-            sequence.append(tokens)
+            text, stops = self._chat.render(read_messages(prompt))
+            sequence.append(self._chat.tokenize(text.encode(), behind=None)[0])
             chosen = chosen.merged(stop=(*chosen.stop, *stops)) if stops else chosen
         elif isinstance(prompt, str):
             if prompt:
@@ -276,7 +271,9 @@ class LlamaRunner:
         """Forget the conversation."""
         self._alive_session().clear()
 
-    def session(self, system: str | None = None) -> Session:
+    def session(
+        self, system: str | None = None, name: str | None = None, *, reuse: Reuse = "prefix"
+    ) -> Session:
         """A further conversation, beside the one of the stateful methods.
 
         There may be any number of them; up to ``n_seq_max`` are in the KV memory at once. An idle
@@ -284,8 +281,18 @@ class LlamaRunner:
 
         Args:
             system: Text of a system message to begin with.
+            name: For people; a saved session keeps it.
+            reuse: What of the memory serves messages that are given whole, as chat front ends do.
+                "prefix": the common beginning. "chunks": also what comes behind messages that
+                were taken out; it moves up, and still remembers them faintly.
         """
-        session = Session(self._alive_context(), self._template, self.context_params.gc_threshold)
+        session = Session(
+            self._alive_context(),
+            self._chat,
+            self.context_params.gc_threshold,
+            name=name,
+            reuse=reuse,
+        )
         if system is not None:
             session.append([{"role": "system", "content": system}])
         return session
@@ -346,7 +353,7 @@ class LlamaRunner:
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the chat template in use, if there is one."""
-        return None if self._template is None else self._template.source
+        return None if self._chat.template is None else self._chat.template.source
 
     # ---- lifetime ------------------------------------------------------------------------------
 
@@ -388,13 +395,6 @@ class LlamaRunner:
         self._alive_context()
         assert self._session is not None
         return self._session
-
-    def _chat(self) -> ChatTemplate:
-        if self._template is None:
-            raise ChatTemplateError(
-                "this model has no chat template: give the prompt as text, or pass chat_template="
-            )
-        return self._template
 
 
 def _checked(model: ModelPath, validate: Validation) -> tuple[Path, GgufInfo | None]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from llama_runner._core import ChatTemplate, Context, Sequence
-from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
+from llama_runner._core import Context, Sequence
+from llama_runner.checkpoints import Checkpoint, Checkpoints
+from llama_runner.collection import Collector
+from llama_runner.errors import InvalidParameterError
 from llama_runner.generation import Generation, Stream
-from llama_runner.memory import GcPolicyLike, plan, resolve_policy
+from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
+from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import Prompt, is_messages, read_messages
-from llama_runner.results import Completion, ContextInfo, ContextState, GcReport
-from llama_runner.transcript import Transcript, TranscriptMark
+from llama_runner.results import Completion, ContextInfo, GcReport
+from llama_runner.transcript import Transcript, TranscriptMark, is_whole_conversation
 
-__all__ = ["Session", "SessionMark"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-# Where an automatic collection goes: low enough that it is not needed again at once.
-AUTOMATIC_TARGET = 0.5
+__all__ = ["Reuse", "Session", "SessionMark"]
+
+Reuse = Literal["prefix", "chunks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,16 @@ class SessionMark:
     """A place in a conversation to come back to; see :meth:`Session.mark`."""
 
     transcript: TranscriptMark
-    state: bytes
-    n_state: int
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenTurn:
+    """A turn that a stream computes, and what was before it."""
+
+    generation: Generation
+    before: TranscriptMark
+    cleaned: bool
 
 
 class Session:
@@ -41,20 +54,40 @@ class Session:
 
     Args:
         context: Where it lives.
-        template: For prompts that are messages; None where the model has none.
+        chat: How messages become tokens.
         gc_threshold: Share of the context above which old turns are dropped by themselves.
+        name: For people.
+        reuse: What of the memory serves a conversation that is given whole: the common beginning,
+            or ("chunks") also what comes behind messages that were taken out.
     """
 
     def __init__(
-        self, context: Context, template: ChatTemplate | None, gc_threshold: float
+        self,
+        context: Context,
+        chat: ChatFormat,
+        gc_threshold: float,
+        *,
+        name: str | None = None,
+        reuse: Reuse = "prefix",
     ) -> None:
+        if reuse not in ("prefix", "chunks"):
+            raise InvalidParameterError(
+                f"reuse={reuse!r}: must be 'prefix' or 'chunks'", field="reuse"
+            )
+        self.name = name
         self._context = context
-        self._template = template
+        self._chat = chat
         self._gc_threshold = gc_threshold
-        self._transcript = Transcript(context.new_sequence(), context.model.vocab, template)
-        self._cleaned = False
-        self._n_shifted = 0  # tokens that the last collection moved up
+        self._reuse = reuse
         self._lock = threading.RLock()
+        self._open: _OpenTurn | None = None
+        self._live_in(context.new_sequence())
+
+    def _live_in(self, sequence: Sequence) -> None:
+        self._transcript = Transcript(sequence, self._chat)
+        self._collector = Collector(
+            self._context, self._transcript, self._gc_threshold, Checkpoints(sequence)
+        )
 
     @property
     def _sequence(self) -> Sequence:
@@ -63,7 +96,7 @@ class Session:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first; a copy."""
-        with self._lock:
+        with self._entered():
             return [dict(message) for message in self._transcript.messages]
 
     # ---- generating ----------------------------------------------------------------------------
@@ -88,10 +121,10 @@ class Session:
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
         chosen = generation_params(max_tokens, params, overrides)
-        with self._lock, self._undone_on_error():
+        with self._entered(), self._undone_on_error():
             generation = self._begin(prompt, chosen)
-            completion = generation.run(self._make_room_while_generating)
-            self._transcript.book_answer(completion.text)
+            completion = generation.run(self._collector.make_room_while_generating)
+            self._book_answer(completion.text)
             return completion
 
     def stream(
@@ -103,76 +136,82 @@ class Session:
     ) -> Stream:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
         chosen = generation_params(max_tokens, params, overrides)
-        with self._lock:
+        with self._entered():
             self._sequence.check_idle()
-            before, cleaned = self._transcript.mark(), self._cleaned
+            before, cleaned = self._transcript.mark(), self._collector.cleaned
             with self._undone_on_error():
                 generation = self._begin(prompt, chosen)
+            self._open = _OpenTurn(generation, before, cleaned)
+            return Stream(generation, self._end_stream, self._make_room)
 
-            def on_end(completion: Completion | None) -> None:
-                with self._lock:
-                    if completion is None:
-                        self._go_back(before, cleaned)
-                    else:
-                        self._transcript.book_answer(completion.text)
+    def _end_stream(self) -> None:
+        with self._entered():
+            pass
 
-            return Stream(generation, on_end, self._make_room_while_generating)
+    def _make_room(self, generation: Generation) -> None:
+        with self._lock:
+            self._collector.make_room_while_generating(generation)
 
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation."""
-        with self._lock, self._undone_on_error():
+        with self._entered(), self._undone_on_error():
             self._sequence.check_idle()
             if is_messages(prompt):
-                self._transcript.add_messages(read_messages(prompt), for_answer=False)
+                self._add_messages(read_messages(prompt), for_answer=False)
             else:
                 self._transcript.add_raw(prompt, parse_special=parse_special)
-            self._make_room_for_prompt()
+            self._collector.make_room_for_prompt()
             self._transcript.turn += 1
 
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         self._sequence.check_idle()
-        before = len(self._sequence)
+        self._collector.cleaned = False
+        difference: tuple[int, int] | None = None
         if is_messages(prompt):
-            stops = self._transcript.add_messages(read_messages(prompt))
+            stops, difference = self._add_messages(read_messages(prompt), for_answer=True)
             params = params.merged(stop=(*params.stop, *stops)) if stops else params
         else:
             self._transcript.add_raw(prompt, parse_special=params.parse_special)
-        kept = self._transcript.n_kept
-        self._cleaned = False
-        self._n_shifted = 0
-        self._make_room_for_prompt()
+        self._collector.make_room_for_prompt()
+        self._sequence.use_adapters(params.lora)
+        self._collector.take_opening()
         generation = Generation(
             self._sequence,
             params,
-            shifted=self._n_shifted,
-            first_difference=kept if kept < before else None,
+            shifted=self._collector.n_shifted,
+            first_difference=difference,
         )
-        generation.request.resume(self._pause_at())
+        self._collector.n_shifted = 0
+        generation.request.resume(self._collector.pause_at())
         return generation
+
+    def _add_messages(
+        self, given: list[dict[str, Any]], *, for_answer: bool
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """Returns the strings that end an answer, and the first token and message that differ."""
+        transcript = self._transcript
+        difference = None
+        if self._reuse == "chunks" and is_whole_conversation(given):
+            gone = transcript.dropped(given)
+            if gone:
+                before = transcript.parts[: gone[0]]
+                difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
+                self._collector.drop(gone)
+        stops, cut = transcript.add_messages(
+            given, for_answer=for_answer, before_cut=self._collector.checkpoints.go_back
+        )
+        return stops, difference or cut
+
+    def _book_answer(self, text: str) -> None:
+        self._transcript.book_answer(text)
+        self._collector.checkpoints.take_turn()
 
     # ---- memory --------------------------------------------------------------------------------
 
     def info(self) -> ContextInfo:
         """What is in the conversation's memory. Computes nothing on the model."""
-        with self._lock:
-            used, n_ctx = len(self._sequence), self._context.n_ctx_seq
-            spans = self._transcript.spans()
-            doomed = plan(spans, used - n_ctx // 2, resolve_policy("oldest_turns"))
-            state: ContextState = "growing"
-            if used == 0:
-                state = "empty"
-            elif self._cleaned:
-                state = "cleaned"
-            elif used > self._gc_threshold * n_ctx:
-                state = "full"
-            return ContextInfo(
-                n_ctx=n_ctx,
-                used=used,
-                bytes=used * self._context.kv_bytes // self._context.n_ctx,
-                spans=spans,
-                gc_would_free=sum(spans[i].tokens for i in doomed),
-                state=state,
-            )
+        with self._entered():
+            return self._collector.info()
 
     def gc(
         self,
@@ -189,9 +228,9 @@ class Session:
         the next generation.
 
         Args:
-            target: Share of the context, 0 to 1.
+            target: Share of the context, 0 to 1. Nothing is dropped where less is used.
             policy: "oldest_turns", "tool_results", or a policy of :mod:`llama_runner.memory`.
-            dry_run: Change nothing, report what would be done.
+            dry_run: Change nothing, report what would be done and what it would cost.
             exact: Decode what stays again, as if what goes had never been there.
 
         Raises:
@@ -203,76 +242,8 @@ class Session:
                 f"target={target}: must be at least 0 and less than 1", field="target"
             )
         chosen = resolve_policy(policy)
-        with self._lock:
-            self._sequence.check_idle()
-            return self._collect(int(target * self._context.n_ctx_seq), chosen, dry_run, exact)
-
-    def _collect(
-        self, n_target: int, policy: Any, dry_run: bool = False, exact: bool = False
-    ) -> GcReport:
-        started = time.perf_counter()
-        spans = self._transcript.spans()
-        doomed = plan(spans, len(self._sequence) - n_target, policy)
-        if not doomed:
-            return GcReport(0, 0, "none", 0, 0.0)
-        n_tokens = sum(spans[i].tokens for i in doomed)
-        shifts = self._context.can_shift and not exact
-        method = "shift" if shifts else "rebuild"
-        n_before = spans[doomed[0]].start
-        n_rest = len(self._sequence) - n_tokens - n_before
-        if not dry_run:
-            if exact:
-                self._sequence.forget_from(n_before)
-            n_cached = self._sequence.n_cached
-            method = self._transcript.remove(doomed)
-            self._cleaned = True
-            self._n_shifted = n_cached - n_tokens - n_before if method == "shift" else 0
-        return GcReport(
-            spans_removed=len(doomed),
-            tokens_removed=n_tokens,
-            method="shift" if method == "shift" else "rebuild",
-            tokens_recomputed=0 if method == "shift" else n_rest,
-            ms=(time.perf_counter() - started) * 1e3,
-        )
-
-    def _make_room_for_prompt(self) -> None:
-        n_ctx = self._context.n_ctx_seq
-        spans = self._transcript.spans()
-        turn = self._transcript.turn
-        n_new = sum(span.tokens for span in spans if span.turn == turn)
-        n_pinned = sum(span.tokens for span in spans if span.pinned and span.turn < turn)
-        if n_new + n_pinned >= n_ctx:
-            beside = f" beside {n_pinned:,} pinned ones" if n_pinned else ""
-            raise PromptTooLongError(
-                f"the prompt has {n_new:,} tokens; {n_ctx - n_pinned - 1:,} fit{beside} (a context "
-                f"of {n_ctx:,}, one token for the answer): shorten it or raise n_ctx"
-            )
-        if len(self._sequence) > self._gc_threshold * n_ctx:
-            self._collect(int(AUTOMATIC_TARGET * n_ctx), resolve_policy("oldest_turns"))
-
-    def _pause_at(self) -> int:
-        """Ledger length at which a generation pauses to have room made."""
-        n_ctx = self._context.n_ctx_seq
-        return max(int(self._gc_threshold * n_ctx), len(self._sequence) + 1)
-
-    def _make_room_while_generating(self, generation: Generation) -> None:
-        with self._lock:
-            self._transcript.book_answer(None)
-            n_ctx = self._context.n_ctx_seq
-            report = self._collect(int(AUTOMATIC_TARGET * n_ctx), resolve_policy("oldest_turns"))
-            if report.method != "none":
-                generation.request.resume(self._pause_at())
-                return
-            pinned = [part for part in self._transcript.parts if part.pinned]
-            if pinned and len(self._sequence) >= n_ctx - 1:
-                what = ", ".join(f"{part.role} ({part.n_tokens:,} tokens)" for part in pinned)
-                raise ContextFullError(
-                    f"the context of {n_ctx:,} tokens is full and what could go is pinned: {what}; "
-                    "unpin some of it, or raise n_ctx"
-                )
-            # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
-            # the context ends there by itself, for its length.
-            generation.request.resume(n_ctx - 1 if pinned else 0)
+        with self._entered(), self._undone_on_error():
+            return self._collector.collect(target, chosen, dry_run=dry_run, exact=exact)
 
     def clear(self) -> None:
         """Forget everything.
@@ -280,9 +251,9 @@ class Session:
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._lock:
+        with self._entered():
             self._transcript.clear()
-            self._cleaned = False
+            self._collector.reset()
 
     def pin(self, index: int = -1) -> None:
         """Keep a span whatever happens.
@@ -297,13 +268,18 @@ class Session:
         self._set_pinned(index, False)
 
     def _set_pinned(self, index: int, pinned: bool) -> None:
-        with self._lock:
+        with self._entered():
             parts = self._transcript.parts
             if not -len(parts) <= index < len(parts):
                 raise InvalidParameterError(
                     f"index={index}: the conversation has {len(parts)} spans", field="index"
                 )
             parts[index].pinned = pinned
+
+    def pause(self) -> None:
+        """Stay in the KV memory while a tool runs: until the next use, others leave it first."""
+        with self._entered():
+            self._sequence.keep_warm()
 
     # ---- time travel ---------------------------------------------------------------------------
 
@@ -312,12 +288,9 @@ class Session:
 
         On a model with a recurrent state it holds a copy of that state; otherwise next to nothing.
         """
-        with self._lock:
+        with self._entered():
             self._sequence.check_idle()
-            state, n = b"", 0
-            if self._context.memory_kind in ("recurrent", "hybrid"):
-                state, n = self._sequence.save_state(partial=True)
-            return SessionMark(self._transcript.mark(), state, n)
+            return SessionMark(self._transcript.mark(), Checkpoint.take(self._sequence))
 
     def rewind(self, mark: SessionMark) -> None:
         """Go back to a mark of this session: as if what came later had never been.
@@ -325,28 +298,84 @@ class Session:
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._lock:
+        with self._entered():
             self._sequence.check_idle()
             n_same = self._sequence.common_prefix(mark.transcript.tokens)
-            n_cached = self._sequence.n_cached
-            if mark.state and mark.n_state <= min(n_same, n_cached):
-                self._sequence.restore_state(mark.state, mark.n_state, partial=True)
+            if mark.checkpoint is not None and mark.checkpoint.fits(self._sequence, n_same):
+                mark.checkpoint.restore(self._sequence)
             self._transcript.go_back(mark.transcript)
-            self._cleaned = False
+            self._collector.reset()
 
-    def fork(self) -> Session:
+    def fork(self, name: str | None = None) -> Session:
         """A second conversation that begins as this one; they go on independently.
 
         On plain attention in the unified layout both have the same cells; no token is copied.
         """
-        with self._lock:
-            child = Session(self._context, self._template, self._gc_threshold)
-            child._transcript = Transcript(
-                self._sequence.fork(), self._context.model.vocab, self._template
+        with self._entered():
+            child = Session(
+                self._context, self._chat, self._gc_threshold, name=name, reuse=self._reuse
             )
+            child._live_in(self._sequence.fork())
             child._transcript.parts = [part.copy() for part in self._transcript.parts]
             child._transcript.turn = self._transcript.turn
             return child
+
+    # ---- saving --------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The whole conversation as bytes, its cells in the KV memory included.
+
+        They grow with the conversation; on SmolLM2 a token takes 23 kB. For :meth:`restore`, also
+        in another process, with the same model.
+
+        Raises:
+            ContextBusyError: A stream on this conversation is open.
+        """
+        from llama_runner.snapshot import take_snapshot
+
+        with self._entered():
+            return take_snapshot(self._transcript, self.name)
+
+    def restore(self, snapshot: Buffer) -> None:
+        """Become the conversation of a snapshot, in the place of what was here.
+
+        With other context settings than it was made with (kv_type, flash_attention, RoPE), or
+        another version of llama.cpp, its tokens are computed again with the next generation.
+
+        Raises:
+            SnapshotError: It is damaged, of a newer version, of another model or adapter, or no
+                snapshot; the conversation is as it was.
+            PromptTooLongError: It has more tokens than this context holds; likewise.
+            ContextBusyError: A stream on this conversation is open.
+        """
+        from llama_runner.snapshot import open_snapshot
+
+        with self._entered():
+            self._sequence.check_idle()
+            old, sequence = self._sequence, self._context.new_sequence()
+            parts, turn, name = open_snapshot(snapshot, sequence)
+            self._live_in(sequence)
+            self._transcript.parts, self._transcript.turn, self.name = parts, turn, name
+            old.close()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a :meth:`snapshot` to a file, whole or not at all.
+
+        Raises:
+            LlamaSystemError: It cannot be written there; NoDiskSpaceError if for want of room.
+            ContextBusyError: A stream on this conversation is open.
+        """
+        from llama_runner.snapshot import write_file
+
+        write_file(path, self.snapshot())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Become the conversation of a file that :meth:`save` wrote; see :meth:`restore`."""
+        from llama_runner.snapshot import read_file
+
+        self.restore(read_file(path))
+
+    # ---- lifetime ------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give the memory back.
@@ -354,7 +383,7 @@ class Session:
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._lock:
+        with self._entered():
             self._sequence.close()
 
     def __enter__(self) -> Self:
@@ -369,14 +398,28 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Session {len(self._transcript.parts)} spans, {len(self._sequence)} tokens>"
+        name = f" {self.name!r}" if self.name else ""
+        return f"<Session{name} {len(self._transcript.parts)} spans, {len(self._sequence)} tokens>"
 
-    # ---- undoing -------------------------------------------------------------------------------
+    # ---- keeping it whole ----------------------------------------------------------------------
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Alone with the conversation, the turn of a stream that has ended booked."""
+        with self._lock:
+            turn = self._open
+            if turn is not None and turn.generation.request.done:
+                self._open = None
+                if turn.generation.request.finish_reason is None:
+                    self._go_back(turn.before, turn.cleaned)
+                elif not self._context.closed:
+                    self._book_answer(turn.generation.request.text)
+            yield
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         self._sequence.check_idle()
-        before, cleaned = self._transcript.mark(), self._cleaned
+        before, cleaned = self._transcript.mark(), self._collector.cleaned
         try:
             yield
         except BaseException:
@@ -386,4 +429,4 @@ class Session:
     def _go_back(self, before: TranscriptMark, cleaned: bool) -> None:
         if not self._sequence.busy and not self._context.closed:
             self._transcript.go_back(before)
-            self._cleaned = cleaned
+            self._collector.cleaned = cleaned

@@ -6,11 +6,13 @@ came from. Both change together here and nowhere else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from llama_runner._core import ChatTemplate, Sequence, Vocab
-from llama_runner.errors import ChatTemplateError, InvalidParameterError
+from llama_runner._core import Sequence
+from llama_runner.errors import InvalidParameterError
+from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import TokenIds
 from llama_runner.results import Span
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Part", "Transcript", "TranscriptMark"]
+
+# Roles of parts that no template made.
+UNTEMPLATED = ("raw", "generated")
 
 
 @dataclass(slots=True)
@@ -33,7 +38,7 @@ class Part:
 
     def copy(self) -> Part:
         """A part that can change without this one."""
-        return replace(self, messages=list(self.messages))
+        return Part(self.role, self.n_tokens, self.turn, self.pinned, list(self.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +55,19 @@ class Transcript:
 
     Args:
         sequence: Its ledger.
-        vocab: The model's.
-        template: For messages; None where the model has none.
+        chat: How messages become tokens.
     """
 
-    def __init__(self, sequence: Sequence, vocab: Vocab, template: ChatTemplate | None) -> None:
+    def __init__(self, sequence: Sequence, chat: ChatFormat) -> None:
         self.sequence = sequence
         self.parts: list[Part] = []
         self.turn = 0
-        self._vocab = vocab
-        self._template = template
-        self._header: bytes | None = None
+        self._chat = chat
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first."""
         return [message for part in self.parts for message in part.messages]
-
-    @property
-    def n_kept(self) -> int:
-        """Tokens of all turns before the one that is going on."""
-        return sum(part.n_tokens for part in self.parts if part.turn < self.turn)
 
     def spans(self) -> tuple[Span, ...]:
         """The parts as they are shown.
@@ -84,6 +81,24 @@ class Transcript:
             start += part.n_tokens
         return tuple(spans)
 
+    def start_of(self, index: int) -> int:
+        """Position of a part's first token."""
+        return sum(part.n_tokens for part in self.parts[:index])
+
+    def text_of(self, indices: list[int]) -> str:
+        """Parts as text for people: messages as "role: content", other text as it is."""
+        tokens = self.sequence.tokens
+        texts = []
+        for i in indices:
+            part = self.parts[i]
+            if part.messages:
+                texts += [f"{m['role']}: {m.get('content') or ''}" for m in part.messages]
+            else:
+                start = self.start_of(i)
+                run = tokens[start : start + part.n_tokens]
+                texts.append(self._chat.vocab.detokenize(run).decode("utf-8", "replace"))
+        return "\n\n".join(texts)
+
     # ---- growing -------------------------------------------------------------------------------
 
     def add_raw(self, prompt: str | TokenIds, *, parse_special: bool) -> None:
@@ -95,8 +110,10 @@ class Transcript:
         """
         before = len(self.sequence)
         if isinstance(prompt, str):
-            prompt = self._vocab.tokenize(
-                prompt, add_special=before == 0, parse_special=parse_special
+            prompt = (
+                self._chat.continue_text(prompt, self._last, parse_special=parse_special)
+                if before
+                else self._chat.vocab.tokenize(prompt, parse_special=parse_special)
             )
         self.sequence.append(prompt)
         if len(self.sequence) == before:
@@ -106,8 +123,12 @@ class Transcript:
         self.parts.append(Part("raw", len(self.sequence) - before, self.turn))
 
     def add_messages(
-        self, given: list[dict[str, Any]], *, for_answer: bool = True
-    ) -> tuple[str, ...]:
+        self,
+        given: list[dict[str, Any]],
+        *,
+        for_answer: bool,
+        before_cut: Callable[[int], object],
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
         """Bring the ledger to what the template makes of the conversation.
 
         Messages that include an assistant's answer or begin with a system message are the whole
@@ -116,50 +137,64 @@ class Transcript:
         Args:
             given: Checked messages.
             for_answer: End with what opens an assistant's message.
+            before_cut: Called with the number of tokens that stay, before others are cut off.
 
         Returns:
-            Strings that end an answer in this format.
+            (stops, difference): strings that end an answer in this format; and the first token
+            and message that are no longer as they were, None if all are.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
-        if self._template is None:
-            raise ChatTemplateError(
-                "this model has no chat template: give the prompt as text, or pass chat_template="
-            )
-        # Messages are rendered together, from behind the last part that is raw text.
-        is_raw = [part.role in ("raw", "generated") for part in self.parts]
-        n_fixed = len(is_raw) - is_raw[::-1].index(True) if True in is_raw else 0
+        n_fixed = self._n_fixed()
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
-        whole = given[0]["role"] == "system" or any(m["role"] == "assistant" for m in given)
-        messages = given if whole else known + given
+        messages = given if is_whole_conversation(given) else known + given
 
-        text, stops = self._template.render(messages, add_generation_prompt=for_answer)
+        text, stops = self._chat.render(messages, for_answer=for_answer)
         data = text.encode()
         n_same, n_bytes = self._match(base, data)
         # Only whole parts stay: a message that changed in its middle is tokenised anew.
-        kept, n_known, end = fixed, 0, base
+        kept, n_kept, end = fixed, 0, base
         for part in chat:
             if end + part.n_tokens > n_same:
                 break
             end += part.n_tokens
-            n_known += len(part.messages)
+            n_kept += len(part.messages)
             kept.append(part)
+        difference = None
         if end < len(self.sequence):
+            difference = end, n_kept
+            before_cut(end)
             self.sequence.truncate(end)
             _, n_bytes = self._match(base, data)
         self.parts = kept
-        self._append_messages(messages, n_known, data, n_bytes, for_answer)
-        return stops
+        self._append_messages(messages, n_kept, data, n_bytes, chat)
+        rest = len(self.sequence) - self.start_of(len(self.parts))
+        if for_answer:
+            self.parts.append(Part("assistant", rest, self.turn))
+        elif rest:
+            self.parts[-1].n_tokens += rest
+        return stops, difference
+
+    @property
+    def _last(self) -> int | None:
+        """The last token, if there is one."""
+        n = len(self.sequence)
+        return self.sequence.token_at(n - 1) if n else None
+
+    def _n_fixed(self) -> int:
+        """Messages are rendered together, from behind the last part that is raw text."""
+        raw = [i for i, part in enumerate(self.parts) if part.role in UNTEMPLATED]
+        return raw[-1] + 1 if raw else 0
 
     def _match(self, base: int, data: bytes) -> tuple[int, int]:
         """Index of the first token that differs from the text, and the bytes before it."""
-        bos = self._vocab.bos
+        bos = self._chat.vocab.bos
         start = base
         if bos is not None and len(self.sequence) > base:
-            piece = self._vocab.token_to_piece(bos)
+            piece = self._chat.vocab.token_to_piece(bos)
             if self.sequence.token_at(base) == bos and not data.startswith(piece):
                 start += 1  # put there by us, not by the template
         n_tokens, n_bytes = self.sequence.match_text(start, data)
@@ -168,73 +203,66 @@ class Transcript:
     def _append_messages(
         self,
         messages: list[dict[str, Any]],
-        n_known: int,
+        n_kept: int,
         data: bytes,
         n_bytes: int,
-        for_answer: bool,
+        before: list[Part],
     ) -> None:
-        """Tokenise the rest of the text and find out which message each token belongs to."""
+        """Tokenise the rest of the text and find out which message each token belongs to.
+
+        Messages that were there before, but had to be tokenised anew, keep their turn and pin.
+        """
+        known = [(message, part) for part in before for message in part.messages]
+        n_same = next(
+            (i for i, (old, _) in enumerate(known[: len(messages)]) if old != messages[i]),
+            min(len(known), len(messages)),
+        )
         position = len(self.sequence)
-        tokens = self._vocab.tokenize(data[n_bytes:], add_special=False, parse_special=True)
-        bos = self._vocab.bos
-        is_start = position == 0 and self._vocab.add_bos
-        if is_start and bos is not None and (len(tokens) == 0 or tokens[0] != bos):
-            self.sequence.append([bos])
+        tokens, has_bos = self._chat.tokenize(data[n_bytes:], self._last)
         self.sequence.append(tokens)
-        header = self._implied_header() if n_known == 0 and messages[0]["role"] != "system" else b""
-        if header and n_bytes == 0 and data.startswith(header):
-            first = len(self.sequence) - len(tokens)
-            n_tokens, n_bytes = self.sequence.match_text(first, header)
-            self.parts.append(Part("system", first + n_tokens - position, self.turn))
-            position = first + n_tokens
-            tokens = tokens[n_tokens:]
+        matched = position + has_bos
+        if n_bytes == 0 and messages[0]["role"] != "system":
+            header = self._chat.implied_header
+            if data.startswith(header):
+                n_tokens, n_bytes = self.sequence.match_text(matched, header)
+                matched += n_tokens
+            if matched > position:
+                self.parts.append(Part("system", matched - position, self.turn))
+                position = matched
+        # What closes the last answer is part of it: then any turn can go, and what stays is what
+        # the template makes of the rest.
+        end_byte = self._text_until(messages[:n_kept], data) if n_kept else None
+        if end_byte is not None and end_byte > n_bytes:
+            n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
+            self.parts[-1].n_tokens += n_tokens
+            matched += n_tokens
+            position = matched
+            n_bytes += n_matched
         pending: list[dict[str, Any]] = []
-        matched = len(self.sequence) - len(tokens)
-        for i in range(n_known, len(messages)):
+        for i in range(n_kept, len(messages)):
+            old = known[i][1] if i < n_same else None
+            if i > n_kept and old is None and not pending and begins_turn(messages, i):
+                self.turn += 1  # of a conversation that is given whole, each turn may go by itself
             pending.append(messages[i])
             end_byte = self._text_until(messages[: i + 1], data)
             if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
-            n_tokens, _ = self.sequence.match_text(matched, data[n_bytes:end_byte])
+            n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             matched += n_tokens
-            n_bytes = end_byte
-            role = messages[i]["role"]
-            self.parts.append(Part(role, matched - position, self.turn, messages=pending))
+            n_bytes += n_matched
+            part = Part(messages[i]["role"], matched - position, self.turn, messages=pending)
+            if old is not None:
+                part.turn, part.pinned = old.turn, old.pinned
+            self.parts.append(part)
             position, pending = matched, []
-        rest = len(self.sequence) - position
-        if for_answer:
-            self.parts.append(Part("assistant", rest, self.turn, messages=pending))
-        elif rest or pending:
-            role = messages[-1]["role"]
-            self.parts.append(Part(role, rest, self.turn, messages=pending))
+        if pending:
+            rest = len(self.sequence) - position
+            self.parts.append(Part(pending[-1]["role"], rest, self.turn, messages=pending))
 
     def _text_until(self, messages: list[dict[str, Any]], data: bytes) -> int | None:
         """Length of the part of the text that shows these messages, if it begins with it."""
-        prefix = self._text_of(messages).encode()
+        prefix = self._chat.text_of(messages).encode()
         return len(prefix) if prefix and data.startswith(prefix) else None
-
-    def _implied_header(self) -> bytes:
-        """What the template writes before a conversation that has no system message.
-
-        Some models' templates put a system prompt of their own there. It must be a span by itself,
-        or it would go with the first turn and the rest would not be what the template makes.
-        """
-        if self._header is None:
-            self._header = b""
-            user = {"role": "user", "content": "a"}
-            turn = [user, {"role": "assistant", "content": "b"}]
-            first = self._text_of([user])
-            block = self._text_of([*turn, user]).removeprefix(self._text_of(turn))
-            if block and first.endswith(block):
-                self._header = first.removesuffix(block).encode()
-        return self._header
-
-    def _text_of(self, messages: list[dict[str, Any]]) -> str:
-        assert self._template is not None
-        try:
-            return self._template.render(messages, add_generation_prompt=False)[0]
-        except ChatTemplateError:
-            return ""
 
     def book_answer(self, text: str | None) -> None:
         """Count tokens that were generated to the part that opened the answer.
@@ -256,17 +284,78 @@ class Transcript:
 
     # ---- shrinking -----------------------------------------------------------------------------
 
-    def remove(self, indices: list[int]) -> str:
+    def dropped(self, given: list[dict[str, Any]]) -> list[int]:
+        """Parts whose messages a conversation has no longer, though it has later ones.
+
+        Front ends that shorten a history take messages out of it and send the rest.
+
+        Args:
+            given: The whole conversation.
+        """
+        n_fixed = self._n_fixed()
+        gone: list[int] = []
+        i, j = n_fixed, 0
+        while i < len(self.parts) and j < len(given):
+            for k in range(i, len(self.parts)):
+                messages = self.parts[k].messages
+                if given[j : j + len(messages)] == messages and (messages or k == i):
+                    gone += range(i, k)
+                    i, j = k + 1, j + len(messages)
+                    break
+            else:
+                break
+        return gone
+
+    def remove(self, indices: list[int]) -> Literal["shift", "rebuild"]:
         """Take parts out of transcript and ledger; "shift" where no token must be recomputed."""
-        method = "shift"
+        method: Literal["shift", "rebuild"] = "shift"
         doomed = set(indices)
         for i in sorted(doomed, reverse=True):
-            start = sum(part.n_tokens for part in self.parts[:i])
+            start = self.start_of(i)
             if self.parts[i].n_tokens:
                 how = self.sequence.remove(start, start + self.parts[i].n_tokens)
-                method = method if how == "shift" else how
+                method = "rebuild" if how == "rebuild" else method
         self.parts = [part for i, part in enumerate(self.parts) if i not in doomed]
         return method
+
+    def replace(self, indices: list[int], text: str) -> int:
+        """Put a pinned note in the place of parts; what comes behind it is decoded again.
+
+        Returns:
+            The note's tokens.
+
+        Raises:
+            InvalidParameterError: The note has no fewer tokens than what it replaces.
+        """
+        first, doomed = min(indices), set(indices)
+        before = [m for part in self.parts[self._n_fixed() : first] for m in part.messages]
+        messages: list[dict[str, Any]] = []
+        if first >= self._n_fixed() and self._chat.template is not None:
+            text, message = self._chat.inserted(before, text)
+            messages.append(message)
+        start = self.start_of(first)
+        behind = self.sequence.token_at(start - 1) if start else None
+        tokens = self._chat.continue_text(text, behind, parse_special=bool(messages))
+        n_gone = sum(self.parts[i].n_tokens for i in doomed)
+        if len(tokens) >= n_gone:
+            raise InvalidParameterError(
+                f"summarize: the summary has {len(tokens):,} tokens, what it replaces {n_gone:,}: "
+                "write a shorter one"
+            )
+        ledger = self.sequence.tokens
+        runs = [tokens]
+        kept = [*self.parts[:first], Part("summary", len(tokens), self.turn, True, messages)]
+        for i in range(first, len(self.parts)):
+            if i not in doomed:
+                begin = self.start_of(i)
+                runs.append(ledger[begin : begin + self.parts[i].n_tokens])
+                kept.append(self.parts[i])
+        kept[first].turn = self.parts[first].turn
+        self.sequence.truncate(start)
+        for run in runs:
+            self.sequence.append(run)
+        self.parts = kept
+        return len(tokens)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -288,3 +377,13 @@ class Transcript:
         self.sequence.append(mark.tokens[n_same:])
         self.parts = [part.copy() for part in mark.parts]
         self.turn = mark.turn
+
+
+def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:
+    """Whether a message asks something new, behind an answer."""
+    return messages[i]["role"] == "user" and i > 0 and messages[i - 1]["role"] == "assistant"
+
+
+def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
+    """Whether messages are all that was said, or only what is new."""
+    return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)

@@ -108,6 +108,7 @@ cdef class Context:
     def __cinit__(self):
         self.engine = new Engine()
         self.adapters = {}
+        self.adapter_paths = {}
         self.owner = process_id()
 
     def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
@@ -175,6 +176,15 @@ cdef class Context:
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
         self.unified = unified
+        self.state_format = {
+            "llama.cpp": native_version(),
+            "memory_kind": self.memory_kind,
+            "kv_type": kv_type,
+            "flash_attention": flash_attention,
+            "swa_full": swa_full,
+            "rope_freq_base": rope_freq_base,
+            "rope_freq_scale": rope_freq_scale,
+        }
         self.engine.parking.ram_limit = parking_ram
         if parking_dir is not None:
             self.engine.parking.disk_limit = parking_disk
@@ -292,6 +302,7 @@ cdef class Context:
             raise ModelLoadError(
                 f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())
         self.adapters[name] = <size_t> adapter
+        self.adapter_paths[name] = _os.fsdecode(path)
 
     cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1:
         cdef Adapter adapter

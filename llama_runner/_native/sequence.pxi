@@ -346,8 +346,8 @@ cdef class Sequence:
     def match_text(self, Py_ssize_t start, bytes text not None):
         """How far the tokens from ``start`` on spell this text.
 
-        A token's leading space that is not in the text is forgiven at the start and behind a
-        control token: SentencePiece vocabularies put one there.
+        A token's leading space that is not in the text is forgiven at the beginning of the ledger
+        and behind a control token: SentencePiece vocabularies put one there.
 
         Args:
             start: Index of the first token to compare.
@@ -364,14 +364,16 @@ cdef class Sequence:
         cdef size_t offset = 0
         cdef size_t i = max(0, start)
         cdef size_t skip
-        cdef bint at_start = True
+        cdef bint at_start
         cdef string piece, error
         with nogil:
+            at_start = i == 0 or i > native.tokens.size() or llama_vocab_is_control(
+                vocab, native.tokens[i - 1])
             while i < native.tokens.size() and offset < size:
                 piece.clear()
                 append_piece(vocab, native.tokens[i], True, piece, error)
                 skip = 0
-                if at_start and piece.size() > 1 and piece[0] == b" " and data[offset] != b" ":
+                if at_start and piece.size() > 0 and piece[0] == b" " and data[offset] != b" ":
                     skip = 1
                 if (piece.size() - skip > size - offset
                         or memcmp(piece.data() + skip, data + offset, piece.size() - skip) != 0):

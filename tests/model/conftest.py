@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from oracle import Oracle, compile_oracle
-from tiny_models import KINDS, write_model
+from tiny_models import ARCHITECTURES, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Model
@@ -45,7 +45,7 @@ def oracle(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Oracle
 def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files of random models, by the kind of memory."""
     folder = tmp_path_factory.mktemp("tiny_models")
-    return {kind: write_model(folder / f"{kind}.gguf", kind) for kind in KINDS}
+    return {kind: write_model(folder / f"{kind}.gguf", kind) for kind in ARCHITECTURES}
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ def default_model_in_place(
         pytest.skip(f"the README's answers are those of {DEFAULT_MODEL}, not of {model_path}")
     entry.path.parent.mkdir(parents=True)
     entry.path.symlink_to(model_path)
+    monkeypatch.chdir(tmp_path)  # an example writes a file
 
 
 @pytest.mark.usefixtures("default_model_in_place")

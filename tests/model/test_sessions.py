@@ -14,7 +14,7 @@ from llama_runner.errors import (
     InvalidParameterError,
     PromptTooLongError,
 )
-from llama_runner.memory import sliding_window
+from llama_runner.memory import sliding_window, summarize
 from llama_runner.params import GenerationOptions
 
 N_CTX = 512
@@ -241,3 +241,148 @@ def test_what_was_cleared_does_not_come_back_from_parking(model_path: Path) -> N
         answer = session.generate(prompt, 4, **greedy())
         assert answer.receipt.reused == 0
         assert answer.tokens == expected.tokens
+
+
+# ---- what collections leave ----------------------------------------------------------------------
+
+
+def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -> None:
+    """What is left reads as if the turns that went had never been said."""
+    for i in range(6):
+        session.generate(user(f"Say hello {i}."), 10 + 10 * (i % 2), **greedy())
+    report = session.gc(0.1)
+    assert report.method == "shift"
+    n_left = session.info().used
+    completion = session.generate(user("Go on."), 4, **greedy())
+    assert completion.receipt.reused >= n_left - 1
+    assert completion.receipt.shifted > 0
+    assert completion.receipt.first_difference is None
+
+
+def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Session) -> None:
+    given = [{"role": "system", "content": "Be brief."}]
+    for i in range(30):
+        given += [*user(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
+    completion = session.generate([*given, *user("Go on.")], 4, **greedy())
+    assert len(completion.tokens) == 4
+    assert session.messages[0] == given[0]
+    n_left = len(session.messages)
+    assert 5 < n_left < len(given)
+    assert session.messages[1:-2] == given[-(n_left - 3) :]
+
+
+def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
+    given: list[str] = []
+
+    def write(text: str) -> str:
+        given.append(text)
+        return f"Summary {len(given)}."
+
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    before = session.messages
+    report = session.gc(0.0, policy=summarize(write))
+    assert "user: Tell me about 0." in given[0]
+    assert "Tell me about 3." not in given[0]
+    assert report.method == "rebuild"
+    assert session.messages == [
+        before[0],
+        {"role": "system", "content": "Summary 1."},
+        *before[-2:],
+    ]
+    span = session.info().spans[1]
+    assert (span.role, span.pinned) == ("summary", True)
+    answer = session.generate(user("Go on."), 8, **greedy())
+    # The same as saying it all at once.
+    whole = session._sequence.tokens[: answer.usage.total].tolist()
+    runner_prompt = whole[: answer.usage.prompt_tokens]
+    assert session.messages[-1]["content"] == answer.text
+    with_summary = session.gc(0.0, policy=summarize(write))
+    assert "Summary 1." in given[1]  # the next summary is of the last one, too
+    assert [m["content"] for m in session.messages[:2]] == [before[0]["content"], "Summary 2."]
+    assert with_summary.spans_removed == 3
+    assert runner_prompt
+
+
+def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before, info = session.messages, session.info()
+
+    def fail(text: str) -> str:
+        raise LookupError(text[:4])
+
+    with pytest.raises(LookupError):
+        session.gc(0.0, policy=summarize(fail))
+    with pytest.raises(InvalidParameterError, match="shorter"):
+        session.gc(0.0, policy=summarize(lambda text: text * 2))
+    with pytest.raises(InvalidParameterError, match="NoneType"):
+        session.gc(0.0, policy=summarize(lambda text: None))  # type: ignore[arg-type,return-value]
+    with pytest.raises(InvalidParameterError, match="function"):
+        summarize("text")  # type: ignore[arg-type]
+    assert session.messages == before
+    assert session.info().spans == info.spans
+
+
+def test_a_dry_run_says_what_it_would_do_and_cost(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
+    before = session.info()
+    shift = session.gc(0.1, dry_run=True)
+    exact = session.gc(0.1, dry_run=True, exact=True)
+    assert session.info() == before
+    assert (shift.method, shift.tokens_recomputed) == ("shift", 0)
+    assert (exact.method, exact.tokens_recomputed) == (
+        "rebuild",
+        before.used - exact.tokens_removed - before.spans[0].tokens,
+    )
+    assert exact.ms is not None
+    done = session.gc(0.1)
+    assert (done.spans_removed, done.tokens_removed) == (shift.spans_removed, shift.tokens_removed)
+    session.generate(user("Go on."), 2, **greedy())
+    assert session.gc(0.1, dry_run=True).ms is not None
+
+
+def test_messages_taken_out_leave_the_rest_in_memory(runner: LlamaRunner) -> None:
+    """A front end that shortens a history: what comes behind moves up."""
+    receipts = {}
+    for reuse in ("prefix", "chunks"):
+        with runner.session("You are helpful.", reuse=reuse) as session:
+            for i in range(4):
+                session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+            given = session.messages
+            shortened = [given[0], *given[3:], *user("Go on.")]
+            completion = session.generate(shortened, 4, **greedy())
+            assert session.messages == [
+                *shortened,
+                {"role": "assistant", "content": completion.text},
+            ]
+            receipts[reuse] = completion.receipt
+    assert receipts["prefix"].first_difference == receipts["chunks"].first_difference
+    assert receipts["prefix"].first_message == receipts["chunks"].first_message == 1
+    assert receipts["prefix"].reused < 20
+    assert receipts["chunks"].shifted > 80
+    assert receipts["chunks"].reused > receipts["prefix"].reused + 80
+    with pytest.raises(InvalidParameterError, match="reuse"):
+        runner.session(reuse="all")  # type: ignore[arg-type]
+
+
+def test_a_paused_session_stays_while_others_leave(model_path: Path) -> None:
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=2, parking_ram=0) as runner:
+        paused, other, third = runner.session(), runner.session(), runner.session()
+        paused.generate("The sky is", 4, **greedy())
+        paused.pause()
+        other.generate("The sea is", 4, **greedy())
+        third.generate("The sun is", 4, **greedy())
+        assert paused._sequence.n_cached > 0
+        assert other._sequence.n_cached == 0
+        paused.generate(" and", 4, **greedy())
+        other.generate(" and", 4, **greedy())
+        assert third._sequence.n_cached == 0
+
+
+def test_a_named_session(runner: LlamaRunner) -> None:
+    with runner.session(name="planner") as session:
+        assert session.name == "planner"
+        assert "planner" in repr(session)
+        assert session.fork("critic").name == "critic"

@@ -17,6 +17,7 @@ import numpy as np
 KINDS = ("plain", "swa", "recurrent", "hybrid", "mrope")
 ARCHITECTURES = {
     "plain": "llama",
+    "shallow": "llama",
     "swa": "cohere2",
     "recurrent": "mamba",
     "hybrid": "jamba",
@@ -41,7 +42,7 @@ def write_model(
 
     Args:
         path: Where.
-        kind: The kind of memory it has, one of ``KINDS``.
+        kind: The kind of memory it has, one of ``ARCHITECTURES``.
         suppressed: Token ids that the file says must never be sampled.
         broken: All logits are NaN.
     """
@@ -106,6 +107,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
 def _layers(kind: str) -> list[str]:
     return {
         "plain": ["attention"] * 2,
+        # Keys and values of a first layer depend on their token alone: what moves up after
+        # others were removed remembers nothing of them, and must be as if computed afresh.
+        "shallow": ["attention"],
         "mrope": ["attention"] * 2,
         "swa": ["attention"] * 4,  # three with a window, one without
         "recurrent": ["ssm"] * 2,

@@ -1,0 +1,103 @@
+"""Copies of what a memory cannot rewind, so that going back need not begin at the beginning.
+
+A recurrent state knows all tokens at once: none of them can be taken back. Where the model has
+one (recurrent and hybrid memory), a copy of it is kept from the end of the opening, and from the
+ends of the last turns; taking tokens back then computes again from the nearest copy on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llama_runner._core import Sequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+# Beside the one of the opening, which every collection goes back to.
+MAX_RECENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state behind the first n tokens."""
+
+    tokens: NDArray[np.int32]
+    adapters: tuple[tuple[str, float], ...]
+    state: bytes
+
+    @classmethod
+    def take(cls, sequence: Sequence) -> Checkpoint | None:
+        """Of the tokens that are in the memory now; None where that is not needed."""
+        if sequence.context.memory_kind not in ("recurrent", "hybrid") or not sequence.n_cached:
+            return None
+        state, n = sequence.save_state(partial=True)
+        return cls(sequence.tokens[:n], sequence.adapters, state) if n else None
+
+    def fits(self, sequence: Sequence, n: int) -> bool:
+        """Whether it could bring the sequence back to at most n tokens in memory."""
+        return (
+            len(self.tokens) <= min(n, sequence.n_cached)
+            and self.adapters == sequence.adapters
+            and sequence.common_prefix(self.tokens) == len(self.tokens)
+        )
+
+    def restore(self, sequence: Sequence) -> None:
+        """Go back to it."""
+        sequence.restore_state(self.state, len(self.tokens), partial=True)
+
+
+class Checkpoints:
+    """Those of one sequence.
+
+    Args:
+        sequence: Whose memory they are of.
+    """
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        self._opening: Checkpoint | None = None
+        self._recent: list[Checkpoint] = []
+
+    def take_opening(self, n: int) -> None:
+        """Decode the first n tokens by themselves, and keep a copy of the state then."""
+        sequence = self._sequence
+        if sequence.context.memory_kind not in ("recurrent", "hybrid"):
+            return
+        if not sequence.n_cached < n < len(sequence):
+            return
+        rest = sequence.tokens[n:]
+        sequence.truncate(n)
+        try:
+            sequence.next_logits()
+            self._opening = Checkpoint.take(sequence)
+        finally:
+            sequence.append(rest)
+
+    def take_turn(self) -> None:
+        """Keep a copy from the end of a turn."""
+        taken = Checkpoint.take(self._sequence)
+        if taken is not None:
+            self._recent = [*self._recent, taken][-MAX_RECENT:]
+
+    def go_back(self, n: int) -> bool:
+        """Before tokens from n on are changed: restore the latest state of at most n tokens.
+
+        Returns:
+            Whether there was one.
+        """
+        found = self.latest(n)
+        if found is not None:
+            found.restore(self._sequence)
+        return found is not None
+
+    def latest(self, n: int) -> Checkpoint | None:
+        """The one that :meth:`go_back` would restore; None also where none is needed."""
+        if self._sequence.n_cached <= n:
+            return None
+        found = [c for c in (self._opening, *self._recent) if c and c.fits(self._sequence, n)]
+        return max(found, key=lambda checkpoint: len(checkpoint.tokens), default=None)

@@ -1,0 +1,195 @@
+"""Making room in a conversation: when, how much, and what it costs."""
+
+from __future__ import annotations
+
+import time
+
+from llama_runner._core import Context
+from llama_runner.checkpoints import Checkpoints
+from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
+from llama_runner.generation import Generation
+from llama_runner.memory import GcPolicy, Summarize, oldest_turns, plan
+from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport
+from llama_runner.transcript import Transcript
+
+__all__ = ["Collector"]
+
+# Where an automatic collection goes: low enough that it is not needed again at once.
+AUTOMATIC_TARGET = 0.5
+
+
+class Collector:
+    """Drops spans of one transcript.
+
+    Args:
+        context: Where it lives.
+        transcript: What it drops from.
+        threshold: Share of the context above which it drops by itself.
+        checkpoints: Of the transcript's sequence.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        transcript: Transcript,
+        threshold: float,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._context = context
+        self._transcript = transcript
+        self._threshold = threshold
+        self.cleaned = False
+        """Whether something was dropped since the last answer."""
+        self.n_shifted = 0
+        """Tokens that were moved up since the last generation began."""
+
+    def reset(self) -> None:
+        """Begin anew, after what was there has gone."""
+        self.cleaned = False
+        self.n_shifted = 0
+
+    def info(self) -> ContextInfo:
+        """What is in memory. Computes nothing on the model."""
+        used, n_ctx = len(self._transcript.sequence), self._context.n_ctx_seq
+        spans = self._transcript.spans()
+        doomed = plan(spans, used - n_ctx // 2, oldest_turns)
+        state: ContextState = "growing"
+        if used == 0:
+            state = "empty"
+        elif self.cleaned:
+            state = "cleaned"
+        elif used > self._threshold * n_ctx:
+            state = "full"
+        return ContextInfo(
+            n_ctx=n_ctx,
+            used=used,
+            bytes=used * self._context.kv_bytes // self._context.n_ctx,
+            spans=spans,
+            gc_would_free=sum(spans[i].tokens for i in doomed),
+            state=state,
+        )
+
+    def collect(
+        self, target: float, policy: GcPolicy, *, dry_run: bool = False, exact: bool = False
+    ) -> GcReport:
+        """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
+        started = time.perf_counter()
+        transcript, sequence = self._transcript, self._transcript.sequence
+        spans = transcript.spans()
+        n_target = int(target * self._context.n_ctx_seq)
+        doomed = plan(spans, len(sequence) - n_target, policy)
+        if not doomed:
+            return GcReport(0, 0, "none", 0, 0.0)
+        summarizes = isinstance(policy, Summarize)
+        if summarizes:  # the new summary is of the older ones, too
+            doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
+        n_tokens = sum(spans[i].tokens for i in doomed)
+        n_before = spans[doomed[0]].start
+        n_rest = len(sequence) - n_tokens - n_before
+        shifts = self._context.can_shift and not exact and not summarizes
+        checkpoint = self.checkpoints.latest(n_before)
+        method: GcMethod = "shift" if shifts else "rebuild" if checkpoint is None else "checkpoint"
+        if checkpoint is not None:
+            n_rest += n_before - len(checkpoint.tokens)
+        if dry_run:
+            return GcReport(
+                spans_removed=len(doomed),
+                tokens_removed=n_tokens,
+                method=method,
+                tokens_recomputed=0 if shifts else n_rest,
+                ms=self._estimate(shifts, n_rest),
+            )
+        summary = ""
+        if isinstance(policy, Summarize):
+            summary = policy.write(transcript.text_of(doomed))
+            if not isinstance(summary, str):
+                raise InvalidParameterError(
+                    f"summarize: the function returned {type(summary).__name__}, not str"
+                )
+        if checkpoint is not None:
+            checkpoint.restore(sequence)
+        elif exact:
+            sequence.forget_from(n_before)
+        if summary:
+            n_rest += transcript.replace(doomed, summary)
+            n_tokens = sum(span.tokens for span in spans) - len(sequence)
+        elif self.drop(doomed) == "rebuild" and shifts:
+            method = "rebuild"  # cells that it has in common with another conversation
+        self.cleaned = True
+        return GcReport(
+            spans_removed=len(doomed),
+            tokens_removed=n_tokens,
+            method=method,
+            tokens_recomputed=0 if method == "shift" else n_rest,
+            ms=(time.perf_counter() - started) * 1e3,
+        )
+
+    def drop(self, indices: list[int]) -> GcMethod:
+        """Take parts out of the transcript; "shift" where the rest stayed in the memory."""
+        transcript, sequence = self._transcript, self._transcript.sequence
+        n_cached, n_tokens = sequence.n_cached, len(sequence)
+        method = transcript.remove(indices)
+        if method == "shift":
+            n_behind = n_cached - transcript.start_of(indices[0])
+            self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
+        return method
+
+    def take_opening(self) -> None:
+        """Keep a copy of the state behind what opens the conversation, if it has one to keep."""
+        parts = self._transcript.parts
+        if parts[0].role == "system":
+            self.checkpoints.take_opening(parts[0].n_tokens)
+
+    def _estimate(self, shifts: bool, n_rest: int) -> float | None:
+        tokens_per_second, shift_ms = self._context.speeds
+        if shifts:
+            return shift_ms or None
+        return n_rest * 1e3 / tokens_per_second if tokens_per_second else None
+
+    def make_room_for_prompt(self) -> None:
+        """Collect if the threshold is exceeded.
+
+        Raises:
+            PromptTooLongError: The newest turn has no room beside what is pinned.
+        """
+        n_ctx = self._context.n_ctx_seq
+        spans = self._transcript.spans()
+        turn = self._transcript.turn
+        n_new = sum(span.tokens for span in spans if span.turn == turn)
+        n_pinned = sum(span.tokens for span in spans if span.pinned and span.turn < turn)
+        if n_new + n_pinned >= n_ctx:
+            beside = f" beside {n_pinned:,} pinned ones" if n_pinned else ""
+            raise PromptTooLongError(
+                f"the prompt has {n_new:,} tokens; {n_ctx - n_pinned - 1:,} fit{beside} (a context "
+                f"of {n_ctx:,}, one token for the answer): shorten it or raise n_ctx"
+            )
+        if len(self._transcript.sequence) > self._threshold * n_ctx:
+            self.collect(AUTOMATIC_TARGET, oldest_turns)
+
+    def pause_at(self) -> int:
+        """Ledger length at which a generation pauses to have room made."""
+        n_ctx = self._context.n_ctx_seq
+        return max(int(self._threshold * n_ctx), len(self._transcript.sequence) + 1)
+
+    def make_room_while_generating(self, generation: Generation) -> None:
+        """Collect in the middle of an answer, and let it go on.
+
+        Raises:
+            ContextFullError: All that could go is pinned.
+        """
+        self._transcript.book_answer(None)
+        if self.collect(AUTOMATIC_TARGET, oldest_turns).method != "none":
+            generation.request.resume(self.pause_at())
+            return
+        n_ctx = self._context.n_ctx_seq
+        pinned = [part for part in self._transcript.parts if part.pinned]
+        if pinned and len(self._transcript.sequence) >= n_ctx - 1:
+            what = ", ".join(f"{part.role} ({part.n_tokens:,} tokens)" for part in pinned)
+            raise ContextFullError(
+                f"the context of {n_ctx:,} tokens is full and what could go is pinned: {what}; "
+                "unpin some of it, or raise n_ctx"
+            )
+        # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
+        # the context ends there by itself, for its length.
+        generation.request.resume(n_ctx - 1 if pinned else 0)

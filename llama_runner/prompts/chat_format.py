@@ -1,0 +1,129 @@
+"""Messages to text and tokens, in the format that a model was trained on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llama_runner._core import ChatTemplate, Vocab
+from llama_runner.errors import ChatTemplateError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ChatFormat"]
+
+
+class ChatFormat:
+    """A vocabulary and a chat template that belong together.
+
+    Args:
+        vocab: The model's.
+        template: None where the model has none: raw prompts work without one.
+    """
+
+    def __init__(self, vocab: Vocab, template: ChatTemplate | None) -> None:
+        self.vocab = vocab
+        self.template = template
+
+    def render(
+        self, messages: list[dict[str, Any]], *, for_answer: bool = True
+    ) -> tuple[str, tuple[str, ...]]:
+        """The text of messages, and the strings that end an answer in this format.
+
+        Args:
+            messages: Checked messages.
+            for_answer: End with what opens an assistant's message.
+
+        Raises:
+            ChatTemplateError: There is no template, or it refuses these messages.
+        """
+        if self.template is None:
+            raise ChatTemplateError(
+                "this model has no chat template: give the prompt as text, or pass chat_template="
+            )
+        return self.template.render(messages, add_generation_prompt=for_answer)
+
+    def text_of(self, messages: list[dict[str, Any]]) -> str:
+        """The text of messages alone, "" where the template refuses them."""
+        try:
+            return self.render(messages, for_answer=False)[0]
+        except ChatTemplateError:
+            return ""
+
+    def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
+        """Token ids of rendered text, and whether a BOS was put before it.
+
+        Templates write their special tokens themselves, but not all write the BOS.
+
+        Args:
+            text: UTF-8.
+            behind: The token that it follows; None at the start.
+        """
+        tokens = self.continue_text(text, behind)
+        bos = self.vocab.bos
+        if behind is not None or not self.vocab.add_bos or bos is None:
+            return tokens, False
+        if len(tokens) and tokens[0] == bos:
+            return tokens, False
+        import numpy as np
+
+        return np.concatenate([np.array([bos], np.int32), tokens]), True
+
+    def continue_text(
+        self, text: str | bytes, behind: int | None, *, parse_special: bool = True
+    ) -> NDArray[np.int32]:
+        """Token ids of text that follows other tokens.
+
+        SentencePiece vocabularies put a space before a text, and behind a special token; not in
+        the middle of one.
+        """
+        tokens = self.vocab.tokenize(text, add_special=False, parse_special=parse_special)
+        if behind is None or not self._adds_space or self.vocab.is_control(behind):
+            return tokens
+        data = text.encode() if isinstance(text, str) else text
+        opening = self.vocab.tokenize(b"\n", add_special=False)
+        whole = self.vocab.tokenize(b"\n" + data, add_special=False, parse_special=parse_special)
+        n = len(opening)
+        return whole[n:] if (whole[:n] == opening).all() else tokens
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        tokens = self.vocab.tokenize("a", add_special=False)
+        return len(tokens) > 0 and self.vocab.token_to_piece(int(tokens[0])).startswith(b" ")
+
+    @cached_property
+    def implied_header(self) -> bytes:
+        """What the template writes before a conversation that has no system message.
+
+        Some models' templates put a system prompt of their own there, or a BOS. It must be a span
+        by itself, or it would go with the first turn and the rest would not be what the template
+        makes.
+        """
+        user = {"role": "user", "content": "a"}
+        turn = [user, {"role": "assistant", "content": "b"}]
+        first = self.text_of([user])
+        block = self.text_of([*turn, user]).removeprefix(self.text_of(turn))
+        if block and first.endswith(block):
+            return first.removesuffix(block).encode()
+        return b""
+
+    def inserted(self, before: list[dict[str, Any]], text: str) -> tuple[str, dict[str, Any]]:
+        """How the template shows a note to the model behind other messages.
+
+        As a system message, or a user's where it takes no second system message; as plain text
+        where it takes neither.
+
+        Returns:
+            (text, message): what to put behind the text of ``before``, and the message.
+        """
+        shown = self.text_of(before) if before else ""
+        for role in ("system", "user"):
+            message = {"role": role, "content": text}
+            whole = self.text_of([*before, message])
+            if whole and whole.startswith(shown) and len(whole) > len(shown):
+                if not before:
+                    whole = whole.removeprefix(self.implied_header.decode())
+                return whole.removeprefix(shown), message
+        return f"{text}\n", {"role": "system", "content": text}

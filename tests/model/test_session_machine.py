@@ -1,0 +1,394 @@
+"""Whatever is done to conversations, in whatever order: they are what a plain list says.
+
+The model of a conversation is its list of turns. After every step the session must show those
+messages, its spans must cover its ledger, its ledger must agree with llama.cpp's positions, and
+what the model would say next must be what it says to the same tokens computed afresh.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from tiny_models import WINDOW
+
+from llama_runner import Session
+from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner.errors import ContextFullError
+from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summarize
+from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.results import Span
+from llama_runner.session import SessionMark
+
+N_CTX, N_SEQ_MAX, MAX_SESSIONS = 256, 2, 4
+EXAMPLES = int(os.environ.get("LLAMA_RUNNER_EXAMPLES", "200"))
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# As far as two computations of the same differ that add in another order.
+TOLERANCE = 2e-3
+SUMMARY = "ab"
+
+Message = dict[str, Any]
+texts = st.text("ab c\n<é漢😀", min_size=1, max_size=40)
+
+
+def newest_first(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
+    """A policy that proposes single spans, and in a strange order."""
+    return [[i] for i in reversed(range(len(spans)))]
+
+
+policies: st.SearchStrategy[str | GcPolicy] = st.sampled_from(
+    [
+        "oldest_turns",
+        "tool_results",
+        sliding_window(1),
+        attention_sinks(5),
+        newest_first,
+        summarize(lambda text: SUMMARY if text else "?"),
+    ]
+)
+
+
+@dataclass
+class Turn:
+    """Messages that stay or go together, and which of them are pinned."""
+
+    messages: list[Message]
+    pinned: bool = False
+
+    def copy(self) -> Turn:
+        return Turn(list(self.messages), self.pinned)
+
+
+@dataclass
+class Conversation:
+    """What a conversation should be."""
+
+    system: list[Message]
+    turns: list[Turn] = field(default_factory=list)
+
+    def messages(self) -> list[Message]:
+        return self.system + [m for turn in self.turns for m in turn.messages]
+
+    def copy(self) -> Conversation:
+        return Conversation(list(self.system), [turn.copy() for turn in self.turns])
+
+
+@dataclass
+class Pair:
+    """A session and its model."""
+
+    session: Session
+    model: Conversation
+    mark: tuple[SessionMark, Conversation] | None = None
+
+
+class Machine(RuleBasedStateMachine):
+    """Sessions on one context, more of them than fit."""
+
+    weights: Model
+    options: Mapping[str, Any]
+
+    @initialize()
+    def start(self) -> None:
+        options = {"n_batch": 64, "n_ubatch": 32, "kv_type": "f32", "flash_attention": False}
+        n_ctx = N_CTX if self.options["unified"] else N_CTX * N_SEQ_MAX
+        self.context = Context(
+            self.weights, n_ctx=n_ctx, n_seq_max=N_SEQ_MAX, **options, **self.options
+        )
+        self.reference = Context(self.weights, n_ctx=N_CTX, **options)
+        self.chat = ChatFormat(self.weights.vocab, ChatTemplate(self.weights, TEMPLATE))
+        self.pairs: list[Pair] = []
+        self.begin("abc", "chunks")
+
+    def teardown(self) -> None:
+        if hasattr(self, "context"):
+            for pair in self.pairs:
+                self.says_the_same(pair)
+            self.context.close()
+            self.reference.close()
+
+    def chosen(self, data: st.DataObject) -> Pair:
+        return data.draw(st.sampled_from(self.pairs), label="conversation")
+
+    # ---- growing -------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
+    @rule(system=st.none() | texts, reuse=st.sampled_from(["prefix", "chunks"]))
+    def begin(self, system: str | None, reuse: Any) -> None:
+        session = Session(self.context, self.chat, 0.8, reuse=reuse)
+        model = Conversation([])
+        if system is not None:
+            model.system.append({"role": "system", "content": system})
+            session.append(model.system)
+        self.pairs.append(Pair(session, model))
+
+    def grow(self, pair: Pair, added: list[Message], n: int, *, streamed: int | None) -> None:
+        """Say something; old turns may have gone for it."""
+        said = pair.model.copy()
+        said.turns.append(Turn(added))
+        before = pair.session.messages
+        try:
+            if streamed is None:
+                answer = pair.session.generate(added, n, temperature=0).text
+            else:
+                stream = pair.session.stream(added, n, temperature=0)
+                for _ in islice(stream, streamed):
+                    pass
+                request = stream._generation.request
+                if streamed % 2:
+                    stream.close()
+                del stream
+                answer = request.text
+        except ContextFullError:
+            assert pair.session.messages == before  # nothing has changed
+            return
+        added.append({"role": "assistant", "content": answer})
+        self.adopt(pair, said)
+
+    def adopt(self, pair: Pair, said: Conversation) -> None:
+        """Whole turns may have gone: the oldest, none that is pinned, not the last."""
+        while said.messages() != pair.session.messages:
+            assert pair.session.info().state == "cleaned"
+            gone = next(turn for turn in said.turns if not turn.pinned)
+            assert gone is not said.turns[-1]
+            said.turns.remove(gone)
+        pair.model = said
+
+    @rule(data=st.data(), text=texts, n=st.integers(1, 12))
+    def say(self, data: st.DataObject, text: str, n: int) -> None:
+        self.grow(self.chosen(data), [{"role": "user", "content": text}], n, streamed=None)
+
+    @rule(data=st.data(), text=texts, n=st.integers(1, 12), streamed=st.integers(0, 4))
+    def stream(self, data: st.DataObject, text: str, n: int, streamed: int) -> None:
+        self.grow(self.chosen(data), [{"role": "user", "content": text}], n, streamed=streamed)
+
+    @rule(data=st.data(), text=texts)
+    def call_a_tool(self, data: st.DataObject, text: str) -> None:
+        """An assistant's message among the given ones: they are the whole conversation."""
+        pair = self.chosen(data)
+        given = [
+            *pair.model.system,
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": "call"},
+            {"role": "tool", "content": "result"},
+        ]
+        answer = pair.session.generate(given, 3, temperature=0).text
+        assert pair.session.messages == [*given, {"role": "assistant", "content": answer}]
+        self.relearn(pair)
+
+    @rule(data=st.data(), role=st.sampled_from(["user", "tool"]), text=texts)
+    def append(self, data: st.DataObject, role: str, text: str) -> None:
+        pair = self.chosen(data)
+        said = pair.model.copy()
+        said.turns.append(Turn([{"role": role, "content": text}]))
+        pair.session.append(said.turns[-1].messages)
+        self.adopt(pair, said)
+
+    @rule(data=st.data(), text=texts, edit=st.sampled_from(["change", "drop", "none"]))
+    def resend(self, data: st.DataObject, text: str, edit: str) -> None:
+        """As chat front ends do: the whole conversation, perhaps not as it was."""
+        pair = self.chosen(data)
+        given = pair.session.messages
+        if edit != "none" and len(given) > 2:
+            i = data.draw(st.integers(0, len(given) - 2))
+            given[i : i + 1] = [] if edit == "drop" else [{**given[i], "content": text}]
+        if not given or (
+            given[0]["role"] != "system" and all(m["role"] != "assistant" for m in given)
+        ):
+            return
+        given.append({"role": "user", "content": text})
+        before = pair.session.messages
+        try:
+            completion = pair.session.generate(given, 3, temperature=0)
+        except ContextFullError:
+            assert pair.session.messages == before
+            return
+        given.append({"role": "assistant", "content": completion.text})
+        if pair.session.info().state != "cleaned":
+            assert pair.session.messages == given
+        else:
+            kept = iter(given)
+            assert all(message in kept for message in pair.session.messages)
+        self.relearn(pair)
+
+    # ---- shrinking -----------------------------------------------------------------------------
+
+    @rule(
+        data=st.data(),
+        policy=policies,
+        goal=st.sampled_from([0.0, 0.1, 0.3]),
+        exact=st.booleans(),
+        dry_run=st.booleans(),
+    )
+    def collect(
+        self, data: st.DataObject, policy: Any, goal: float, exact: bool, dry_run: bool
+    ) -> None:
+        pair = self.chosen(data)
+        before, info = pair.session.messages, pair.session.info()
+        report = pair.session.gc(goal, policy=policy, exact=exact, dry_run=dry_run)
+        after = pair.session.info()
+        if dry_run or report.method == "none":
+            assert (pair.session.messages, after.spans) == (before, info.spans)
+            return
+        assert info.used - after.used == report.tokens_removed > 0
+        notes = [{"role": role, "content": SUMMARY} for role in ("system", "user")]
+        kept = iter(before)
+        for message in pair.session.messages:
+            assert message in notes or message in kept
+        summarized = [span for span in info.spans if span.role == "summary"]
+        for span in info.spans:  # what is pinned stays, and so does the newest turn
+            same = (span.role, span.tokens, span.pinned, span.turn)
+            if span not in summarized and (span.pinned or span.turn == info.spans[-1].turn):
+                assert same in [(s.role, s.tokens, s.pinned, s.turn) for s in after.spans]
+        self.relearn(pair)
+
+    def relearn(self, pair: Pair) -> None:
+        """Take over the turns that are left."""
+        turns: dict[int, Turn] = {}
+        system: list[Message] = []
+        for part in pair.session._transcript.parts:
+            if part.role == "system":
+                system += part.messages
+            else:
+                turn = turns.setdefault(part.turn, Turn([]))
+                turn.messages += part.messages
+                turn.pinned |= part.pinned
+        pair.model = Conversation(system, list(turns.values()))
+
+    @rule(data=st.data())
+    def clear(self, data: st.DataObject) -> None:
+        pair = self.chosen(data)
+        pair.session.clear()
+        assert pair.session.info().state == "empty"
+        pair.model = Conversation([])
+
+    @rule(data=st.data())
+    def leave_the_memory(self, data: st.DataObject) -> None:
+        self.chosen(data).session._sequence.evict()
+
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        self.chosen(data).session.pause()
+
+    # ---- time travel ---------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def mark(self, data: st.DataObject) -> None:
+        pair = self.chosen(data)
+        pair.mark = pair.session.mark(), pair.model.copy()
+
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        pair = self.chosen(data)
+        if pair.mark is not None:
+            pair.session.rewind(pair.mark[0])
+            pair.model = pair.mark[1].copy()
+
+    @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        pair = self.chosen(data)
+        self.pairs.append(Pair(pair.session.fork(), pair.model.copy()))
+
+    @rule(data=st.data())
+    def restore_a_snapshot(self, data: st.DataObject) -> None:
+        """Into another conversation, or the same."""
+        source, target = self.chosen(data), self.chosen(data)
+        target.session.restore(source.session.snapshot())
+        target.model, target.mark = source.model.copy(), None
+        assert target.session.info().spans == source.session.info().spans
+
+    @precondition(lambda self: len(self.pairs) > 1)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        pair = self.chosen(data)
+        self.pairs.remove(pair)
+        pair.session.close()
+
+    @rule(data=st.data())
+    def look_ahead(self, data: st.DataObject) -> None:
+        self.says_the_same(self.chosen(data))
+
+    def says_the_same(self, pair: Pair) -> None:
+        """The logits of the next token are those after the same tokens computed afresh."""
+        sequence = pair.session._sequence
+        exact = sequence.n_exact == len(sequence) or "shallow" in self.weights.path
+        if not 0 < len(sequence) < N_CTX or not exact:
+            return
+        fresh = self.reference.new_sequence()
+        fresh.append(sequence.tokens)
+        expected = fresh.next_logits()
+        fresh.close()
+        np.testing.assert_allclose(
+            sequence.next_logits(), expected, rtol=0, atol=TOLERANCE * np.ptp(expected)
+        )
+
+    # ---- what always holds ---------------------------------------------------------------------
+
+    @invariant()
+    def messages_are_those_of_the_model(self) -> None:
+        for pair in getattr(self, "pairs", []):
+            assert pair.session.messages == pair.model.messages()
+
+    @invariant()
+    def spans_cover_the_ledger(self) -> None:
+        for pair in getattr(self, "pairs", []):
+            info = pair.session.info()
+            assert sum(span.tokens for span in info.spans) == info.used <= N_CTX
+            starts = [0, *np.cumsum([span.tokens for span in info.spans])]
+            assert [span.start for span in info.spans] == starts[:-1]
+
+    @invariant()
+    def ledgers_agree_with_llama_cpp(self) -> None:
+        for pair in getattr(self, "pairs", []):
+            sequence = pair.session._sequence
+            first, last = sequence.positions
+            assert last == sequence.n_cached - 1
+            if sequence.n_cached == 0:
+                assert first == -1
+            elif self.context.memory_kind in ("recurrent", "hybrid"):
+                assert first == last
+            elif self.context.memory_kind == "swa":
+                assert 0 <= first <= max(0, sequence.n_cached - WINDOW + 1)
+            else:
+                assert first == 0
+
+
+UNIFIED, STREAMS = {"unified": True}, {"unified": False}
+PARKING = {"parking_ram": 2**24}
+MEMORIES = [
+    ("shallow", UNIFIED | PARKING),
+    ("plain", STREAMS),
+    ("swa", UNIFIED | {"swa_full": False}),
+    ("recurrent", UNIFIED | PARKING),
+    ("hybrid", STREAMS | PARKING),
+    ("mrope", UNIFIED),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), MEMORIES)
+def test_conversations_are_what_a_list_says(
+    tiny_models: dict[str, Model], kind: str, options: Mapping[str, Any]
+) -> None:
+    class OfThisKind(Machine):
+        weights = tiny_models[kind]
+
+    OfThisKind.options = options
+    run_machine(
+        OfThisKind,
+        settings=settings(
+            max_examples=EXAMPLES, stateful_step_count=50, deadline=None, derandomize=True
+        ),
+    )

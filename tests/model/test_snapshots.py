@@ -1,0 +1,223 @@
+"""Saved conversations come back as they were, or not at all."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner import LlamaRunner, Session
+from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner.errors import (
+    ContextBusyError,
+    LlamaSystemError,
+    PromptTooLongError,
+    SnapshotError,
+)
+from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.snapshot import Snapshot
+
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def runner(model_path: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(model_path, n_ctx=1024, n_seq_max=2) as runner:
+        yield runner
+
+
+@pytest.fixture
+def session(runner: LlamaRunner) -> Iterator[Session]:
+    with runner.session("You are helpful.", name="first") as session:
+        session.generate(user("Name a colour."), 12, **GREEDY)
+        session.pin(1)
+        yield session
+
+
+def test_it_goes_on_where_it_was(runner: LlamaRunner, session: Session) -> None:
+    data, messages, spans = session.snapshot(), session.messages, session.info().spans
+    expected = session.generate(user("Another one."), 12, **GREEDY)
+    with runner.session() as other:
+        other.generate("What was here before is gone.", 4, **GREEDY)
+        other.restore(data)
+        assert (other.name, other.messages, other.info().spans) == ("first", messages, spans)
+        assert other.generate(user("Another one."), 12, **GREEDY).text == expected.text
+    session.restore(data)
+    assert session.messages == messages
+    assert session.generate(user("Another one."), 12, **GREEDY).text == expected.text
+
+
+def test_after_a_restart_nothing_is_computed_again(
+    session: Session, model_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "conversation"
+    session.save(path)
+    expected = session.generate(user("Another one."), 12, **GREEDY)
+    n_before = expected.usage.prompt_tokens
+    program = """
+import sys
+from llama_runner import LlamaRunner
+with LlamaRunner(sys.argv[1], n_ctx=2048) as runner, runner.session() as session:
+    session.load(sys.argv[2])
+    n = session.info().used
+    message = {"role": "user", "content": "Another one."}
+    answer = session.generate([message], 12, temperature=0, ignore_eos=True)
+    print(answer.receipt.reused, n)
+    print(answer.text, end="")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, model_path, path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts, text = done.stdout.split("\n", 1)
+    n_reused, n = map(int, counts.split())
+    assert n_reused >= 0.99 * (n - 1)
+    assert n < n_before
+    assert text == expected.text
+
+
+def test_a_snapshot_serves_other_conversations_that_begin_alike(runner: LlamaRunner) -> None:
+    story = "Once upon a time there was a clockmaker in a village by a forest. " * 8
+    with runner.session() as session, runner.session() as restored:
+        session.generate(story, 2, **GREEDY)
+        data = session.snapshot()
+        session.clear()
+        restored.restore(data)
+        receipt = runner.generate_stateless(story, 2, **GREEDY).receipt
+        assert receipt.shared >= 100
+
+
+@pytest.mark.parametrize("kind", ["plain", "swa", "recurrent", "hybrid", "mrope"])
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full: bool) -> None:
+    model = tiny_models[kind]
+    chat = ChatFormat(model.vocab, ChatTemplate(model, "{{ messages[0].content }}"))
+
+    def begin() -> tuple[Context, Session]:
+        context = Context(model, n_ctx=256, kv_type="f32", swa_full=swa_full)
+        return context, Session(context, chat, 0.8)
+
+    first_context, first = begin()
+    second_context, second = begin()
+    with first_context, second_context:
+        first.generate("abc the a é漢字 " * 6, 10, **GREEDY)
+        second.restore(first.snapshot())
+        expected = first.generate(" go on", 10, **GREEDY)
+        found = second.generate(" go on", 10, **GREEDY)
+        assert found.tokens == expected.tokens
+        assert found.receipt.recomputed == expected.receipt.recomputed
+
+
+def test_with_other_settings_it_is_computed_again(session: Session, model_path: Path) -> None:
+    data, messages = session.snapshot(), session.messages
+    with LlamaRunner(model_path, n_ctx=512, kv_type="q8_0") as other:
+        copy = other.session()
+        copy.restore(data)
+        assert copy.messages == messages
+        receipt = copy.generate(user("Another one."), 4, **GREEDY).receipt
+        assert receipt.reused == 0
+        assert receipt.recomputed > 0
+
+
+def test_what_is_no_snapshot_of_this_model(
+    session: Session, tiny_paths: dict[str, Path], model_path: Path, tmp_path: Path
+) -> None:
+    data = session.snapshot()
+    with LlamaRunner(tiny_paths["plain"], n_ctx=256) as other:
+        foreign = other.session()
+        with pytest.raises(SnapshotError, match="another model"):
+            foreign.restore(data)
+    with LlamaRunner(model_path, n_ctx=256) as small:
+        copy = small.session()
+        long = session.fork()
+        long.append([504] * 300)
+        with pytest.raises(PromptTooLongError, match="raise n_ctx"):
+            copy.restore(long.snapshot())
+        long.close()
+    newer = bytearray(data)
+    newer[8] += 1
+    before = session.messages
+    for wrong, message in [
+        (b"", "no snapshot"),
+        (b"GGUF" + data[4:], "no snapshot"),
+        (data[:-1], "truncated"),
+        (data[: len(data) // 2], "truncated"),
+        (data + b"\0", "truncated"),
+        (bytes(newer), "version 2"),
+    ]:
+        with pytest.raises(SnapshotError, match=message):
+            session.restore(wrong)
+        path = tmp_path / "wrong"
+        path.write_bytes(wrong)
+        with pytest.raises(SnapshotError, match=message):
+            session.load(path)
+    with pytest.raises(SnapshotError, match="bytes"):
+        session.restore("text")  # type: ignore[arg-type]
+    for missing in (tmp_path / "missing", tmp_path):
+        with pytest.raises(SnapshotError, match="cannot read"):
+            session.load(missing)
+    assert session.messages == before
+
+
+def test_a_thousand_damaged_snapshots(session: Session) -> None:
+    data, before = session.snapshot(), session.messages
+    header_bytes = len(data) - len(Snapshot.from_bytes(data).state)
+    chosen = random.Random(5)
+    for _ in range(1000):
+        mutant = bytearray(data)
+        for _ in range(chosen.randrange(1, 4)):
+            # Most of the interesting bytes are at the beginning.
+            end = header_bytes if chosen.random() < 0.7 else len(mutant)
+            at = chosen.randrange(min(end, len(mutant)))
+            if chosen.random() < 0.2:
+                del mutant[at : at + chosen.randrange(1, 64)]
+            elif chosen.random() < 0.2:
+                mutant[at:at] = chosen.randbytes(chosen.randrange(1, 64))
+            else:
+                mutant[at] ^= 1 << chosen.randrange(8)
+        if mutant != data:
+            with pytest.raises(SnapshotError):
+                session.restore(mutant)
+    assert session.messages == before
+    assert session.generate(user("Another one."), 4, **GREEDY).receipt.reused > 0
+
+
+def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "conversation"
+    path.write_text("what was there")
+    with pytest.raises(LlamaSystemError, match="cannot write"):
+        session.save(tmp_path / "no such folder" / "conversation")
+    with pytest.raises(LlamaSystemError, match="cannot write"):
+        session.save(tmp_path)
+    session.save(path)
+    assert sorted(tmp_path.iterdir()) == [path]
+    session.load(path)
+
+
+def test_an_open_stream_is_in_the_way(session: Session) -> None:
+    data = session.snapshot()
+    with session.stream(user("Go on."), 8, **GREEDY) as stream:
+        next(stream)
+        with pytest.raises(ContextBusyError):
+            session.snapshot()
+        with pytest.raises(ContextBusyError):
+            session.restore(data)
+
+
+def test_nothing_to_save(runner: LlamaRunner) -> None:
+    with runner.session() as empty, runner.session() as other:
+        other.generate("The sky is", 2, **GREEDY)
+        other.restore(empty.snapshot())
+        assert other.info().state == "empty"
+        assert other.generate("The sky is", 2, **GREEDY).receipt.recomputed > 0
