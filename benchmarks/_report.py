@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw_bars", "write_results"]
+__all__ = ["draw_bars", "draw_curves", "write_results"]
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
@@ -26,12 +26,39 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     print(f"written: {path}")
 
 
-def draw_bars(path: Path, panels: dict[str, dict[str, float]], unit: str) -> None:
-    """One panel of horizontal bars for each title; says so where matplotlib is not there."""
+def _pyplot() -> Any:
     try:
-        plt: Any = importlib.import_module("matplotlib.pyplot")
+        return importlib.import_module("matplotlib.pyplot")
     except ModuleNotFoundError:
         print("no picture: python -m pip install matplotlib")
+        return None
+
+
+def draw_curves(path: Path, panels: dict[str, dict[str, list[float]]], unit: str) -> None:
+    """One panel of curves for each title; says so where matplotlib is not there."""
+    plt = _pyplot()
+    if plt is None:
+        return
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(8, 3 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for axis, (title, curves) in zip(axes[:, 0], panels.items(), strict=True):
+        for label, values in curves.items():
+            axis.plot(range(1, len(values) + 1), values, label=label, linewidth=1)
+        axis.set_title(title, loc="left", fontsize="medium")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(unit)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"written: {path}")
+
+
+def draw_bars(path: Path, panels: dict[str, dict[str, float]], unit: str) -> None:
+    """One panel of horizontal bars for each title; says so where matplotlib is not there."""
+    plt = _pyplot()
+    if plt is None:
         return
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(7, 0.6 + 0.42 * sum(len(bars) + 1 for bars in panels.values())),

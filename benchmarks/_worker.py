@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ STORY = (
     "clockmaker. Every morning he wound the clock in the tower, and every morning"
 )
 N_STREAMED = 128
+SYSTEM = "You are a helpful assistant."
+N_ANSWER = 16
 
 
 def prompt_ids(n: int, n_vocab: int = 49_000) -> list[int]:
@@ -75,6 +77,14 @@ class LlamaRunnerPeer:
         done = self.runner.generate_stateless(prompt_ids(n_prompt), n_tokens, **self.greedy)
         assert len(done.tokens) == n_tokens
 
+    def open_conversation(self) -> None:
+        self.session = self.runner.session(SYSTEM)
+
+    def turn(self, question: str) -> Iterator[str]:
+        message = {"role": "user", "content": question}
+        for chunk in self.session.stream([message], N_ANSWER, temperature=0.0):
+            yield chunk.text
+
     def any_generation(self, i: int) -> None:
         """Another kind each time, with prompts of different lengths."""
         ids = prompt_ids(10 + 37 * i % 200)
@@ -121,6 +131,21 @@ class LlamaCppPythonPeer:
         )
         return rate_between([time.perf_counter() for c in chunks if c["choices"][0]["text"]])
 
+    def open_conversation(self) -> None:
+        self.messages = [{"role": "system", "content": SYSTEM}]
+
+    def turn(self, question: str) -> Iterator[str]:
+        self.messages.append({"role": "user", "content": question})
+        chunks = self.llama.create_chat_completion(
+            self.messages, max_tokens=N_ANSWER, temperature=0.0, stream=True
+        )
+        answer = ""
+        for chunk in chunks:
+            text = chunk["choices"][0]["delta"].get("content") or ""
+            answer += text
+            yield text
+        self.messages.append({"role": "assistant", "content": answer})
+
     def generate(self, n_prompt: int, n_tokens: int) -> None:
         self.llama.reset()
         tokens = self.llama.generate(prompt_ids(n_prompt), temp=0.0)
@@ -156,6 +181,34 @@ class XllamacppPeer:
         }
         self.server.handle_completions(request, on_chunk)
         return rate_between(times)
+
+    def open_conversation(self) -> None:
+        self.messages = [{"role": "system", "content": SYSTEM}]
+
+    def turn(self, question: str) -> Iterator[str]:
+        self.messages.append({"role": "user", "content": question})
+        texts: list[tuple[float, str]] = []
+
+        def on_chunk(chunk: dict[str, Any]) -> None:
+            if "error" in chunk:
+                raise RuntimeError(chunk["error"]["message"])
+            text = chunk["choices"][0]["delta"].get("content") if chunk["choices"] else None
+            texts.append((time.perf_counter(), text or ""))
+
+        request = {
+            "messages": self.messages,
+            "max_tokens": N_ANSWER,
+            "temperature": 0.0,
+            "stream": True,
+        }
+        self.server.handle_chat_completions(request, on_chunk)
+        answer = "".join(text for _, text in texts)
+        if not answer:
+            raise RuntimeError("no answer")
+        self.messages.append({"role": "assistant", "content": answer})
+        # It calls back rather than being iterated over: say when the first text was there.
+        self.first = next(when for when, text in texts if text)
+        yield answer
 
     def generate(self, n_prompt: int, n_tokens: int) -> None:
         request = {"prompt": prompt_ids(n_prompt), "max_tokens": n_tokens, "temperature": 0.0}
@@ -193,12 +246,40 @@ def measure_growth(peer: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"sizes": sizes}
 
 
+def measure_conversation(peer: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Time to the first text and resident memory, turn by turn, as far as it gets."""
+    first_ms: list[float] = []
+    sizes: list[int] = []
+    error = None
+    peer.open_conversation()
+    for i in range(job["turns"]):
+        start, first = time.perf_counter(), None
+        try:
+            for text in peer.turn(f"Tell me something about the number {i}."):
+                if text and first is None:
+                    first = getattr(peer, "first", time.perf_counter())
+        except Exception as raised:  # whatever a peer ends with is its result
+            error = f"{type(raised).__name__}: {raised}"
+            break
+        if first is None:
+            error = "no answer"
+            break
+        first_ms.append((first - start) * 1e3)
+        sizes.append(rss())
+    return {"first_ms": first_ms, "sizes": sizes, "error": error}
+
+
 PEERS = {
     "llama_runner": LlamaRunnerPeer,
     "llama-cpp-python": LlamaCppPythonPeer,
     "xllamacpp": XllamacppPeer,
 }
-MEASURES = {"rate": measure_rate, "peak": measure_peak, "growth": measure_growth}
+MEASURES = {
+    "rate": measure_rate,
+    "peak": measure_peak,
+    "growth": measure_growth,
+    "conversation": measure_conversation,
+}
 
 
 def main() -> None:
