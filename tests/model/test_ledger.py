@@ -293,8 +293,6 @@ class Machine(RuleBasedStateMachine):
     def save_and_restore(self, data: st.DataObject) -> None:
         conversation = self.chosen(data, busy=False)
         sequence = conversation.sequence
-        if len(conversation.tokens) >= self.context.n_ctx_seq:
-            return
         state, n = sequence.save_state()
         if n == 0:
             assert state == b""

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import write_model
+from tiny_models import ARCHITECTURES, N_EMBD, write_model
 
 from llama_runner import GenerationParams, LlamaRunner
 from llama_runner.errors import (
@@ -19,6 +19,7 @@ from llama_runner.errors import (
     InvalidParameterError,
     ModelNotFoundError,
     ModelValidationError,
+    SnapshotError,
     UnsupportedModelError,
 )
 
@@ -162,6 +163,62 @@ def test_a_fork_goes_on_with_the_adapters_of_what_it_was(tuned: LlamaRunner) -> 
     forked = child.generate("a", 8, params)
     assert forked.receipt.recomputed < 4
     assert forked.tokens == session.generate("a", 8, params).tokens
+
+
+def test_a_snapshot_knows_its_adapters(
+    tuned: LlamaRunner, base: Path, halves: Halves, tmp_path: Path
+) -> None:
+    params = GenerationParams(lora={"pirate": 0.5}, **GREEDY)
+    session, copy = tuned.session(), tuned.session()
+    session.generate(PROMPT, 8, params)
+    data = session.snapshot()
+    copy.restore(data)
+    found, expected = copy.generate("a", 8, params), session.generate("a", 8, params)
+    assert found.tokens == expected.tokens
+    assert found.receipt.recomputed == expected.receipt.recomputed
+    with LlamaRunner(base, n_threads=1) as other:
+        foreign = other.session()
+        with pytest.raises(SnapshotError, match=r"needs the LoRA adapter 'pirate'"):
+            foreign.restore(data)
+        others = {name: (down, 2 * up) for name, (down, up) in halves.items()}
+        other.load_lora(write_adapter(tmp_path / "pirate.gguf", others))
+        with pytest.raises(SnapshotError, match="another LoRA adapter"):
+            foreign.restore(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("plain", "blk.0.attn_v.weight"),
+        ("recurrent", "blk.0.ssm_in.weight"),
+        ("hybrid", "blk.0.ssm_in.weight"),
+    ],
+)
+def test_going_back_minds_what_the_cells_were_computed_with(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    """A state that was computed with one adapter is not gone on from with another."""
+    model = write_model(tmp_path / "base.gguf", kind)
+    n_out = {t.name: int(t.shape[1]) for t in gguf.GGUFReader(model).tensors}[name]
+    random = np.random.default_rng(4)
+    down = random.standard_normal((RANK, N_EMBD)).astype(np.float32)
+    up = random.standard_normal((n_out, RANK)).astype(np.float32)
+    path = write_adapter(
+        tmp_path / "pirate.gguf", {name: (down, up)}, architecture=ARCHITECTURES[kind]
+    )
+    with LlamaRunner(model, n_ctx=512, n_threads=1, validate=False) as runner:
+        runner.load_lora(path)
+        session = runner.session()
+        with_adapter = GenerationParams(lora={"pirate": 1.0}, **GREEDY)
+        session.generate(PROMPT, 4, with_adapter)
+        mark = session.mark()
+        session.generate("b", 4, **GREEDY)
+        session.rewind(mark)
+        found = session.generate("c", 6, **GREEDY)
+        fresh = runner.generate_stateless(
+            session._sequence.tokens[: found.usage.prompt_tokens], 6, **GREEDY
+        )
+        assert found.tokens == fresh.tokens
 
 
 def test_what_is_not_loaded_is_named_and_changes_nothing(tuned: LlamaRunner) -> None:

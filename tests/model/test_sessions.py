@@ -386,3 +386,23 @@ def test_a_named_session(runner: LlamaRunner) -> None:
         assert session.name == "planner"
         assert "planner" in repr(session)
         assert session.fork("critic").name == "critic"
+
+
+def test_a_fork_where_there_is_one_slot(model_path: Path) -> None:
+    """Both cannot be in the memory at once: they take turns, and compute nothing again."""
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner, runner.session() as session:
+        session.generate(user("Name a colour. " * 10), 4, **greedy())
+        with session.fork() as fork:
+            answers = [s.generate(user("Why?"), 6, **greedy()) for s in (session, fork)]
+        assert answers[0].text == answers[1].text
+        assert answers[1].receipt.recomputed < 25
+
+
+def test_a_dropped_stream_leaves_what_it_said(session: Session) -> None:
+    """Its turn is booked by the next call, as it may be dropped in any thread at any time."""
+    stream = session.stream(user("Tell me a story."), 20, **greedy(ignore_eos=True))
+    said = next(stream).text + next(stream).text
+    del stream
+    assert session.messages[-1]["role"] == "assistant"
+    assert session.messages[-1]["content"].startswith(said)
+    assert session.generate(user("Go on."), 4, **greedy()).receipt.reused > 10
