@@ -199,7 +199,8 @@ def test_going_back_minds_what_the_cells_were_computed_with(
 ) -> None:
     """A state that was computed with one adapter is not gone on from with another."""
     model = write_model(tmp_path / "base.gguf", kind)
-    n_out = {t.name: int(t.shape[1]) for t in gguf.GGUFReader(model).tensors}[name]
+    shapes = {t.name: t.shape for t in gguf.GGUFReader(model).tensors}
+    n_out = int(shapes[name][1])
     random = np.random.default_rng(4)
     down = random.standard_normal((RANK, N_EMBD)).astype(np.float32)
     up = random.standard_normal((n_out, RANK)).astype(np.float32)
