@@ -14,6 +14,7 @@ cdef extern from "<cstring>" nogil:
 
 cdef extern from *:
     ctypedef unsigned long long Product "unsigned __int128"
+    void prefetch "__builtin_prefetch"(const void * address) nogil
 
 # The prime 2^61 - 1, modulo which a product needs no division.
 cdef uint64_t MERSENNE = (<uint64_t> 1 << 61) - 1
@@ -21,6 +22,7 @@ cdef uint64_t LOW_7_BYTES = (<uint64_t> 1 << 56) - 1
 cdef uint64_t HIGH_4_BYTES = ~<uint64_t> UINT32_MAX
 cdef enum:
     LONGEST_STAND_IN = 24  # "[EMPTY_4294967295]" and its end
+    AHEAD = 16
 
 
 cdef inline bint length_at(const char * header, size_t size, size_t position,
@@ -242,24 +244,31 @@ cdef class StringArray:
 
     cdef size_t first_duplicate(self, vector[uint64_t] & slots, uint64_t key) noexcept nogil:
         cdef size_t i, slot
+        cdef size_t n = self.starts.size() - 1
         cdef size_t mask = slots.size() - 1
         cdef uint64_t hashed, tag
         cdef Text one, other
+        cdef uint64_t[AHEAD] hashes  # of the next tokens, whose slots are on their way from memory
         cdef char[LONGEST_STAND_IN] stand_in
         cdef char[LONGEST_STAND_IN] other_stand_in
-        for i in range(self.starts.size() - 1):
-            one = self.text(i, stand_in)
-            hashed = hash_of(one, key)
+        for i in range(n + AHEAD):
+            hashed = hashes[i % AHEAD]
+            if i < n:
+                hashes[i % AHEAD] = hash_of(self.text(i, stand_in), key)
+                prefetch(&slots[hashes[i % AHEAD] & mask])
+            if i < AHEAD:
+                continue
+            one = self.text(i - AHEAD, stand_in)
             tag = hashed & HIGH_4_BYTES
             slot = hashed & mask
             while slots[slot]:
                 if slots[slot] & HIGH_4_BYTES == tag:
                     other = self.text((slots[slot] & UINT32_MAX) - 1, other_stand_in)
                     if other.size == one.size and memcmp(other.data, one.data, one.size) == 0:
-                        return i
+                        return i - AHEAD
                 slot = (slot + 1) & mask
-            slots[slot] = tag | (i + 1)
-        return self.starts.size() - 1
+            slots[slot] = tag | (i - AHEAD + 1)
+        return n
 
 
 cdef int first_unescaped(Text text, bint * single) noexcept nogil:

@@ -179,9 +179,11 @@ class HeaderReader:
 
     def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
         """Read fixed-size values."""
-        self.need(layout.size, field)
+        end = self.position + layout.size
+        if end > len(self.buffer):
+            self.need(layout.size, field)
         values = layout.unpack_from(self.buffer, self.position)
-        self.position += layout.size
+        self.position = end
         return values
 
     def text(self, limit: int, field: str) -> bytes:
@@ -191,13 +193,14 @@ class HeaderReader:
             self.fail(
                 field, f"{quoted(field)} is {length} bytes long; at most {limit} are accepted"
             )
-        self.need(length, field)
+        start, end = self.position, self.position + length
+        if end > len(self.buffer):
+            self.need(length, field)
         self._text_left -= length
         if self._text_left < 0:
             self.fail(field, f"the header has more than {MAX_TEXT_BYTES >> 20} MiB of text")
-        start = self.position
-        self.position += length
-        return self.buffer[start : self.position]
+        self.position = end
+        return self.buffer[start:end]
 
     def array(self, type_id: int, length: int, field: str) -> GgufArray:
         """Step over an array and return a view of it."""

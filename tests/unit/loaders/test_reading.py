@@ -239,6 +239,10 @@ def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:
 # ---- splits ------------------------------------------------------------------------------------
 
 
+# Fits into one header, but not twice into all headers of a model.
+LARGE = {"large": (ARRAY, Array(STRING, ["x" * (13 << 20)]))}
+
+
 def write_split(folder: Path, **changes: Any) -> list[Path]:
     """Tiny llama over three files: the metadata with two tensors, then the others."""
     whole = tiny_llama()
@@ -274,6 +278,7 @@ def test_any_part_of_a_split_model_stands_for_the_whole(tmp_path: Path) -> None:
         ({"part_1": {"split.no": (STRING, "1")}}, "split.no"),
         ({"part_2": {"split.no": (U16, 1)}}, "split.no"),
         ({"part_2": {"split.count": (U16, 2)}}, "split.count"),
+        ({"part_1": LARGE, "part_2": LARGE}, "split.count"),
         ({"part_0": {"split.tensors.count": (I32, 11)}}, "split.tensors.count"),
         ({"part_0": {"split.tensors.count": (U32, 12)}}, "split.tensors.count"),
     ],

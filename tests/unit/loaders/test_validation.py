@@ -148,7 +148,7 @@ def everything() -> GgufFile:
         tokenizer__ggml__scores=(ARRAY, Array(F32, [0.0] * len(WORDS))),
         tokenizer__ggml__merges=(ARRAY, Array(STRING, ["a b"] * 490_000 + ["ab"])),
         tokenizer__chat_template=(STRING, template),
-        **{f"more__{n}": (STRING, b"\xff" * 900) for n in range(3500)},
+        **{f"more__{n}": (STRING, b"\xff" * 900) for n in range(2000)},
     )
     more = [Tensor(f"blk.0.more_{n}.weight", (32, 1, 1, 1)) for n in range(8000)]
     return replace(model, tensors=[*model.tensors[1:], *more])
@@ -163,7 +163,7 @@ GIANTS: dict[str, Callable[[], GgufFile]] = {
     "too many tokens": lambda: with_tokens(tiny_llama(), [*WORDS, "one more"]),
     "empty strings": lambda: GgufFile(keys={"a": (ARRAY, Array(STRING, [""] * 900_000))}),
     "numbers": lambda: GgufFile(keys={"a": (ARRAY, Array(U32, list(range(1_000_000)) * 5))}),
-    "keys": lambda: GgufFile(keys={f"key {n}": (U32, n) for n in range(4096)}),
+    "keys": lambda: GgufFile(keys={f"key {n}": (U32, n) for n in range(2048)}),
     "long keys": lambda: GgufFile(keys={"x" * 60_000 + str(n): (U32, n) for n in range(380)}),
     "wide text": lambda: GgufFile(keys={"a": (STRING, b"\xf0\x9f\x98\x80" + b"x" * (22 << 20))}),
     "no text": lambda: GgufFile(keys={"a": (STRING, b"\xff" * (4 << 20))}),
