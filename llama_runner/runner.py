@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from llama_runner.loaders.gguf import GgufInfo
     from llama_runner.loaders.header import ModelPath
+    from llama_runner.loaders.metadata import ModelMetadata
 
 __all__ = ["LlamaRunner", "RunnerOptions"]
 
@@ -88,7 +89,9 @@ class LlamaRunner:
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
 
     Args:
-        model: Path of a GGUF file, or the name of a pulled model.
+        model: Path of a GGUF file or of a JSON description of one, or the name of a pulled model.
+            A description's chat template, ``n_gpu_layers`` and sampling values hold where nothing
+            else is given.
         chat_template: A Jinja template to use instead of the model's own.
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
         validate: What to check of the file first. "full" is every value that llama.cpp would
@@ -100,6 +103,7 @@ class LlamaRunner:
     Raises:
         InvalidParameterError: An option is unknown or out of range.
         ModelNotFoundError: No such file or name.
+        ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
         OutOfMemoryError: No room for the weights or the context.
@@ -126,7 +130,15 @@ class LlamaRunner:
             self.context_params.n_threads, self.context_params.n_threads_batch
         )
 
-        path, info = _checked(model, validate)
+        path, metadata, info = _checked(model, validate)
+        self.generation_params = GenerationParams()
+        if metadata is not None:
+            chat_template = metadata.chat_template if chat_template is None else chat_template
+            if metadata.n_gpu_layers is not None and "n_gpu_layers" not in options:
+                self.model_params = self.model_params.merged(n_gpu_layers=metadata.n_gpu_layers)
+            self.generation_params = GenerationParams(
+                **metadata.sampling.model_dump(exclude_none=True)
+            )
         if isolated:
             from llama_runner._probe import probe
 
@@ -196,7 +208,7 @@ class LlamaRunner:
         overrides: GenerationOptions,
     ) -> Generation:
         context = self._alive_context()
-        chosen = generation_params(max_tokens, params, overrides)
+        chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
         if is_messages(prompt):
             text, stops = self._chat.render(read_messages(prompt))
@@ -292,6 +304,7 @@ class LlamaRunner:
             self.context_params.gc_threshold,
             name=name,
             reuse=reuse,
+            defaults=self.generation_params,
         )
         if system is not None:
             session.append([{"role": "system", "content": system}])
@@ -397,22 +410,31 @@ class LlamaRunner:
         return self._session
 
 
-def _checked(model: ModelPath, validate: Validation) -> tuple[Path, GgufInfo | None]:
-    """The file to load, of a split model the first, and its header where it was read."""
-    from llama_runner.loaders import find_model, validate_model
+def _checked(
+    model: ModelPath, validate: Validation
+) -> tuple[Path, ModelMetadata | None, GgufInfo | None]:
+    """The file to load, of a split model the first; what is said of it; its header, if read."""
+    from llama_runner.loaders import resolve_model, validate_model
 
     if validate not in ("full", "header", False):
         raise InvalidParameterError(
             f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
         )
-    path = find_model(model)
+    path, metadata = resolve_model(model)
     if not validate:
-        return path, None
+        return path, metadata, None
     info = validate_model(path, validate).info
-    return info.path, info
+    if metadata is not None:
+        metadata.check(info)
+    return info.path, metadata, info
 
 
 def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
+    from llama_runner.loaders.template_limits import template_problem
+
+    problem = template_problem(source) if source is not None else None
+    if problem is not None:
+        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
     try:
         return ChatTemplate(model, source)
     except ChatTemplateError:

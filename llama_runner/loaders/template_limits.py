@@ -12,7 +12,7 @@ from .._core import template_shape
 from .facts import Facts
 from .header import quoted
 
-__all__ = ["check_chat_templates"]
+__all__ = ["check_chat_templates", "template_problem"]
 
 MAX_TEMPLATE_BYTES: Final = 256 << 10
 MAX_NESTING: Final = 100
@@ -31,11 +31,17 @@ def check_chat_templates(facts: Facts) -> None:
     for key, value in facts.info.keys.items():
         if not key.startswith(_PREFIX) or not isinstance(value, str):
             continue
-        template = value.encode()
-        if len(template) > MAX_TEMPLATE_BYTES:
-            facts.fail(
-                key, f"{quoted(key)} has {len(template)} bytes; {MAX_TEMPLATE_BYTES} are accepted"
-            )
-        nesting, operators = template_shape(template)
-        if nesting > MAX_NESTING or operators > MAX_OPERATORS:
-            facts.fail(key, f"{quoted(key)} is nested or chained too deeply for llama.cpp's parser")
+        problem = template_problem(value)
+        if problem is not None:
+            facts.fail(key, f"{quoted(key)} {problem}")
+
+
+def template_problem(source: str) -> str | None:
+    """Why llama.cpp must not see this template, as the end of a sentence; None if it may."""
+    template = source.encode("utf-8", "replace")
+    if len(template) > MAX_TEMPLATE_BYTES:
+        return f"has {len(template)} bytes; {MAX_TEMPLATE_BYTES} are accepted"
+    nesting, operators = template_shape(template)
+    if nesting > MAX_NESTING or operators > MAX_OPERATORS:
+        return "is nested or chained too deeply for llama.cpp's parser"
+    return None
