@@ -129,23 +129,28 @@ cdef class StringArray:
         ValueError: They reach past the header.
     """
 
+    def __cinit__(self):
+        self.starts.push_back(0)  # no strings
+
     def __init__(self, bytes header, size_t start, size_t count):
         cdef const char * data = header
         cdef size_t size = len(header)
         cdef size_t position = start
         cdef uint64_t length
+        cdef vector[uint32_t] starts
         if size >= UINT32_MAX or count > size // 8:
             raise ValueError(f"{count} strings in {size} bytes are too many")
+        starts.reserve(count + 1)
+        with nogil:
+            starts.push_back(<uint32_t> position)
+            while starts.size() <= count and length_at(data, size, position, &length):
+                position += 8 + length
+                starts.push_back(<uint32_t> position)
+        if starts.size() <= count:
+            raise ValueError(f"string {starts.size() - 1} reaches past the header")
         self.header = header
         self.data = data
-        self.starts.reserve(count + 1)
-        with nogil:
-            self.starts.push_back(<uint32_t> position)
-            while self.starts.size() <= count and length_at(data, size, position, &length):
-                position += 8 + length
-                self.starts.push_back(<uint32_t> position)
-        if self.starts.size() <= count:
-            raise ValueError(f"string {self.starts.size() - 1} reaches past the header")
+        self.starts.swap(starts)
 
     def __len__(self):
         return self.starts.size() - 1
