@@ -2,7 +2,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypeAlias
+from typing import IO, Any, Literal, NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ class Model:
         check_tensors: bool = False,
         repack: bool = True,
         no_alloc: bool = False,
+        file: IO[bytes] | None = None,
         progress: Callable[[float], bool | None] | None = None,
     ) -> None: ...
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Model
 from llama_runner.errors import (
@@ -130,7 +131,7 @@ class LlamaRunner:
             self.context_params.n_threads, self.context_params.n_threads_batch
         )
 
-        path, metadata, info = _checked(model, validate)
+        path, metadata = _found(model, validate)
         self.generation_params = GenerationParams()
         if metadata is not None:
             chat_template = metadata.chat_template if chat_template is None else chat_template
@@ -139,16 +140,19 @@ class LlamaRunner:
             self.generation_params = GenerationParams(
                 **metadata.sampling.model_dump(exclude_none=True)
             )
-        if isolated:
-            from llama_runner._probe import probe
+        with _checked(path, metadata, validate) as (path, info, file):
+            if self.model_params.load_mode == "direct_io":
+                file = None  # llama.cpp has to open it for that
+            if isolated:
+                from llama_runner._probe import probe
 
-            probe(path, chat_template, self.model_params, self.context_params)
-        n_ctx = 0
-        if not self.model_params.vocab_only:
-            from llama_runner.loaders.estimate import fitting_n_ctx
+                probe(path, chat_template, self.model_params, self.context_params)
+            n_ctx = 0
+            if not self.model_params.vocab_only:
+                from llama_runner.loaders.estimate import fitting_n_ctx
 
-            n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params)
-        self.model = Model(path, progress=progress, **self.model_params.model_dump())
+                n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params, file)
+            self.model = Model(path, file=file, progress=progress, **self.model_params.model_dump())
         self._context = self._session = None
         try:
             self._vocab = self.model.vocab
@@ -410,23 +414,37 @@ class LlamaRunner:
         return self._session
 
 
-def _checked(
-    model: ModelPath, validate: Validation
-) -> tuple[Path, ModelMetadata | None, GgufInfo | None]:
-    """The file to load, of a split model the first; what is said of it; its header, if read."""
-    from llama_runner.loaders import resolve_model, validate_model
+def _found(model: ModelPath, validate: Validation) -> tuple[Path, ModelMetadata | None]:
+    """The file that is meant, and its description where it has one."""
+    from llama_runner.loaders import resolve_model
 
     if validate not in ("full", "header", False):
         raise InvalidParameterError(
             f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
         )
-    path, metadata = resolve_model(model)
+    return resolve_model(model)
+
+
+@contextmanager
+def _checked(
+    path: Path, metadata: ModelMetadata | None, validate: Validation
+) -> Iterator[tuple[Path, GgufInfo | None, IO[bytes] | None]]:
+    """The file to load, of a split model the first; its header, if read; and the file itself.
+
+    The very file that was checked stays open to be loaded. The parts of a split model, which
+    llama.cpp can only open itself, do not.
+    """
+    from llama_runner.loaders import validate_model
+    from llama_runner.loaders.header import open_model
+
     if not validate:
-        return path, metadata, None
-    info = validate_model(path, validate).info
-    if metadata is not None:
-        metadata.check(info)
-    return info.path, metadata, info
+        yield path, None, None
+        return
+    with open_model(path) as (file, _):
+        info = validate_model(file, validate).info
+        if metadata is not None:
+            metadata.check(info)
+        yield info.path, info, None if info.parts else file
 
 
 def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
