@@ -20,7 +20,7 @@ from .header import GgufArray, HeaderReader, Scalar, quoted
 __all__ = ["GgufInfo", "TensorInfo", "read_file"]
 
 MAX_KEYS: Final = 2048
-MAX_TENSORS: Final = 8192
+MAX_TENSORS: Final = 4096
 MAX_KEY_BYTES: Final = 65535
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_DIMENSIONS: Final = 4

@@ -100,6 +100,10 @@ def test_every_public_name_can_be_imported_and_is_listed(name: str) -> None:
     assert name in dir(llama_runner)
 
 
+def test_every_error_is_public() -> None:
+    assert set(errors.__all__) <= set(llama_runner.__all__)
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Lama'"):
         llama_runner.Lama  # noqa: B018

@@ -150,7 +150,7 @@ def everything() -> GgufFile:
         tokenizer__chat_template=(STRING, template),
         **{f"more__{n}": (STRING, b"\xff" * 900) for n in range(2000)},
     )
-    more = [Tensor(f"blk.0.more_{n}.weight", (32, 1, 1, 1)) for n in range(8000)]
+    more = [Tensor(f"blk.0.more_{n}.weight", (32, 1, 1, 1)) for n in range(4000)]
     return replace(model, tensors=[*model.tensors[1:], *more])
 
 
