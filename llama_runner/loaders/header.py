@@ -12,11 +12,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from .._core import StringArray, find_int32, find_nan, step_over_strings
 from ..errors import ModelNotFoundError, ModelValidationError
 from .ggml_types import STRING, VALUE_TYPES
+
+if TYPE_CHECKING:
+    from .._core import StringArray
+
+# The core is imported where it is called: the catalogue and `doctor` must work without it.
 
 __all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
 
@@ -135,14 +139,20 @@ class GgufArray:
         """The elements of a string array, undecoded."""
         if self._type != STRING:
             raise TypeError(f"this is an array of {self.element_type}, not of strings")
+        from .._core import StringArray
+
         return StringArray(self._reader.buffer, self._start, self._length)
 
     def find(self, value: int, first: int = 0) -> int | None:
         """The index, from ``first`` on, of a value in an array of i32."""
+        from .._core import find_int32
+
         return find_int32(self._reader.buffer, self._start, self._length, value, first)
 
     def find_nan(self) -> int | None:
         """The index of the first element of an array of f32 that is not a number."""
+        from .._core import find_nan
+
         return find_nan(self._reader.buffer, self._start, self._length)
 
     def values(self) -> list[Scalar]:
@@ -231,6 +241,8 @@ class HeaderReader:
                 field,
                 f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
             )
+        from .._core import step_over_strings
+
         self._strings_left -= length
         while length:
             passed, self.position = step_over_strings(self.buffer, self.position, length)

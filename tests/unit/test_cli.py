@@ -547,14 +547,21 @@ def test_doctor_is_content_with_a_model(
     assert report["found"]["accelerators"]
 
 
-def test_doctor_without_the_core_says_how_to_build_it(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "llama_runner._core", None)
-    monkeypatch.delattr("llama_runner._core", raising=False)
-    status, out, _ = run("doctor")
-    assert status == 1
-    assert "missing: the native core" in out
+def test_doctor_and_models_work_without_the_core() -> None:
+    # In a process of its own, where nothing that needs the core was imported before.
+    program = (
+        "import sys; sys.modules['llama_runner._core'] = None\n"
+        "from llama_runner.cli import main; main(sys.argv[1:])"
+    )
+    doctor, models = (
+        subprocess.run([sys.executable, "-c", program, command], capture_output=True, text=True)
+        for command in ("doctor", "models")
+    )
+    assert doctor.returncode == 1
+    assert "missing: the native core" in doctor.stdout
+    assert "default model" in doctor.stdout or "llama-runner pull" in doctor.stdout
+    assert models.returncode == 0
+    assert "smollm2-135m" in models.stdout
 
 
 # ---- the program -------------------------------------------------------------------------
