@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         NoDiskSpaceError,
         OutOfMemoryError,
         PromptTooLongError,
+        SnapshotError,
         TokenizationError,
         UnsupportedModelError,
     )
@@ -88,6 +89,7 @@ _HOME = {
     "OutOfMemoryError": "errors",
     "PromptTooLongError": "errors",
     "Session": "session",
+    "SnapshotError": "errors",
     "Stream": "generation",
     "TokenizationError": "errors",
     "UnsupportedModelError": "errors",
@@ -131,6 +133,7 @@ __all__ = [
     "OutOfMemoryError",
     "PromptTooLongError",
     "Session",
+    "SnapshotError",
     "Stream",
     "TokenizationError",
     "UnsupportedModelError",

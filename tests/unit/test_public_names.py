@@ -53,6 +53,7 @@ PUBLIC = [
     "OutOfMemoryError",
     "PromptTooLongError",
     "Session",
+    "SnapshotError",
     "Stream",
     "TokenizationError",
     "UnsupportedModelError",
