@@ -1,5 +1,5 @@
 # The extension types of _core, and what its pieces share.
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
@@ -14,6 +14,20 @@ from llama_runner._llama_cpp.shim cimport (
     RequestPtr,
     SequencePtr,
 )
+
+
+cdef struct Text:  # bytes that somebody else keeps
+    const unsigned char * data
+    size_t size
+
+
+cdef class StringArray:
+    cdef bytes header
+    cdef const char * data  # of the header
+    cdef vector[uint32_t] starts  # of each string's length, and the end of the last one
+    cdef Text raw(self, size_t index) noexcept nogil
+    cdef Text text(self, size_t index, char * stand_in) noexcept nogil
+    cdef size_t first_duplicate(self, vector[uint64_t] & slots, uint64_t key) noexcept nogil
 
 
 cdef class Model:

@@ -10,6 +10,8 @@ cimport cython
 
 include "_native/errors.pxi"
 include "_native/logging.pxi"
+include "_native/scan.pxi"
+include "_native/template_shape.pxi"
 include "_native/model.pxi"
 include "_native/vocab.pxi"
 include "_native/chat.pxi"

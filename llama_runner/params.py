@@ -239,9 +239,12 @@ class GenerationOptions(TypedDict, total=False):
 
 
 def generation_params(
-    max_tokens: int, params: GenerationParams | None, overrides: GenerationOptions
+    max_tokens: int,
+    params: GenerationParams | None,
+    overrides: GenerationOptions,
+    defaults: GenerationParams,
 ) -> GenerationParams:
-    """What a call asks for: its keywords over its params over the defaults.
+    """What a call asks for: its keywords over its params, or over the runner's defaults.
 
     Raises:
         InvalidParameterError: One is unknown or out of range.
@@ -250,7 +253,7 @@ def generation_params(
         raise InvalidParameterError(
             f"params: must be GenerationParams (got {type(params).__name__})", field="params"
         )
-    return (params or GenerationParams()).merged(max_tokens=max_tokens, **overrides)
+    return (params or defaults).merged(max_tokens=max_tokens, **overrides)
 
 
 class ModelParams(Parameters):

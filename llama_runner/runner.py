@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from llama_runner._core import ChatTemplate, Context, Model
 from llama_runner.errors import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from llama_runner.loaders.gguf import GgufInfo
     from llama_runner.loaders.header import ModelPath
+    from llama_runner.loaders.metadata import ModelMetadata
 
 __all__ = ["LlamaRunner", "RunnerOptions"]
 
@@ -88,7 +90,9 @@ class LlamaRunner:
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
 
     Args:
-        model: Path of a GGUF file, or the name of a pulled model.
+        model: Path of a GGUF file or of a JSON description of one, or the name of a pulled model.
+            A description's chat template, ``n_gpu_layers`` and sampling values hold where nothing
+            else is given.
         chat_template: A Jinja template to use instead of the model's own.
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
         validate: What to check of the file first. "full" is every value that llama.cpp would
@@ -100,6 +104,7 @@ class LlamaRunner:
     Raises:
         InvalidParameterError: An option is unknown or out of range.
         ModelNotFoundError: No such file or name.
+        ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
         OutOfMemoryError: No room for the weights or the context.
@@ -126,17 +131,28 @@ class LlamaRunner:
             self.context_params.n_threads, self.context_params.n_threads_batch
         )
 
-        path, info = _checked(model, validate)
-        if isolated:
-            from llama_runner._probe import probe
+        path, metadata = _found(model, validate)
+        self.generation_params = GenerationParams()
+        if metadata is not None:
+            chat_template = metadata.chat_template if chat_template is None else chat_template
+            if metadata.n_gpu_layers is not None and "n_gpu_layers" not in options:
+                self.model_params = self.model_params.merged(n_gpu_layers=metadata.n_gpu_layers)
+            self.generation_params = GenerationParams(
+                **metadata.sampling.model_dump(exclude_none=True)
+            )
+        with _checked(path, metadata, validate) as (path, info, file):
+            if self.model_params.load_mode == "direct_io":
+                file = None  # llama.cpp has to open it for that
+            if isolated:
+                from llama_runner._probe import probe
 
-            probe(path, chat_template, self.model_params, self.context_params)
-        n_ctx = 0
-        if not self.model_params.vocab_only:
-            from llama_runner.loaders.estimate import fitting_n_ctx
+                probe(path, chat_template, self.model_params, self.context_params)
+            n_ctx = 0
+            if not self.model_params.vocab_only:
+                from llama_runner.loaders.estimate import fitting_n_ctx
 
-            n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params)
-        self.model = Model(path, progress=progress, **self.model_params.model_dump())
+                n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params, file)
+            self.model = Model(path, file=file, progress=progress, **self.model_params.model_dump())
         self._context = self._session = None
         try:
             self._vocab = self.model.vocab
@@ -196,7 +212,7 @@ class LlamaRunner:
         overrides: GenerationOptions,
     ) -> Generation:
         context = self._alive_context()
-        chosen = generation_params(max_tokens, params, overrides)
+        chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
         if is_messages(prompt):
             text, stops = self._chat.render(read_messages(prompt))
@@ -292,6 +308,7 @@ class LlamaRunner:
             self.context_params.gc_threshold,
             name=name,
             reuse=reuse,
+            defaults=self.generation_params,
         )
         if system is not None:
             session.append([{"role": "system", "content": system}])
@@ -397,22 +414,45 @@ class LlamaRunner:
         return self._session
 
 
-def _checked(model: ModelPath, validate: Validation) -> tuple[Path, GgufInfo | None]:
-    """The file to load, of a split model the first, and its header where it was read."""
-    from llama_runner.loaders import find_model, validate_model
+def _found(model: ModelPath, validate: Validation) -> tuple[Path, ModelMetadata | None]:
+    """The file that is meant, and its description where it has one."""
+    from llama_runner.loaders import resolve_model
 
     if validate not in ("full", "header", False):
         raise InvalidParameterError(
             f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
         )
-    path = find_model(model)
+    return resolve_model(model)
+
+
+@contextmanager
+def _checked(
+    path: Path, metadata: ModelMetadata | None, validate: Validation
+) -> Iterator[tuple[Path, GgufInfo | None, IO[bytes] | None]]:
+    """The file to load, of a split model the first; its header, if read; and the file itself.
+
+    The very file that was checked stays open to be loaded. The parts of a split model, which
+    llama.cpp can only open itself, do not.
+    """
+    from llama_runner.loaders import validate_model
+    from llama_runner.loaders.header import open_model
+
     if not validate:
-        return path, None
-    info = validate_model(path, validate).info
-    return info.path, info
+        yield path, None, None
+        return
+    with open_model(path) as (file, _):
+        info = validate_model(file, validate).info
+        if metadata is not None:
+            metadata.check(info)
+        yield info.path, info, None if info.parts else file
 
 
 def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
+    from llama_runner.loaders.template_limits import template_problem
+
+    problem = template_problem(source) if source is not None else None
+    if problem is not None:
+        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
     try:
         return ChatTemplate(model, source)
     except ChatTemplateError:

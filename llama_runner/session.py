@@ -59,6 +59,7 @@ class Session:
         name: For people.
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
             or ("chunks") also what comes behind messages that were taken out.
+        defaults: How to sample where a call does not say.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Session:
         *,
         name: str | None = None,
         reuse: Reuse = "prefix",
+        defaults: GenerationParams,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -79,6 +81,7 @@ class Session:
         self._chat = chat
         self._gc_threshold = gc_threshold
         self._reuse = reuse
+        self._defaults = defaults
         self._lock = threading.RLock()
         self._open: _OpenTurn | None = None
         self._live_in(context.new_sequence())
@@ -120,7 +123,7 @@ class Session:
             ContextFullError: All that could make room is pinned.
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
-        chosen = generation_params(max_tokens, params, overrides)
+        chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered(), self._undone_on_error():
             generation = self._begin(prompt, chosen)
             completion = generation.run(self._collector.make_room_while_generating)
@@ -135,7 +138,7 @@ class Session:
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
-        chosen = generation_params(max_tokens, params, overrides)
+        chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered():
             self._sequence.check_idle()
             before, cleaned = self._transcript.mark(), self._collector.cleaned
@@ -313,7 +316,12 @@ class Session:
         """
         with self._entered():
             child = Session(
-                self._context, self._chat, self._gc_threshold, name=name, reuse=self._reuse
+                self._context,
+                self._chat,
+                self._gc_threshold,
+                name=name,
+                reuse=self._reuse,
+                defaults=self._defaults,
             )
             child._live_in(self._sequence.fork())
             child._transcript.parts = [part.copy() for part in self._transcript.parts]

@@ -1,5 +1,6 @@
 # llama.h: names verbatim, only what is used. `except +set_python_error` marks what can throw.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
+from libc.stdio cimport FILE
 from libcpp cimport bool
 
 from llama_runner._llama_cpp.ggml cimport ggml_abort_callback, ggml_log_callback, ggml_type
@@ -132,6 +133,8 @@ cdef extern from "llama.h" nogil:
 
     llama_model * llama_model_load_from_file(
         const char * path, llama_model_params params) except +set_python_error
+    llama_model * llama_model_load_from_file_ptr(
+        FILE * file, llama_model_params params) except +set_python_error
     const llama_vocab * llama_model_get_vocab(const llama_model * model)
     llama_rope_type llama_model_rope_type(const llama_model * model)
     int32_t llama_model_n_ctx_train(const llama_model * model)

@@ -3,6 +3,7 @@ import os as _os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t
+from libc.stdio cimport FILE, fclose, fdopen, rewind
 from libcpp cimport bool as cpp_bool
 from libcpp.memory cimport shared_ptr
 
@@ -27,6 +28,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_model_is_hybrid,
     llama_model_is_recurrent,
     llama_model_load_from_file,
+    llama_model_load_from_file_ptr,
     llama_model_meta_count,
     llama_model_meta_key_by_index,
     llama_model_meta_val_str_by_index,
@@ -93,6 +95,8 @@ cdef class Model:
         check_tensors: Look for NaN and broken blocks while loading.
         repack: Let the CPU backend keep weights in a faster layout (costs memory).
         no_alloc: Read no weights: a context on it only says what it would occupy.
+        file: The model's only file, open for reading bytes: it is loaded, and ``path`` is not
+            opened again but only names it.
         progress: Called with the fraction loaded (0.0 to 1.0); returning False cancels.
 
     Raises:
@@ -103,7 +107,7 @@ cdef class Model:
     def __init__(self, path, *, int n_gpu_layers=-1, str load_mode="auto",
                  str split_mode="layer", int main_gpu=0, bint vocab_only=False,
                  bint check_tensors=False, bint repack=True, bint no_alloc=False,
-                 progress=None):
+                 file=None, progress=None):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         # Without weights there is nothing to map, and llama.cpp aborts on the attempt.
@@ -123,9 +127,19 @@ cdef class Model:
         cdef bytes encoded = _os.fsencode(path)
         cdef const char * name = encoded
         cdef llama_model * loaded
+        cdef FILE * stream = NULL
+        if file is not None:
+            stream = _new_stream(file)
         forget_error()
-        with nogil:
-            loaded = llama_model_load_from_file(name, params)
+        try:
+            with nogil:
+                if stream is NULL:
+                    loaded = llama_model_load_from_file(name, params)
+                else:
+                    loaded = llama_model_load_from_file_ptr(stream, params)
+        finally:
+            if stream is not NULL:
+                fclose(stream)
         if loaded is NULL:
             if watcher.error is not None:
                 raise watcher.error
@@ -223,6 +237,17 @@ cdef class Model:
 
     def __repr__(self):
         return f"<Model {self.path!r}{' (closed)' if self.closed else ''}>"
+
+
+cdef FILE * _new_stream(file) except NULL:
+    """A stream of our own on a Python file, from its start."""
+    cdef int descriptor = _os.dup(file.fileno())
+    cdef FILE * stream = fdopen(descriptor, b"rb")
+    if stream is NULL:
+        _os.close(descriptor)
+        raise MemoryError("no memory for reading a model file")
+    rewind(stream)
+    return stream
 
 
 cdef str memory_kind_of(const llama_model * model):

@@ -19,7 +19,7 @@ from llama_runner.cli.chat import chat
 from llama_runner.cli.doctor import doctor
 from llama_runner.cli.generate import generate
 from llama_runner.cli.info import info
-from llama_runner.cli.models import models, pull
+from llama_runner.cli.models import models, pull, rm, verify
 from llama_runner.cli.output import note, printable
 from llama_runner.errors import LlamaError
 
@@ -34,7 +34,7 @@ def commands() -> None:
     """Run GGUF language models in this process, with llama.cpp linked in."""
 
 
-for _command in (generate, chat, info, pull, models, doctor):
+for _command in (generate, chat, info, models, pull, verify, rm, doctor):
     commands.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""``llama-runner pull`` and ``llama-runner models``: what can be called by name."""
+"""``llama-runner models``, ``pull``, ``verify`` and ``rm``: what can be called by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from llama_runner.cli.output import bar, byte_size, note, print_json, print_table
 
-__all__ = ["models", "pull"]
+__all__ = ["models", "pull", "rm", "verify"]
 
 STAGES = {"download": "downloading", "unpack": "unpacking", "verify": "verifying"}
 
@@ -26,6 +26,31 @@ def pull(name: str) -> None:
         path = pull(name, lambda done, total, stage: update(done, total, STAGES.get(stage, stage)))
     note(f"{name} is ready")
     click.echo(os.fspath(path))
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+def verify(name: str) -> None:
+    """Look whether a model's file is what it should be.
+
+    Its length, its SHA-256 and its header are compared with its description, and its header with
+    what llama.cpp can take.
+    """
+    from llama_runner.loaders import find_model, validate_model, verify
+
+    with bar(name, count_bytes=True) as update:
+        verify(name, lambda done, total, stage: update(done, total, STAGES.get(stage, stage)))
+    validate_model(find_model(name))
+    note(f"{name} is whole")
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+def rm(name: str) -> None:
+    """Delete a pulled model's files. It keeps its name and can be pulled again."""
+    from llama_runner.loaders import remove
+
+    note(f"{name} is gone: {byte_size(remove(name))} freed")
 
 
 @click.command()

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTEXT", "GENERATION", "MODEL", "QUIET", "SYSTEM", "generation_options", "open_runner"]
 
+
+def _tokens_or_auto(value: str) -> int | str:
+    if value != "auto" and not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither a number of tokens nor 'auto'.")
+    return value if value == "auto" else int(value)
+
+
 MODEL = click.Option(
     ["-m", "--model"],
     metavar="PATH|NAME",
@@ -53,7 +60,11 @@ GENERATION = (
 )
 CONTEXT = (
     click.Option(
-        ["-c", "--n-ctx"], type=int, show_default="4096", help="Tokens of context; 0: as trained."
+        ["-c", "--n-ctx"],
+        type=_tokens_or_auto,
+        metavar="INTEGER|auto",
+        show_default="4096",
+        help="Tokens of context; 0: as trained, auto: what fits.",
     ),
     click.Option(["--n-threads"], type=int, show_default="physical cores", help="For decoding."),
     click.Option(
@@ -90,16 +101,20 @@ def open_runner(
     Raises:
         LlamaError: There is no such model, or it cannot be loaded with these options.
     """
+    from llama_runner.loaders import default_name
     from llama_runner.runner import LlamaRunner
 
     path, words = _find(model)
+    meant = model or default_name()  # not the path, of which no description is known
     settings = {"n_seq_max": 1} | _given(values, CONTEXT)  # one conversation gets all of n_ctx
     if quiet:
-        runner = LlamaRunner(path, **settings)
+        runner = LlamaRunner(meant, **settings)
     else:
         note(f"model: {printable(words)}")
         with bar(path.name, count_bytes=False) as update:
-            runner = LlamaRunner(path, progress=lambda done: update(done, 1, "loading"), **settings)
+            runner = LlamaRunner(
+                meant, progress=lambda done: update(done, 1, "loading"), **settings
+            )
     with closing(runner):
         yield runner
 

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from .catalogue import (
         CatalogueEntry,
         default_model,
+        default_name,
         find_model,
         list_models,
         remove,
+        resolve_model,
         verify,
     )
     from .download import pull
@@ -37,6 +39,7 @@ __all__ = [
     "TensorInfo",
     "ValidationReport",
     "default_model",
+    "default_name",
     "estimate_memory",
     "find_model",
     "list_models",
@@ -44,6 +47,7 @@ __all__ = [
     "pull",
     "read_gguf",
     "remove",
+    "resolve_model",
     "validate_lora",
     "validate_mmproj",
     "validate_model",
@@ -60,6 +64,7 @@ _HOME = {
     "TensorInfo": "gguf",
     "ValidationReport": "validation",
     "default_model": "catalogue",
+    "default_name": "catalogue",
     "estimate_memory": "estimate",
     "find_model": "catalogue",
     "list_models": "catalogue",
@@ -67,6 +72,7 @@ _HOME = {
     "pull": "download",
     "read_gguf": "reading",
     "remove": "catalogue",
+    "resolve_model": "catalogue",
     "validate_lora": "lora",
     "validate_mmproj": "projector",
     "validate_model": "validation",

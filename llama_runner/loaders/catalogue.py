@@ -33,10 +33,12 @@ __all__ = [
     "cache_directory",
     "catalogue_directory",
     "default_model",
+    "default_name",
     "find_entry",
     "find_model",
     "list_models",
     "remove",
+    "resolve_model",
     "verify",
 ]
 
@@ -129,7 +131,18 @@ def find_entry(name: str) -> CatalogueEntry:
 
 
 def find_model(name_or_path: ModelPath) -> Path:
-    """The file of a model given by path or by name; a file that exists wins.
+    """The file of a model given by path or by name.
+
+    Raises:
+        As :func:`resolve_model`.
+    """
+    return resolve_model(name_or_path)[0]
+
+
+def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
+    """The file of a model given by path or by name, and its description where it has one.
+
+    A file that exists wins over a name.
 
     A path to a ``.json`` description gives the model file that it describes. A folder that is no
     name of the catalogue is given back too: the validator says best what is wrong with it.
@@ -142,9 +155,10 @@ def find_model(name_or_path: ModelPath) -> Path:
     given = os.fspath(name_or_path)
     path = Path(given).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return _described_file(path)
+        metadata = read_metadata(path)
+        return _described_file(path, metadata), metadata
     if path.is_file() or (path.is_dir() and given not in ("", *_descriptions())):
-        return path
+        return path, None
     if _looks_like_path(given):
         raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
     entry = find_entry(given)
@@ -153,7 +167,12 @@ def find_model(name_or_path: ModelPath) -> Path:
             f"the model {given!r} is not on this machine yet; run: llama-runner pull {given}",
             field="model",
         )
-    return entry.path
+    return entry.path, entry.metadata
+
+
+def default_name() -> str:
+    """What to call the model to use when none is given: a name or a path."""
+    return os.environ.get("LLAMA_RUNNER_MODEL") or DEFAULT_MODEL
 
 
 def default_model() -> tuple[Path, str]:
@@ -163,10 +182,9 @@ def default_model() -> tuple[Path, str]:
         ModelNotFoundError: ``LLAMA_RUNNER_MODEL`` names no model, or the default model was not
             pulled yet.
     """
-    chosen = os.environ.get("LLAMA_RUNNER_MODEL")
-    if chosen:
-        return find_model(chosen), f"{chosen} (LLAMA_RUNNER_MODEL)"
-    return find_model(DEFAULT_MODEL), f"{DEFAULT_MODEL} (the default model)"
+    name = default_name()
+    why = "LLAMA_RUNNER_MODEL" if os.environ.get("LLAMA_RUNNER_MODEL") else "the default model"
+    return find_model(name), f"{name} ({why})"
 
 
 def remove(name: str) -> int:
@@ -290,8 +308,7 @@ def _hub_place(source: HubSource) -> tuple[Path, Path]:
     return folder / name, folder
 
 
-def _described_file(description: Path) -> Path:
-    metadata = read_metadata(description)
+def _described_file(description: Path, metadata: ModelMetadata) -> Path:
     if metadata.path is None:
         raise ModelMetadataError(
             f"{os.fspath(description)!r} names a source but no path; put it into "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import IO, Final, Self
 
 from .._core import Context, Model
 from ..errors import OutOfMemoryError
@@ -84,7 +84,11 @@ def estimate_memory(
 
 
 def fitting_n_ctx(
-    path: ModelPath, info: GgufInfo | None, for_model: ModelParams, for_context: ContextParams
+    path: ModelPath,
+    info: GgufInfo | None,
+    for_model: ModelParams,
+    for_context: ContextParams,
+    file: IO[bytes] | None = None,
 ) -> int:
     """The number of tokens of context to make: what was asked for, if it fits.
 
@@ -93,6 +97,7 @@ def fitting_n_ctx(
         info: Its header, where it was read already; a look at it often tells that all is well.
         for_model: How its weights will be loaded.
         for_context: ``n_ctx`` may be "auto": the most that fits, up to the trained length.
+        file: The model's only file, if it is open already.
 
     Raises:
         OutOfMemoryError: It takes more than the memory of the machine or of its cgroup; the
@@ -103,7 +108,7 @@ def fitting_n_ctx(
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info):
         return asked
-    with _Blueprint(path, for_model, for_context) as blueprint:
+    with _Blueprint(path, for_model, for_context, file) as blueprint:
         if for_context.n_ctx != "auto":
             asked = blueprint.asked()
             needed = blueprint.estimate(asked).host
@@ -129,9 +134,15 @@ def fitting_n_ctx(
 class _Blueprint:
     """A model of which nothing was allocated, to try contexts on."""
 
-    def __init__(self, path: ModelPath, for_model: ModelParams, for_context: ContextParams) -> None:
+    def __init__(
+        self,
+        path: ModelPath,
+        for_model: ModelParams,
+        for_context: ContextParams,
+        file: IO[bytes] | None = None,
+    ) -> None:
         self._params = for_context
-        self._model = Model(path, no_alloc=True, **for_model.model_dump())
+        self._model = Model(path, file=file, no_alloc=True, **for_model.model_dump())
 
     def asked(self) -> int:
         """The n_ctx that the parameters stand for on this model."""

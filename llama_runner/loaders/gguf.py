@@ -19,8 +19,8 @@ from .header import GgufArray, HeaderReader, Scalar, quoted
 
 __all__ = ["GgufInfo", "TensorInfo", "read_file"]
 
-MAX_KEYS: Final = 4096
-MAX_TENSORS: Final = 16384
+MAX_KEYS: Final = 2048
+MAX_TENSORS: Final = 4096
 MAX_KEY_BYTES: Final = 65535
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_DIMENSIONS: Final = 4

@@ -12,10 +12,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ..errors import ModelNotFoundError, ModelValidationError
 from .ggml_types import STRING, VALUE_TYPES
+
+if TYPE_CHECKING:
+    from .._core import StringArray
+
+# The core is imported where it is called: the catalogue and `doctor` must work without it.
 
 __all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
 
@@ -23,6 +28,8 @@ __all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
 MAX_HEADER_BYTES: Final = 24 << 20
 MAX_ARRAY_STRINGS: Final = 900_000
+# Keys, names and text values together; a few kilobytes are usual, and a chat template.
+MAX_TEXT_BYTES: Final = 4 << 20
 _FIRST_READ: Final = 2 << 20
 
 _U64: Final = struct.Struct("<Q")
@@ -124,31 +131,35 @@ class GgufArray:
         """The bytes that the array takes in the file."""
         return self._end - self._start
 
-    def count(self, pattern: bytes) -> int:
-        """How often a pattern occurs in the array's bytes, lengths of strings included."""
-        return self._reader.buffer.count(pattern, self._start, self._end)
-
     def raw(self) -> bytes:
         """The array's bytes as they are in the file."""
         return self._reader.buffer[self._start : self._end]
 
-    def raw_strings(self) -> list[bytes]:
+    def strings(self) -> StringArray:
         """The elements of a string array, undecoded."""
         if self._type != STRING:
             raise TypeError(f"this is an array of {self.element_type}, not of strings")
-        header, position, length_at = self._reader.buffer, self._start, _U64.unpack_from
-        strings = []
-        for _ in range(self._length):
-            start = position + 8
-            position = start + length_at(header, position)[0]
-            strings.append(header[start:position])
-        return strings
+        from .._core import StringArray
+
+        return StringArray(self._reader.buffer, self._start, self._length)
+
+    def find(self, value: int, first: int = 0) -> int | None:
+        """The index, from ``first`` on, of a value in an array of i32."""
+        from .._core import find_int32
+
+        return find_int32(self._reader.buffer, self._start, self._length, value, first)
+
+    def find_nan(self) -> int | None:
+        """The index of the first element of an array of f32 that is not a number."""
+        from .._core import find_nan
+
+        return find_nan(self._reader.buffer, self._start, self._length)
 
     def values(self) -> list[Scalar]:
         """The elements as Python values; bytes that are not UTF-8 become U+FFFD."""
         scalar = VALUE_TYPES[self._type].scalar
         if scalar is None:
-            return [text.decode("utf-8", "replace") for text in self.raw_strings()]
+            return [text.decode("utf-8", "replace") for text in self.strings()]
         return list(struct.unpack(f"<{self._length}{scalar.format[1:]}", self.raw()))
 
 
@@ -166,6 +177,7 @@ class HeaderReader:
         self._file = file
         self._name = name
         self._strings_left = MAX_ARRAY_STRINGS
+        self._text_left = MAX_TEXT_BYTES
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise the error of this file.
@@ -177,9 +189,11 @@ class HeaderReader:
 
     def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
         """Read fixed-size values."""
-        self.need(layout.size, field)
+        end = self.position + layout.size
+        if end > len(self.buffer):
+            self.need(layout.size, field)
         values = layout.unpack_from(self.buffer, self.position)
-        self.position += layout.size
+        self.position = end
         return values
 
     def text(self, limit: int, field: str) -> bytes:
@@ -189,10 +203,14 @@ class HeaderReader:
             self.fail(
                 field, f"{quoted(field)} is {length} bytes long; at most {limit} are accepted"
             )
-        self.need(length, field)
-        start = self.position
-        self.position += length
-        return self.buffer[start : self.position]
+        start, end = self.position, self.position + length
+        if end > len(self.buffer):
+            self.need(length, field)
+        self._text_left -= length
+        if self._text_left < 0:
+            self.fail(field, f"the header has more than {MAX_TEXT_BYTES >> 20} MiB of text")
+        self.position = end
+        return self.buffer[start:end]
 
     def array(self, type_id: int, length: int, field: str) -> GgufArray:
         """Step over an array and return a view of it."""
@@ -223,23 +241,15 @@ class HeaderReader:
                 field,
                 f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
             )
+        from .._core import step_over_strings
+
         self._strings_left -= length
-        position, length_at = self.position, _U64.unpack_from
         while length:
-            buffer = self.buffer
-            done = 0
-            try:
-                # The one hot loop: some models have 800,000 strings. Leaving the buffer raises
-                # struct.error, so there is no comparison to pay for.
-                for done in range(length):  # noqa: B007
-                    position += 8 + length_at(buffer, position)[0]
-                length = 0
-            except (struct.error, OverflowError):
-                length -= done
-                self.position = position
+            passed, self.position = step_over_strings(self.buffer, self.position, length)
+            length -= passed
+            if length:  # the next one leaves the buffer, and perhaps the file
                 self.need(8, field)
-        self.position = position
-        self.need(0, field)
+                self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
 
     def _grow(self, field: str) -> None:
         if len(self.buffer) >= MAX_HEADER_BYTES:

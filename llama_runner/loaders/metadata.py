@@ -157,21 +157,22 @@ class ModelMetadata(_Frozen):
             )
         return found
 
-    def check(self, path: ModelPath | None = None) -> None:
-        """Compare this description with its file, or with the one at ``path``.
+    def check(self, model: ModelPath | GgufInfo | None = None) -> None:
+        """Compare this description with its file, or with another file, or with its header.
 
         Raises:
             ModelMetadataError: It contradicts the file; the message says where, field by field.
             ModelNotFoundError: No such file.
             ModelValidationError: The file is not a GGUF model.
         """
-        target = path if path is not None else self.path
+        target = model if model is not None else self.path
         if target is None:
             raise ModelNotFoundError(f"{self.name!r} names no file to check", field="path")
-        found = self.contradictions(read_gguf(target))
+        info = target if isinstance(target, GgufInfo) else read_gguf(target)
+        found = self.contradictions(info)
         if found:
             raise ModelMetadataError(
-                f"the description of {self.name!r} contradicts {os.fspath(target)!r}: "
+                f"the description of {self.name!r} contradicts {os.fspath(info.path)!r}: "
                 + "; ".join(found.values()),
                 field=next(iter(found)),
             )

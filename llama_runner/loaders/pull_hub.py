@@ -1,11 +1,17 @@
-"""Fetching a model from Hugging Face with huggingface_hub, which repairs broken connections."""
+"""Fetching a model from Hugging Face with huggingface_hub, which repairs broken connections.
+
+What a pull that was ended had fetched already, the next one does not fetch again.
+"""
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import DownloadError, MissingDependencyError, ModelError
 from .catalogue import SIDECAR, CatalogueEntry, Progress, sha256_of, verify_file
@@ -25,8 +31,12 @@ def fetch_from_hub(source: HubSource, entry: CatalogueEntry, progress: Progress)
     """
     assert entry.folder is not None
     incoming = entry.folder / ".incoming"
+    incoming.mkdir(exist_ok=True)
+    names = part_names(source.file)
+    fetched = [_download(source.repository, name, incoming, progress) for name in names]
     parts = [
-        _download(source.repository, name, incoming, progress) for name in part_names(source.file)
+        partial.replace(incoming / PurePosixPath(name).name)
+        for partial, name in zip(fetched, names, strict=True)
     ]
     try:
         described = _describe(parts[0], entry, progress)
@@ -49,17 +59,47 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
         ) from None
     try:
         # huggingface_hub and the HTTP library below it raise many kinds of errors.
-        return Path(
-            hub.hf_hub_download(
-                repository, file, local_dir=folder, tqdm_class=_reporting_to(progress)
-            )
-        )
+        return _fetch(hub, repository, file, folder, progress)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DownloadError(
             f"{file} of {repository} could not be fetched from Hugging Face: {reason[0]}; "
             "check the name and the network connection"
         ) from error
+
+
+def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progress) -> Path:
+    """Fetch what is missing of a file.
+
+    Not with ``hf_hub_download``, which gives up what it has when it is interrupted.
+    """
+    client = import_module("huggingface_hub.file_download")
+    url = hub.hf_hub_url(repository, file)
+    found = hub.get_hf_file_metadata(url)
+    headers = dict(hub.utils.build_hf_headers())
+    if urlsplit(found.location).netloc != urlsplit(url).netloc:
+        headers.pop(
+            "authorization", None
+        )  # the file lies elsewhere, where the token is no business
+    tag = re.sub(r"\W", "", found.etag or "")
+    # The tag changes with the content, so no file is continued with another one's end.
+    target = folder / f"{PurePosixPath(file).name}.{tag}.partial"
+    with target.open("ab") as partial:
+        client.http_get(
+            found.location,
+            partial,
+            resume_size=partial.tell(),
+            headers=headers,
+            expected_size=found.size,
+            tqdm_class=_reporting_to(progress),
+        )
+    # Files in Git LFS, as all large ones are, have their SHA-256 as their tag.
+    if re.fullmatch("[0-9a-f]{64}", tag) and sha256_of(target, progress) != tag:
+        target.unlink()
+        raise ValueError("what arrived does not have the sha256 that the hub says")
+    return target
 
 
 def _describe(first_part: Path, entry: CatalogueEntry, progress: Progress) -> ModelMetadata:

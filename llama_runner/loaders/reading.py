@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import IO, Final
 
 from ..errors import ModelNotFoundError, ModelValidationError
-from .gguf import GgufInfo, read_file
-from .header import ModelPath, open_model, quoted
+from .gguf import MAX_TENSORS, GgufInfo, read_file
+from .header import MAX_HEADER_BYTES, ModelPath, open_model, quoted
 
 __all__ = ["part_names", "read_gguf"]
 
@@ -57,7 +57,14 @@ def _read_parts(given: GgufInfo) -> GgufInfo:
             f"it is one of {given.split_count} parts, but is not named like one "
             f"(NAME-00001-of-{given.split_count:05}.gguf)",
         )
-    parts = tuple(_read_part(given, name, number) for number, name in enumerate(names))
+    parts: list[GgufInfo] = []
+    room, places = MAX_HEADER_BYTES, MAX_TENSORS  # for all parts together as for one whole file
+    for number, name in enumerate(names):
+        part = _read_part(given, name, number)
+        parts.append(part)
+        room, places = room - part.data_offset, places - len(part.tensors)
+        if room < 0 or places < 0:
+            _fail(part, "split.count", "the headers of its parts are larger than one file's may be")
     first = parts[0]
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     seen: set[str] = set()
@@ -73,7 +80,7 @@ def _read_parts(given: GgufInfo) -> GgufInfo:
             f"its parts have {len(tensors)} tensors, split.tensors.count says {claimed!r}",
         )
     size = sum(part.size for part in parts)
-    return replace(first, size=size, tensors=tensors, parts=parts)
+    return replace(first, size=size, tensors=tensors, parts=tuple(parts))
 
 
 def _read_part(given: GgufInfo, name: str, number: int) -> GgufInfo:

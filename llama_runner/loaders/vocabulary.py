@@ -6,12 +6,11 @@ abort llama.cpp while it loads or, worse, later while it tokenises.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
-from array import array
 from typing import Final
 
+from .._core import StringArray
 from .facts import Facts
 from .header import quoted, words
 
@@ -92,7 +91,7 @@ def check_vocabulary(facts: Facts) -> None:
     _check_embedding_rows(facts, len(tokens))
 
 
-def _check_tokens(facts: Facts) -> list[bytes]:
+def _check_tokens(facts: Facts) -> StringArray:
     found = facts.array(TOKENS, "str")
     if found is None:
         facts.fail(TOKENS, f"the key {TOKENS} is missing")
@@ -100,26 +99,19 @@ def _check_tokens(facts: Facts) -> list[bytes]:
         facts.fail(TOKENS, f"{TOKENS} has {len(found)} tokens; 1 to {MAX_TOKENS} are accepted")
     if found.nbytes > MAX_TOKEN_ARRAY_BYTES:
         facts.fail(TOKENS, f"{TOKENS} takes {found.nbytes >> 20} MiB")
-    tokens = found.raw_strings()
-    # Seven zeros in each length below 256: more or fewer, and there is an empty token, a long one
-    # or one with a NUL in it, which needs a closer look.
-    if len(set(tokens)) != len(tokens) or found.count(b"\0") != 7 * len(tokens):
-        _check_unique(facts, tokens)
+    tokens = found.strings()
+    duplicate = tokens.find_duplicate()
+    if duplicate is not None:
+        facts.fail(
+            TOKENS, f"the token {quoted(tokens[duplicate])} is there twice, again as {duplicate}"
+        )
     return tokens
 
 
-def _check_unique(facts: Facts, tokens: list[bytes]) -> None:
-    """The same question as llama.cpp asks it: it cuts a token at a NUL and renames an empty one."""
-    seen: set[bytes] = set()
-    for index, token in enumerate(tokens):
-        text = token.partition(b"\0")[0] or b"[EMPTY_%d]" % index
-        if text in seen:
-            facts.fail(TOKENS, f"the token {quoted(text)} is there twice, again as {index}")
-        seen.add(text)
-
-
-def _check_tree_size(facts: Facts, tokens: list[bytes]) -> None:
-    longest, total = max(map(len, tokens)), sum(map(len, tokens))
+def _check_tree_size(facts: Facts, tokens: StringArray) -> None:
+    array = facts.array(TOKENS, "str")
+    assert array is not None
+    longest, total = tokens.longest, array.nbytes - 8 * len(tokens)
     if longest > MAX_TREE_TOKEN_BYTES or total > MAX_TREE_BYTES:
         facts.fail(TOKENS, f"tokens of {total} bytes, the longest of {longest}, are too large")
 
@@ -130,33 +122,25 @@ def _check_numbers(facts: Facts, n_tokens: int) -> None:
         if numbers is not None and len(numbers) < n_tokens:
             facts.fail(key, f"{key} has {len(numbers)} values for {n_tokens} tokens")
     scores = facts.array(_SCORES, "f32", "i32")
-    # The sum is the fast way to ask whether any of them is not a number.
-    if (
-        scores is not None
-        and scores.element_type == "f32"
-        and math.isnan(sum(array("f", scores.raw())))
-    ):
+    if scores is not None and scores.element_type == "f32" and scores.find_nan() is not None:
         facts.fail(_SCORES, f"{_SCORES} has a value that is not a number")
     facts.array("tokenizer.ggml.suppress_tokens", "i32")
 
 
-def _check_byte_tokens(facts: Facts, kind: str, tokens: list[bytes]) -> None:
+def _check_byte_tokens(facts: Facts, kind: str, tokens: StringArray) -> None:
     types = facts.array(_TYPES, "i32")
-    if types is None:
+    if types is None or kind == "rwkv":
         return
-    raw = types.raw()
-    pattern = struct.pack("<i", _BYTE_TYPE)
-    position = raw.find(pattern)
-    while 0 <= position < 4 * len(tokens):
-        index, misaligned = divmod(position, 4)
-        if not misaligned:
-            if kind == "bert":
-                facts.fail(_TYPES, f"token {index} is a byte token, which WordPiece cannot have")
-            if kind != "rwkv" and not _BYTE_TOKEN.fullmatch(tokens[index]):
-                facts.fail(
-                    _TYPES, f"the byte token {index} is {quoted(tokens[index])} instead of <0xNN>"
-                )
-        position = raw.find(pattern, position + 1)
+    index = types.find(_BYTE_TYPE)
+    while index is not None and index < len(tokens):
+        if kind == "bert":
+            facts.fail(_TYPES, f"token {index} is a byte token, which WordPiece cannot have")
+        # Without two tokens alike, there are at most as many right ones as ways to write a byte.
+        if not _BYTE_TOKEN.fullmatch(tokens[index]):
+            facts.fail(
+                _TYPES, f"the byte token {index} is {quoted(tokens[index])} instead of <0xNN>"
+            )
+        index = types.find(_BYTE_TYPE, index + 1)
 
 
 def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
@@ -202,12 +186,10 @@ def _check_merges(facts: Facts) -> None:
         if facts.text("tokenizer.ggml.pre") != "kimi-k2":
             facts.fail(_MERGES, f"the key {_MERGES} is missing")
         return
-    # As many spaces as merges: well-formed. A length of 32 looks like a space and is not one.
-    if merges.count(b" ") - merges.count(b" " + bytes(7)) == len(merges):
-        return
-    for index, merge in enumerate(merges.raw_strings()):
-        if merge.find(b" ", 1) < 0:
-            facts.fail(_MERGES, f"merge {index} is {quoted(merge)}, which joins no two pieces")
+    strings = merges.strings()
+    index = strings.find_without_gap()
+    if index is not None:
+        facts.fail(_MERGES, f"merge {index} is {quoted(strings[index])}, which joins no two pieces")
 
 
 def _check_charsmap(facts: Facts) -> None:
@@ -223,24 +205,10 @@ def _check_charsmap(facts: Facts) -> None:
         facts.fail(key, f"{key} has {len(raw)} bytes and claims a table of {size}")
 
 
-def _check_every_start_is_a_token(facts: Facts, tokens: list[bytes]) -> None:
-    """RWKV's greedy matcher never ends on a byte that starts a token but is none itself."""
-    texts = {_unescaped(token) for token in tokens}
-    for text in texts:
-        if text and text[:1] not in texts:
-            facts.fail(TOKENS, f"{quoted(text[:1])} starts a token but is no token itself")
-
-
-def _unescaped(token: bytes) -> bytes:
-    escapes = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        code = match[1]
-        if len(code) == 3:
-            return bytes([int(code[1:], 16)])
-        return escapes.get(code, code)
-
-    return re.sub(rb"\\(x[0-9a-f]{2}|.)", replace, token, flags=re.DOTALL)
+def _check_every_start_is_a_token(facts: Facts, tokens: StringArray) -> None:
+    start = tokens.find_dead_end()
+    if start is not None:
+        facts.fail(TOKENS, f"{quoted(start)} starts a token but is no token itself")
 
 
 def _check_embedding_rows(facts: Facts, n_tokens: int) -> None:

@@ -684,6 +684,41 @@ def template_of_many_alternatives() -> GgufFile:
     return with_template("{% if a %}" + "{% elif b %}" * 500 + "{% endif %}")
 
 
+@attack("tokenizer.chat_template")
+def template_whose_tag_ends_in_a_string() -> GgufFile:
+    return with_template('{{ "}}" + ' + "(" * 60_000)
+
+
+@attack("tokenizer.chat_template")
+def template_whose_tag_ends_in_a_comment() -> GgufFile:
+    return with_template("{{ a {# }} #}{{" + "(" * 10_000)
+
+
+@attack("tokenizer.chat_template")
+def template_with_words_behind_digits() -> GgufFile:
+    return with_template("{{ 1" + "if 1else 1" * 20_000 + "}}")
+
+
+@attack("tokenizer.chat_template")
+def template_of_blocks_that_seem_to_be_assignments() -> GgufFile:
+    return with_template("{% set f(a=1) %}" * 500)
+
+
+@attack("tokenizer.chat_template.79")
+def templates_without_end() -> GgufFile:
+    """Each of them of an allowed size."""
+    template = "{{ a }}" * 7_500
+    return tiny_llama().with_keys(
+        **{f"tokenizer__chat_template__{n}": (STRING, template) for n in range(200)}
+    )
+
+
+@attack("general.description")
+def text_of_wide_characters() -> GgufFile:
+    """A character beyond ASCII makes all of them wider in memory."""
+    return tiny_llama().with_keys(general__description=(STRING, "\U0001f600" + "x" * (5 << 20)))
+
+
 @attack("tokenizer.chat_template.tool_use")
 def second_template_nested_deeply() -> GgufFile:
     deep = "{{ " + "[" * 500 + "]" * 500 + " }}"

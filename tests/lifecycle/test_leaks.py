@@ -11,6 +11,7 @@ import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError, ModelLoadError
+from tests.unit.loaders.tiny_models import tiny_llama
 
 MB = 1_000_000
 PROCESS = psutil.Process()
@@ -76,6 +77,24 @@ def test_loading_and_closing_again_and_again(model_path: Path) -> None:
     after = resident(), PROCESS.num_fds(), PROCESS.num_threads()
     assert after[1:] == before[1:]
     # Far less than the weights (98 MB) or a context (12 MB), of which 50 were made.
+    assert after[0] - before[0] <= 8 * MB
+
+
+def test_500_small_models_loaded_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
+    # Small, so that what is lost with each is not lost among the weights.
+    path = tiny_llama(2).write(tmp_path / "tiny.gguf")
+
+    def work() -> None:
+        with new_runner(path) as runner:
+            runner.generate_stateless("w1", 1)
+
+    for _ in range(20):
+        work()
+    before = resident(), PROCESS.num_fds(), PROCESS.num_threads()
+    for _ in range(500):
+        work()
+    after = resident(), PROCESS.num_fds(), PROCESS.num_threads()
+    assert after[1:] == before[1:]
     assert after[0] - before[0] <= 8 * MB
 
 

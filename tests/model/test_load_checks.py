@@ -23,6 +23,7 @@ from llama_runner.errors import (
     UnsupportedModelError,
 )
 from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
+from llama_runner.loaders.estimate import fitting_n_ctx
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.unit.loaders.tiny_models import (
     tiny_bert,
@@ -82,6 +83,38 @@ def test_without_validation_the_word_is_llama_cpps(tiny: Path, tmp_path: Path) -
 def test_other_levels_are_refused(tiny: Path, validate: Any) -> None:
     with pytest.raises(InvalidParameterError, match="must be 'full', 'header' or False"):
         LlamaRunner(tiny, validate=validate)
+
+
+@pytest.mark.parametrize("load_mode", ["auto", "none", "mmap"])
+def test_the_very_file_that_was_checked_is_loaded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_mode: Any
+) -> None:
+    path = tmp_path / "swapped.gguf"
+    path.write_bytes(tiny.read_bytes())
+    estimate = fitting_n_ctx
+
+    def swap(*arguments: Any) -> int:
+        (tmp_path / "other").write_bytes(b"GGUF, but of no use")
+        (tmp_path / "other").replace(path)
+        return estimate(*arguments)
+
+    monkeypatch.setattr("llama_runner.loaders.estimate.fitting_n_ctx", swap)
+    with LlamaRunner(path, load_mode=load_mode) as swapped, LlamaRunner(tiny) as untouched:
+        answers = [
+            runner.generate_stateless("w0 w1", 8, temperature=0.0, ignore_eos=True).tokens
+            for runner in (swapped, untouched)
+        ]
+    assert answers[0] == answers[1]
+
+
+def test_an_open_file_is_loaded_from_its_start_and_stays_open(tiny: Path) -> None:
+    with tiny.open("rb") as file:
+        file.seek(100)
+        for _ in range(2):
+            with Model("named so", file=file) as model:
+                assert model.n_layer == 2
+                assert model.path == "named so"
+        assert not file.closed
 
 
 # ---- in a child process ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,8 @@ from llama_runner.results import (
     Timings,
     Usage,
 )
+from tests.unit.loaders.gguf_writer import U32
+from tests.unit.loaders.tiny_models import tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -455,6 +458,72 @@ def test_a_failed_pull_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert (status, out, err) == (1, "", "error: the network is down\n")
 
 
+@pytest.fixture
+def pulled(tmp_path: Path, model: Path) -> Path:
+    """A model of the user's catalogue, as if it had been pulled."""
+    content = tiny_llama().to_bytes()
+    (tmp_path / "catalogue").mkdir()
+    entry = {
+        "name": "Mine",
+        "source": "pypi:mine==1.0:mine/mine.gguf",
+        "architecture": "llama",
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (tmp_path / "catalogue" / "mine.json").write_text(json.dumps(entry))
+    path = tmp_path / "cache" / "models" / "mine" / "mine.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) -> None:
+    assert run("verify", "mine") == (0, "", "verifying mine\nmine is whole\n")
+    pulled.write_bytes(pulled.read_bytes()[:-1] + b"x")
+    status, out, err = run("verify", "mine")
+    assert (status, out) == (1, "")
+    assert "sha256; pull it again" in err
+
+
+def test_verify_refuses_what_could_not_be_loaded(run: Run, tmp_path: Path, pulled: Path) -> None:
+    tiny_llama().with_keys(llama__block_count=(U32, 0)).write(pulled)
+    description = tmp_path / "catalogue" / "mine.json"
+    entry = json.loads(description.read_text())
+    del entry["sha256"]
+    description.write_text(json.dumps(entry | {"size": pulled.stat().st_size}))
+    status, _, err = run("verify", "mine")
+    assert status == 1
+    assert "block_count" in err
+
+
+def test_rm_deletes_the_file_and_keeps_the_name(run: Run, pulled: Path) -> None:
+    size = output.byte_size(pulled.stat().st_size)
+    assert run("rm", "mine") == (0, "", f"mine is gone: {size} freed\n")
+    assert not pulled.exists()
+    assert json.loads(run("models", "--json")[1])[0]["installed"] is False
+    status, out, err = run("rm", "mine")
+    assert (status, out) == (1, "")
+    assert "not on this machine" in err
+
+
+def test_n_ctx_may_be_what_fits(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    run("generate", "-m", model, "-c", "auto", "Hi")
+    assert fake.made[0].settings["n_ctx"] == "auto"
+    status, _, err = run("generate", "-m", model, "-c", "much", "Hi")
+    assert status == 2
+    assert "'much' is neither a number of tokens nor 'auto'" in err
+
+
+def test_a_description_is_handed_on_as_one(
+    fake: type[FakeRunner], model: Path, run: Run, tmp_path: Path
+) -> None:
+    description = tmp_path / "mine.json"
+    entry = {"name": "Mine", "path": str(model), "architecture": "llama"}
+    description.write_text(json.dumps(entry))
+    run("generate", "-m", description, "Hi")
+    assert fake.made[0].model == str(description)
+
+
 # ---- doctor --------------------------------------------------------------------------------
 
 
@@ -478,14 +547,21 @@ def test_doctor_is_content_with_a_model(
     assert report["found"]["accelerators"]
 
 
-def test_doctor_without_the_core_says_how_to_build_it(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "llama_runner._core", None)
-    monkeypatch.delattr("llama_runner._core", raising=False)
-    status, out, _ = run("doctor")
-    assert status == 1
-    assert "missing: the native core" in out
+def test_doctor_and_models_work_without_the_core() -> None:
+    # In a process of its own, where nothing that needs the core was imported before.
+    program = (
+        "import sys; sys.modules['llama_runner._core'] = None\n"
+        "from llama_runner.cli import main; main(sys.argv[1:])"
+    )
+    doctor, models = (
+        subprocess.run([sys.executable, "-c", program, command], capture_output=True, text=True)
+        for command in ("doctor", "models")
+    )
+    assert doctor.returncode == 1
+    assert "missing: the native core" in doctor.stdout
+    assert "default model" in doctor.stdout or "llama-runner pull" in doctor.stdout
+    assert models.returncode == 0
+    assert "smollm2-135m" in models.stdout
 
 
 # ---- the program -------------------------------------------------------------------------

@@ -22,23 +22,48 @@ from llama_runner.params import (
 from llama_runner.runner import RunnerOptions
 
 PUBLIC = [
+    "ChatTemplateError",
     "Chunk",
+    "ClosedError",
     "Completion",
+    "ContextBusyError",
+    "ContextFullError",
     "ContextInfo",
     "ContextParams",
+    "DecodeError",
+    "DownloadError",
+    "ForkedProcessError",
     "GcReport",
     "GenerationParams",
+    "InvalidParameterError",
     "LlamaError",
     "LlamaRunner",
     "LlamaRuntimeError",
     "LlamaSystemError",
     "LogicError",
+    "MissingDependencyError",
     "ModelError",
+    "ModelLoadError",
+    "ModelMetadata",
+    "ModelMetadataError",
+    "ModelNotFoundError",
     "ModelParams",
+    "ModelValidationError",
+    "NoDiskSpaceError",
+    "OutOfMemoryError",
+    "PromptTooLongError",
     "Session",
+    "SnapshotError",
     "Stream",
+    "TokenizationError",
+    "UnsupportedModelError",
     "__version__",
+    "estimate_memory",
     "generate_once",
+    "load_model",
+    "read_gguf",
+    "set_log_level",
+    "validate_model",
 ]
 
 # Each takes longer to import than the package may.
@@ -74,6 +99,10 @@ def test_every_public_name_can_be_imported_and_is_listed(name: str) -> None:
     exec(f"from llama_runner import {name}", found)
     assert found[name] is getattr(llama_runner, name)
     assert name in dir(llama_runner)
+
+
+def test_every_error_is_public() -> None:
+    assert set(errors.__all__) <= set(llama_runner.__all__)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -7,10 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import types
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +36,10 @@ from llama_runner.loaders.catalogue import DEFAULT_MODEL, find_entry
 from llama_runner.loaders.sources import HubSource, PackageSource, parse_source
 from tests.unit.loaders.tiny_models import tiny_llama
 
+pytestmark = pytest.mark.usefixtures("home")
+
 MEMBER = "tiny_weights/tiny.gguf"
 MODEL = tiny_llama().to_bytes()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache, a catalogue and a package index of our own, and no way out to another."""
-    for name in ("cache", "catalogue", "index"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(tmp_path / "catalogue"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.delenv("LLAMA_RUNNER_MODEL", raising=False)
-    return tmp_path
 
 
 def publish(home: Path, content: bytes = MODEL, member: str = MEMBER) -> Path:
@@ -395,142 +381,6 @@ def test_verify_reports_its_progress(home: Path) -> None:
     reports: list[tuple[int, int, str]] = []
     verify("tiny", lambda *report: reports.append(report))
     assert reports[-1] == (len(MODEL), len(MODEL), "verify")
-
-
-# ---- pulling from Hugging Face -----------------------------------------------------------------
-
-
-class Hub(types.ModuleType):
-    """Stands in for huggingface_hub: serves files from a dict, in two steps."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__("huggingface_hub")
-        self.files = files
-        self.requests: list[str] = []
-
-    def hf_hub_download(
-        self, repository: str, file: str, *, local_dir: Path, tqdm_class: type[Any]
-    ) -> str:
-        self.requests.append(f"{repository}:{file}")
-        if file not in self.files:
-            raise RuntimeError("404 Client Error\nEntry Not Found")
-        content = self.files[file]
-        with tqdm_class(total=len(content), unit="B") as bar:
-            bar.update(len(content) // 2)
-            bar.update(len(content) - len(content) // 2)
-        target = Path(local_dir) / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        return str(target)
-
-
-class Bar:
-    """Stands in for tqdm's progress bar."""
-
-    def __init__(self, total: int, **options: Any) -> None:
-        assert options["disable"] is False
-        self.total, self.n = total, 0
-
-    def update(self, n: float | None = 1) -> bool | None:
-        self.n += int(n or 0)
-        return None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    fake = Hub({"tiny.gguf": MODEL, "broken.gguf": b"<html>", "deep/er/tiny.gguf": MODEL})
-    bars = types.ModuleType("tqdm")
-    bars.tqdm = Bar  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    monkeypatch.setitem(sys.modules, "tqdm", bars)
-    return fake
-
-
-SPEC = "hf:owner/repo:tiny.gguf"
-
-
-def test_a_model_from_the_hub(home: Path, hub: Hub) -> None:
-    with pytest.raises(ModelNotFoundError, match=f"llama-runner pull {SPEC}"):
-        find_model(SPEC)
-    reports: list[tuple[int, int, str]] = []
-    path = pull(SPEC, lambda *report: reports.append(report))
-    assert path.read_bytes() == MODEL
-    assert (len(MODEL), len(MODEL), "download") in reports
-    assert find_model(SPEC) == path
-    assert pull(SPEC) == path
-    assert hub.requests == ["owner/repo:tiny.gguf"]
-    entry = {entry.name: entry for entry in list_models()}[SPEC]
-    assert entry.installed
-    assert entry.metadata.architecture == "llama"
-    assert entry.metadata.sha256 == hashlib.sha256(MODEL).hexdigest()
-    verify(SPEC)
-    assert remove(SPEC) > len(MODEL)
-    assert SPEC not in {entry.name for entry in list_models()}
-
-
-def test_files_of_one_name_in_two_folders_are_two_models(hub: Hub) -> None:
-    paths = {pull(SPEC), pull("hf:owner/repo:deep/er/tiny.gguf"), pull("hf:other/repo:tiny.gguf")}
-    assert len(paths) == 3
-
-
-def test_a_catalogue_name_for_a_model_from_the_hub(home: Path, hub: Hub) -> None:
-    describe(home, source=SPEC, size=len(MODEL))
-    path = pull("tiny")
-    assert find_model("tiny") == path
-    assert [entry.name for entry in list_models() if entry.installed] == ["tiny"]
-
-
-def test_what_came_from_the_hub_is_compared_with_its_description(home: Path, hub: Hub) -> None:
-    describe(home, source=SPEC, sha256="0" * 64)
-    with pytest.raises(DownloadError, match="sha256"):
-        pull("tiny")
-    with pytest.raises(ModelNotFoundError):
-        find_model("tiny")
-
-
-def test_a_split_model_comes_with_all_its_parts(home: Path, hub: Hub) -> None:
-    from tests.unit.loaders.test_reading import write_split
-
-    for part in write_split(home):
-        hub.files[part.name] = part.read_bytes()
-    path = pull("hf:owner/repo:tiny-00002-of-00003.gguf")
-    assert path.name == "tiny-00001-of-00003.gguf"
-    assert len(list(path.parent.glob("*.gguf"))) == 3
-    assert len(hub.requests) == 3
-    assert find_model("hf:owner/repo:tiny-00001-of-00003.gguf") == path
-
-
-def test_a_page_instead_of_a_model(home: Path, hub: Hub) -> None:
-    with pytest.raises(DownloadError, match="of no use"):
-        pull("hf:owner/repo:broken.gguf")
-    assert not [name for name in cached_files(home) if name.endswith(".gguf")]
-
-
-def test_a_file_that_the_hub_does_not_have(hub: Hub) -> None:
-    with pytest.raises(DownloadError) as caught:
-        pull("hf:owner/repo:missing.gguf")
-    assert "\n" not in str(caught.value)
-
-
-def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependencyError, match=r"llama-runner\[hf\]"):
-        pull(SPEC)
-
-
-def test_threads_pull_one_model_once(home: Path, hub: Hub) -> None:
-    threads = [threading.Thread(target=pull, args=(SPEC,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(hub.requests) == 1
 
 
 def test_the_catalogue_finds_its_own_data() -> None:

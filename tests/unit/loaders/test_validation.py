@@ -6,6 +6,7 @@ import re
 import struct
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -25,6 +26,7 @@ from tests.unit.loaders.gguf_writer import (
     U32,
     Array,
     GgufFile,
+    Tensor,
 )
 from tests.unit.loaders.mutations import mutated
 from tests.unit.loaders.tiny_models import ALL, rwkv_words, tiny_bert, tiny_llama, tiny_moe
@@ -133,25 +135,51 @@ def test_ten_thousand_mutants(tmp_path: Path) -> None:
     assert 1_000 < accepted < 4_000
 
 
-def nearly_valid_giants() -> dict[str, GgufFile]:
-    """Files that cost as much as a file can before they are refused, or nearly so."""
-    words = [f"word {index}" for index in range(393_216)]
-    numbers = list(range(1_000_000))
-    return {
-        "tokens": with_tokens(tiny_llama(), [*words[:-1], words[0]]),
-        "too many tokens": with_tokens(tiny_llama(), [*words, "one more"]),
-        "empty strings": GgufFile(keys={"a": (ARRAY, Array(STRING, [""] * 900_000))}),
-        "numbers": GgufFile(keys={"a": (ARRAY, Array(U32, numbers * 5))}),
-        "keys": GgufFile(keys={f"key {n}": (U32, n) for n in range(4096)}),
-        "template": tiny_llama().with_keys(
-            tokenizer__chat_template=(STRING, "{{ a }}" * 37_000 + "{{" + "(" * 200)
-        ),
-    }
+WORDS = [f"word {index}" for index in range(393_216)]
 
 
-@pytest.mark.parametrize("name", list(nearly_valid_giants()))
+def everything() -> GgufFile:
+    """As much of everything as a file may have, with the last thing that is looked at wrong."""
+    model = with_tokens(tiny_moe(), WORDS)
+    types = Array(I32, [0x600] * len(WORDS))  # whose bytes look like byte tokens, misaligned
+    template = "{{ a }}" * 37_000
+    model = model.with_keys(
+        tokenizer__ggml__token_type=(ARRAY, types),
+        tokenizer__ggml__scores=(ARRAY, Array(F32, [0.0] * len(WORDS))),
+        tokenizer__ggml__merges=(ARRAY, Array(STRING, ["a b"] * 490_000 + ["ab"])),
+        tokenizer__chat_template=(STRING, template),
+        **{f"more__{n}": (STRING, b"\xff" * 900) for n in range(2000)},
+    )
+    more = [Tensor(f"blk.0.more_{n}.weight", (32, 1, 1, 1)) for n in range(4000)]
+    return replace(model, tensors=[*model.tensors[1:], *more])
+
+
+# Files that cost as much as a file can before they are refused, or nearly so.
+GIANTS: dict[str, Callable[[], GgufFile]] = {
+    "tokens": lambda: with_tokens(tiny_llama(), [*WORDS[:-1], WORDS[0]]),
+    "tokens with NUL": lambda: with_tokens(
+        tiny_llama(), [*(f"{word}\0" for word in WORDS[:-1]), WORDS[0]]
+    ),
+    "too many tokens": lambda: with_tokens(tiny_llama(), [*WORDS, "one more"]),
+    "empty strings": lambda: GgufFile(keys={"a": (ARRAY, Array(STRING, [""] * 900_000))}),
+    "numbers": lambda: GgufFile(keys={"a": (ARRAY, Array(U32, list(range(1_000_000)) * 5))}),
+    "keys": lambda: GgufFile(keys={f"key {n}": (U32, n) for n in range(2048)}),
+    "long keys": lambda: GgufFile(keys={"x" * 60_000 + str(n): (U32, n) for n in range(380)}),
+    "wide text": lambda: GgufFile(keys={"a": (STRING, b"\xf0\x9f\x98\x80" + b"x" * (22 << 20))}),
+    "no text": lambda: GgufFile(keys={"a": (STRING, b"\xff" * (4 << 20))}),
+    "merges": lambda: tiny_moe().with_keys(
+        tokenizer__ggml__merges=(ARRAY, Array(STRING, ["a b"] * 890_000 + ["ab"]))
+    ),
+    "template": lambda: tiny_llama().with_keys(
+        tokenizer__chat_template=(STRING, "{{ a }}" * 37_000 + "{{" + "(" * 200)
+    ),
+    "everything": everything,
+}
+
+
+@pytest.mark.parametrize("name", GIANTS)
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    path = nearly_valid_giants()[name].write(tmp_path / "giant.gguf")
+    path = GIANTS[name]().write(tmp_path / "giant.gguf")
     tracemalloc.start()
     try:
         with pytest.raises(ModelValidationError):
@@ -160,6 +188,12 @@ def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak <= MEMORY_LIMIT
+
+
+def test_infinite_scores_of_both_signs_are_no_nan(tmp_path: Path) -> None:
+    scores = Array(F32, [float("inf"), float("-inf"), *[0.0] * 262])
+    model = tiny_llama().with_keys(tokenizer__ggml__scores=(ARRAY, scores))
+    validate_model(model.write(tmp_path / "scores.gguf"))
 
 
 # ---- the data about the pinned llama.cpp --------------------------------------------------------
