@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from llama_runner.results import Chunk, Completion, ContextInfo, GcReport
     from llama_runner.runner import LlamaRunner
     from llama_runner.session import Session
+    from llama_runner.tokens import Batch, Detokenizer, Tokenizer, build_batch, create_sampler
 
 __version__ = "0.1.0"
 
 # Where each public name lives; loaded on first use, because numpy, pydantic and the native module
 # take far longer to import than most programs that only look at the package should wait.
 _HOME = {
+    "Batch": "tokens",
     "Chunk": "results",
     "Completion": "results",
     "ContextInfo": "results",
     "ContextParams": "params",
+    "Detokenizer": "tokens",
     "GcReport": "results",
     "GenerationParams": "params",
     "LlamaError": "errors",
@@ -46,14 +49,19 @@ _HOME = {
     "ModelParams": "params",
     "Session": "session",
     "Stream": "generation",
+    "Tokenizer": "tokens",
+    "build_batch": "tokens",
+    "create_sampler": "tokens",
     "generate_once": "quick",
 }
 
 __all__ = [
+    "Batch",
     "Chunk",
     "Completion",
     "ContextInfo",
     "ContextParams",
+    "Detokenizer",
     "GcReport",
     "GenerationParams",
     "LlamaError",
@@ -65,7 +73,10 @@ __all__ = [
     "ModelParams",
     "Session",
     "Stream",
+    "Tokenizer",
     "__version__",
+    "build_batch",
+    "create_sampler",
     "generate_once",
 ]
 

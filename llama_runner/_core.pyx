@@ -11,6 +11,8 @@ cimport cython
 include "_native/errors.pxi"
 include "_native/logging.pxi"
 include "_native/model.pxi"
+include "_native/token_ids.pxi"
+include "_native/tokenized.pxi"
 include "_native/vocab.pxi"
 include "_native/chat.pxi"
 include "_native/sampler.pxi"

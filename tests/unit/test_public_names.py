@@ -22,10 +22,12 @@ from llama_runner.params import (
 from llama_runner.runner import RunnerOptions
 
 PUBLIC = [
+    "Batch",
     "Chunk",
     "Completion",
     "ContextInfo",
     "ContextParams",
+    "Detokenizer",
     "GcReport",
     "GenerationParams",
     "LlamaError",
@@ -37,7 +39,10 @@ PUBLIC = [
     "ModelParams",
     "Session",
     "Stream",
+    "Tokenizer",
     "__version__",
+    "build_batch",
+    "create_sampler",
     "generate_once",
 ]
 
