@@ -88,8 +88,7 @@ class LlamaRunner:
 
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
 
-    ``tokenizer`` is the :class:`Tokenizer` of its model, which tells special tokens and takes tokens
-    one by one as well.
+    ``tokenizer`` is the model's :class:`Tokenizer`; ``tokenizer.vocab`` has the special tokens.
 
     Args:
         model: Path of a GGUF file, or the name of a pulled model.

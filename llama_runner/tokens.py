@@ -158,7 +158,7 @@ class Detokenizer:
         Raises:
             TokenizationError: An id is out of range.
         """
-        ids = [tokens] if isinstance(tokens, Integral) else tokens
+        ids: TokenIds = [int(tokens)] if isinstance(tokens, int | Integral) else tokens
         data = self._vocab.detokenize(
             ids, unparse_special=self._unparse_special, strip_prefix=not self._begun
         )

@@ -1,16 +1,12 @@
 #include "ask_llama.hpp"
 
+#include <pthread.h>
+#include <sys/mman.h>
+
 #include <exception>
 #include <functional>
 #include <new>
 #include <stdexcept>
-
-#ifdef _WIN32
-#include <thread>
-#else
-#include <pthread.h>
-#include <sys/mman.h>
-#endif
 
 #include "llama-vocab.h"
 
@@ -38,7 +34,6 @@ struct Job {
     }
 };
 
-#ifndef _WIN32
 // Address space; a page of it becomes memory when it is first touched.
 struct Stack {
     const size_t bytes;
@@ -56,14 +51,10 @@ struct Stack {
     Stack(const Stack &) = delete;
     ~Stack() { munmap(base, bytes); }
 };
-#endif
 
 // Returns when the call has; what it throws is thrown here.
-void run_on_stack([[maybe_unused]] size_t bytes, const std::function<void()> & call) {
+void run_on_stack(size_t bytes, const std::function<void()> & call) {
     Job job{call, nullptr};
-#ifdef _WIN32
-    std::thread([&job] { job.run(); }).join();
-#else
     constexpr size_t kPage = 64 * 1024;
     const Stack      stack((bytes + kPage - 1) / kPage * kPage);
     pthread_attr_t   attributes;
@@ -82,7 +73,6 @@ void run_on_stack([[maybe_unused]] size_t bytes, const std::function<void()> & c
         throw std::bad_alloc();
     }
     pthread_join(thread, nullptr);
-#endif
     if (job.error) {
         std::rethrow_exception(job.error);
     }

@@ -109,13 +109,14 @@ void Tokenizer::tokenize_after(const TextToTokenize & known_text, const KnownTok
 }
 
 size_t Tokenizer::next_cut(const TextToTokenize & text, size_t begin, bool parse_special) {
-    const size_t limit = std::min(begin + kBlock, text.size);
+    // Ever closer towards the end: what is appended there may rule the last ones out.
+    const size_t limit = begin + std::min(kBlock, (text.size - begin) / 2);
     for (size_t at = limit; at > begin; --at) {
         if (can_cut(text, at, parse_special)) {
             return at;
         }
     }
-    for (size_t at = limit; at < text.size; ++at) {
+    for (size_t at = limit + 1; at < text.size; ++at) {
         if (can_cut(text, at, parse_special)) {
             return at;
         }

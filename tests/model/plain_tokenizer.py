@@ -11,19 +11,26 @@ from typing import Any, Self
 
 import gguf
 
-SPECIAL = "<s> </s> <unk> <mask> [MASK] <|im_start|> <|im_end|> <|endoftext|> <0x0A>".split()
-"""What special tokens look like; some vocabularies have some of them."""
+# fmt: off
+# What special tokens look like; some vocabularies have some of them.
+SPECIAL = [
+    "<s>", "</s>", "<unk>", "<mask>", "[MASK]", "<|im_start|>", "<|im_end|>", "<|endoftext|>",
+    "<0x0A>",
+]
 
 # Characters of every kind that pre-tokenizers tell apart, in several scripts; white space; words,
 # numbers and punctuation; what opens or continues a contraction.
 ATOMS = [
-    *" \n\t\r\v\f'\"`.,:;!?()[]{}<>/\\|@#$%^&*-_=+~abzAZ0159éßжñ漢字日한글ไयع½²Ⅷ٣€→😀\x00\x01\x1c\x7f",
-    *"  |   |    |\n\n|\n    |\r\n| \n|\u00a0|\u0085|\u2003|\u200b|\u3000".split("|"),
-    *"the| the|Bar| Bar|HTTPServer|fooBar|_foo|x=y|12|123|4567| 1|1,234.5|$5|...|//| (".split("|"),
-    *"don't|I'll|'s|'S|'re|''|'''|e\u0301|ſ|K|。|，|▁|▁▁|▁the".split("|"),
-    *"漢字|日本語|한국어|ไทย|हिन्दी|العربية|Привет|👩\u200d🚀|🇩🇪".split("|"),
+    *" \n\t\r\v\f\x00\x01\x1c\x7f'\"`.,:;!?()[]{}<>/\\|@#$%^&*-_=+~abzAZ0159",
+    *"éßжñ漢字日한글ไयع½²Ⅷ٣€→😀\u017f\uff0c。\u00a0\u0085\u2003\u200b\u3000▁",
+    "  ", "   ", "    ", "\n\n", "\n    ", "\r\n", " \n",
+    "the", " the", "▁the", "▁▁", "Bar", " Bar", "HTTPServer", "fooBar", "_foo", "x=y",
+    "12", "123", "4567", " 1", "1,234.5", "$5", "...", "//", " (",
+    "don't", "I'll", "'s", "'S", "'re", "''", "'''",
+    "漢字", "日本語", "한국어", "ไทย", "हिन्दी", "العربية", "Привет", "e\u0301", "👩\u200d🚀", "🇩🇪",
     *SPECIAL,
 ]
+# fmt: on
 
 
 def random_text(source: random.Random, without: Sequence[str] = ()) -> str:

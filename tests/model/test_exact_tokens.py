@@ -196,9 +196,9 @@ def test_a_pre_tokenizer_that_would_abort_is_refused(tmp_path: Path) -> None:
         bos_token_id=0,
         eos_token_id=1,
     )
-    with Model(path, vocab_only=True) as model:
-        with pytest.raises(TokenizationError, match="whitespace"):
-            model.vocab.tokenize("a b")
+    model = Model(path, vocab_only=True)
+    with model, pytest.raises(TokenizationError, match="whitespace"):
+        model.vocab.tokenize("a b")
 
 
 # ---- other kinds of tokenizer ------------------------------------------------------------------
