@@ -18,8 +18,8 @@ from llama_runner import Detokenizer, LlamaRunner, build_batch, create_sampler
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
-    UnsupportedModelError,
     TokenizationError,
+    UnsupportedModelError,
 )
 
 MODELS = ROOT / "llama_cpp_src" / "llama.cpp" / "models"
