@@ -98,6 +98,11 @@ def test_prose_and_code(pair: Pair) -> None:
             )
 
 
+def test_zeros_at_the_end(pair: Pair) -> None:
+    for text in ("the", "the\0", "the\0\0", "\0", "\0\0", "the\0"):
+        check(pair.vocab, pair.plain, text)
+
+
 def test_bytes_that_are_no_text(pair: Pair) -> None:
     vocab, plain, _ = pair
     source = random.Random(2)
