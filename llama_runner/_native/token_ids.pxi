@@ -90,7 +90,8 @@ cdef class _TokenIds:
 
 cdef _TokenIds token_ids(object source):
     cdef _TokenIds ids = _TokenIds.__new__(_TokenIds)
-    if not isinstance(source, (list, tuple)):
+    # None would pass for a view of nothing.
+    if not (source is None or isinstance(source, (list, tuple))):
         try:
             ids.view = source
         except (TypeError, ValueError, BufferError):
