@@ -272,8 +272,9 @@ class LlamaRunner:
         return self._alive_session().gc(target, policy=policy, dry_run=dry_run, exact=exact)
 
     def clear_context(self) -> None:
-        """Forget the conversation."""
+        """Forget the conversation, and the texts that are kept tokenised."""
         self._alive_session().clear()
+        self.tokenizer.forget()
 
     def session(
         self, system: str | None = None, name: str | None = None, *, reuse: Reuse = "prefix"
@@ -344,7 +345,7 @@ class LlamaRunner:
         """Token ids of a text: numpy int32 array, shape (n,).
 
         Of a long text that has grown since it was tokenised last, only what was appended is
-        tokenised. The last few are kept for that until :meth:`close`.
+        tokenised. The last few are kept for that until :meth:`clear_context` or :meth:`close`.
 
         Args:
             text: Text, or bytes of UTF-8.
