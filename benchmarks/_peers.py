@@ -31,9 +31,10 @@ PROGRAMS = {
     THEIRS: BUILD / "bin" / "llama-bench",
     "llama-cpp-python": BUILD / "llama-cpp-python" / "bin" / "python",
     "xllamacpp": BUILD / "xllamacpp" / "bin" / "python",
+    "tokenizers": BUILD / "tokenizers" / "bin" / "python",
 }
 """Each peer's program: a Python of its own environment, or llama-bench itself."""
-RIVALS = tuple(PROGRAMS)[1:]
+RIVALS = (THEIRS, "llama-cpp-python", "xllamacpp")
 
 # When others use more of the machine than this, a measurement waits, or is made again.
 BUSY = 0.03

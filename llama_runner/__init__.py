@@ -52,12 +52,14 @@ if TYPE_CHECKING:
     from llama_runner.results import Chunk, Completion, ContextInfo, GcReport
     from llama_runner.runner import LlamaRunner
     from llama_runner.session import Session
+    from llama_runner.tokens import Batch, Detokenizer, Tokenizer, build_batch, create_sampler
 
 __version__ = "0.1.0"
 
 # Where each public name lives; loaded on first use, because numpy, pydantic and the native module
 # take far longer to import than most programs that only look at the package should wait.
 _HOME = {
+    "Batch": "tokens",
     "ChatTemplateError": "errors",
     "Chunk": "results",
     "ClosedError": "errors",
@@ -67,6 +69,7 @@ _HOME = {
     "ContextInfo": "results",
     "ContextParams": "params",
     "DecodeError": "errors",
+    "Detokenizer": "tokens",
     "DownloadError": "errors",
     "ForkedProcessError": "errors",
     "GcReport": "results",
@@ -92,7 +95,10 @@ _HOME = {
     "SnapshotError": "errors",
     "Stream": "generation",
     "TokenizationError": "errors",
+    "Tokenizer": "tokens",
     "UnsupportedModelError": "errors",
+    "build_batch": "tokens",
+    "create_sampler": "tokens",
     "estimate_memory": "loaders",
     "generate_once": "quick",
     "load_model": "loaders",
@@ -102,6 +108,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Batch",
     "ChatTemplateError",
     "Chunk",
     "ClosedError",
@@ -111,6 +118,7 @@ __all__ = [
     "ContextInfo",
     "ContextParams",
     "DecodeError",
+    "Detokenizer",
     "DownloadError",
     "ForkedProcessError",
     "GcReport",
@@ -136,8 +144,11 @@ __all__ = [
     "SnapshotError",
     "Stream",
     "TokenizationError",
+    "Tokenizer",
     "UnsupportedModelError",
     "__version__",
+    "build_batch",
+    "create_sampler",
     "estimate_memory",
     "generate_once",
     "load_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_me
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.session import Reuse, Session
 from llama_runner.system import thread_counts
+from llama_runner.tokens import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +89,8 @@ class LlamaRunner:
     among them, or a system message first, are the whole conversation; others are added to it.
 
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
+
+    ``tokenizer`` is the model's :class:`Tokenizer`; ``tokenizer.vocab`` has the special tokens.
 
     Args:
         model: Path of a GGUF file or of a JSON description of one, or the name of a pulled model.
@@ -156,7 +159,8 @@ class LlamaRunner:
         self._context = self._session = None
         try:
             self._vocab = self.model.vocab
-            self._chat = ChatFormat(self._vocab, _chat_template(self.model, chat_template))
+            self.tokenizer = Tokenizer(self._vocab)
+            self._chat = ChatFormat(self.tokenizer, _chat_template(self.model, chat_template))
             if not self.model_params.vocab_only:
                 self._context = Context(
                     self.model,
@@ -220,7 +224,7 @@ class LlamaRunner:
             chosen = chosen.merged(stop=(*chosen.stop, *stops)) if stops else chosen
         elif isinstance(prompt, str):
             if prompt:
-                sequence.append(self._vocab.tokenize(prompt, parse_special=chosen.parse_special))
+                sequence.append(self.tokenizer.tokenize(prompt, parse_special=chosen.parse_special))
         else:
             sequence.append(prompt)
         return Generation(sequence, chosen, temporary=True)
@@ -284,8 +288,9 @@ class LlamaRunner:
         return self._alive_session().gc(target, policy=policy, dry_run=dry_run, exact=exact)
 
     def clear_context(self) -> None:
-        """Forget the conversation."""
+        """Forget the conversation, and the texts that are kept tokenised."""
         self._alive_session().clear()
+        self.tokenizer.forget()
 
     def session(
         self, system: str | None = None, name: str | None = None, *, reuse: Reuse = "prefix"
@@ -356,16 +361,43 @@ class LlamaRunner:
     ) -> NDArray[np.int32]:
         """Token ids of a text: numpy int32 array, shape (n,).
 
+        Of a long text that has grown since it was tokenised last, only what was appended is
+        tokenised. The last few are kept for that until :meth:`clear_context` or :meth:`close`.
+
         Args:
             text: Text, or bytes of UTF-8.
             add_special: Add BOS/EOS where the model wants them.
             parse_special: Read special tokens written out in the text as those tokens.
+
+        Raises:
+            TokenizationError: The text has lone surrogates, is too long, or is nothing that the
+                vocabulary can write.
         """
-        return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def tokenize_batch(
+        self, texts: Iterable[str | bytes], *, add_special: bool = True, parse_special: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """What :meth:`tokenize` gives for each of many texts, on all processors."""
+        return self.tokenizer.tokenize_batch(
+            texts, add_special=add_special, parse_special=parse_special
+        )
+
+    def count_tokens(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+    ) -> int:
+        """How many tokens :meth:`tokenize` gives."""
+        return self.tokenizer.count_tokens(
+            text, add_special=add_special, parse_special=parse_special
+        )
 
     def detokenize(self, tokens: TokenIds) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
-        return self._vocab.detokenize(tokens).decode("utf-8", "replace")
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizationError: An id is out of range.
+        """
+        return self.tokenizer.detokenize(tokens)
 
     @property
     def chat_template(self) -> str | None:
@@ -378,6 +410,7 @@ class LlamaRunner:
         """Free context and weights. Calls still running in other threads end with ClosedError."""
         if self._context is not None:
             self._context.close()
+        self.tokenizer.forget()
         self.model.close()
 
     @property

@@ -206,9 +206,6 @@ cdef extern from "llama.h" nogil:
     bool llama_vocab_get_add_bos(const llama_vocab * vocab)
     bool llama_vocab_get_add_eos(const llama_vocab * vocab)
     const llama_token * llama_vocab_get_suppress_tokens(const llama_vocab * vocab, int32_t * n)
-    int32_t llama_detokenize(
-        const llama_vocab * vocab, const llama_token * tokens, int32_t n_tokens, char * text,
-        int32_t text_len_max, bool remove_special, bool unparse_special) except +set_python_error
 
     llama_sampler_chain_params llama_sampler_chain_default_params()
     llama_sampler * llama_sampler_chain_init(llama_sampler_chain_params params)

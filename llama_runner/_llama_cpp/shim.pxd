@@ -33,9 +33,6 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     int32_t settle(llama_context * ctx, string & error)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
-    int32_t tokenize(
-        const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
-        int32_t capacity, bool add_special, bool parse_special, string & error)
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
@@ -45,12 +42,42 @@ cdef extern from "log.hpp" namespace "llama_runner" nogil:
     ctypedef pair[int, string] LogLine
     vector[LogLine] & deferred_log()
 
+cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
+    int64_t detokenize(
+        const llama_vocab * vocab, const llama_token * tokens, size_t n, bool strip_prefix,
+        bool remove_special, bool unparse_special, string & out) except +set_python_error
+
+cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
+    cdef struct TokenizeOptions:
+        bool add_special
+        bool parse_special
+    cdef struct TextToTokenize:
+        const char * data
+        size_t size
+        bool valid
+    cdef cppclass KnownTokens:
+        vector[llama_token] tokens
+        size_t n_reused
+    size_t common_prefix(const TextToTokenize & a, const TextToTokenize & b)
+    cdef cppclass Tokenizer:
+        void tokenize(
+            const TextToTokenize & text, TokenizeOptions options,
+            vector[llama_token] & out) except +set_python_error
+        void tokenize_after(
+            const TextToTokenize & known_text, const KnownTokens & known,
+            const TextToTokenize & text, TokenizeOptions options,
+            KnownTokens & out) except +set_python_error
+        void tokenize_all(
+            const vector[TextToTokenize] & texts, TokenizeOptions options, size_t n_threads,
+            vector[vector[llama_token]] & out) except +set_python_error
+
 cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     long process_id()
     cdef cppclass ModelBox:
         ModelBox(llama_model * loaded) except +
         llama_model * model
         long owner
+        Tokenizer tokenizer
     cdef cppclass ContextBox:
         ContextBox(shared_ptr[ModelBox] parent, llama_context * created, ggml_threadpool * pool,
                    int32_t n_batch) except +set_python_error

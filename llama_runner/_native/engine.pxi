@@ -33,6 +33,7 @@ from llama_runner._llama_cpp.shim cimport (
     compute_with,
     decode,
     keep_same_adapters,
+    kThrew,
     now_us,
     sort_by_arrival,
 )

@@ -1,110 +1,31 @@
 # Vocab: text to token ids and back, without the GIL.
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.limits cimport INT_MAX, INT_MIN
-from libc.string cimport memcpy
 from libcpp.string cimport string
-from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_VOCAB_TYPE_NONE,
-    llama_detokenize,
     llama_model_get_vocab,
-    llama_token,
     llama_vocab,
     llama_vocab_bos,
     llama_vocab_eos,
     llama_vocab_eot,
+    llama_vocab_fim_mid,
+    llama_vocab_fim_pad,
+    llama_vocab_fim_pre,
+    llama_vocab_fim_rep,
+    llama_vocab_fim_sep,
+    llama_vocab_fim_suf,
     llama_vocab_get_add_bos,
+    llama_vocab_get_add_eos,
     llama_vocab_is_control,
     llama_vocab_is_eog,
+    llama_vocab_mask,
     llama_vocab_n_tokens,
     llama_vocab_nl,
     llama_vocab_pad,
+    llama_vocab_sep,
     llama_vocab_type,
 )
-from llama_runner._llama_cpp.shim cimport append_piece, kThrew, tokenize
-
-from operator import index as _index
-from reprlib import repr as _shown
-
-
-cdef object new_token_array(const llama_token * tokens, size_t n):
-    """A numpy int32 array of its own memory, shape (n,)."""
-    # numpy takes longer to import than the rest of the package together: only on first use.
-    import numpy
-    array = numpy.empty(n, dtype=numpy.int32)
-    cdef int32_t[::1] view = array
-    if n:
-        memcpy(&view[0], tokens, n * sizeof(llama_token))
-    return array
-
-
-cdef int read_tokens(object source, vector[llama_token] & out) except -1:
-    """Copy token ids from an int32 buffer (no Python per token) or any iterable of ints."""
-    cdef const int32_t[::1] view
-    cdef long long token
-    # Bytes would pass for a sequence of integers, but who has bytes has text.
-    if source is None or isinstance(source, (str, bytes, bytearray)):
-        raise not_token_ids(source)
-    try:
-        view = source
-    except (TypeError, ValueError, BufferError):
-        pass
-    else:
-        out.resize(view.shape[0])
-        if view.shape[0]:
-            memcpy(out.data(), &view[0], view.shape[0] * sizeof(llama_token))
-        return 0
-    try:
-        items = iter(source)
-    except TypeError:
-        raise not_token_ids(source) from None
-    for item in items:
-        try:
-            if isinstance(item, bool):
-                raise TypeError
-            token = _index(item)
-        except TypeError:
-            raise TokenizationError(
-                f"token ids must be integers (got {one_line(_shown(item))} of type "
-                f"{type(item).__name__})"
-            ) from None
-        except OverflowError:
-            token = -1
-        out.push_back(<llama_token> token if INT_MIN <= token <= INT_MAX else -1)
-    return 0
-
-
-cdef object not_token_ids(object source):
-    return TokenizationError(
-        f"token ids must be a sequence of integers (got {type(source).__name__})"
-    )
-
-
-cdef int tokenize_into(const llama_vocab * vocab, const char * text, Py_ssize_t length,
-                       bint add_special, bint parse_special,
-                       vector[llama_token] & out) except -1:
-    """Replace ``out`` with the tokens of UTF-8 text."""
-    cdef string error
-    cdef int32_t n
-    if length > INT_MAX - 16:
-        raise TokenizationError(f"the text has {length} bytes: tokenize it in parts below 2 GiB")
-    # Never more tokens than bytes, but for a few special ones and a space prefix.
-    out.resize(length + 16)
-    with nogil:
-        n = tokenize(vocab, text, <int32_t> length, out.data(), <int32_t> out.size(),
-                     add_special, parse_special, error)
-        if n < 0 and n != INT_MIN and n != kThrew:
-            out.resize(-n)
-            n = tokenize(vocab, text, <int32_t> length, out.data(), <int32_t> out.size(),
-                         add_special, parse_special, error)
-    if n < 0:
-        raise TokenizationError(
-            "llama.cpp cannot tokenize this text: "
-            + (error.decode("utf-8", "replace") or "the result is too long")
-        )
-    out.resize(n)
-    return 0
+from llama_runner._llama_cpp.shim cimport append_piece, detokenize
 
 
 cdef class Vocab:
@@ -125,6 +46,8 @@ cdef class Vocab:
             )
         return 0
 
+    # ---- text to tokens ------------------------------------------------------------------------
+
     def tokenize(self, text, *, bint add_special=True, bint parse_special=True):
         """Token ids of a text.
 
@@ -137,61 +60,125 @@ cdef class Vocab:
             numpy int32 array, shape (n,).
 
         Raises:
-            TokenizationError: The text has lone surrogates or is too long.
+            TokenizationError: The text has lone surrogates, is too long, or is nothing that the
+                vocabulary can write.
         """
         cdef vector[llama_token] tokens
         self._tokenize_into(text, add_special, parse_special, tokens)
         return new_token_array(tokens.data(), tokens.size())
 
+    def count_tokens(self, text, *, bint add_special=True, bint parse_special=True):
+        """How many tokens :meth:`tokenize` gives."""
+        cdef vector[llama_token] tokens
+        self._tokenize_into(text, add_special, parse_special, tokens)
+        return tokens.size()
+
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1:
-        cdef shared_ptr[ModelBox] weights = self.model.alive()
-        cdef const char * data
-        cdef Py_ssize_t length
-        if isinstance(text, str):
-            try:
-                data = PyUnicode_AsUTF8AndSize(text, &length)
-            except UnicodeEncodeError as error:
-                raise TokenizationError(
-                    f"the text has a lone surrogate at index {error.start}: it is no Unicode text"
-                ) from None
-        elif isinstance(text, bytes):
-            data = text
-            length = len(text)
-        else:
-            raise TokenizationError(f"text must be str or bytes (got {type(text).__name__})")
-        return tokenize_into(self.ptr, data, length, add_special, parse_special, out)
+        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef TextToTokenize native = text_to_tokenize(text)
+        cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
+        try:
+            with nogil:
+                box.get().tokenizer.tokenize(native, options, out)
+        except LlamaRuntimeError as error:
+            raise cannot_tokenize(error) from None
+        return 0
 
-    def detokenize(self, tokens, *, bint remove_special=False, bint unparse_special=True):
-        """The bytes that a run of token ids stands for (not always whole UTF-8).
+    def tokenize_batch(self, texts, *, bint add_special=True, bint parse_special=True,
+                       int n_threads=1):
+        """Token ids of each of many texts: a list of what :meth:`tokenize` gives.
 
         Args:
-            tokens: int32 buffer or iterable of ints.
+            texts: Iterable of str or bytes.
+            add_special, parse_special: As for :meth:`tokenize`.
+            n_threads: How many processors to use, this thread's among them.
+
+        Raises:
+            TokenizationError: As :meth:`tokenize`, for any of the texts.
+        """
+        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
+        cdef list kept = list(texts)
+        cdef vector[TextToTokenize] natives
+        cdef vector[vector[llama_token]] tokens
+        cdef size_t threads = max(n_threads, 1)
+        cdef size_t i
+        natives.reserve(len(kept))
+        for text in kept:
+            natives.push_back(text_to_tokenize(text))
+        try:
+            with nogil:
+                box.get().tokenizer.tokenize_all(natives, options, threads, tokens)
+        except LlamaRuntimeError as error:
+            raise cannot_tokenize(error) from None
+        return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
+
+    def read(self, text, TokenizedText previous=None, *, bint add_special=True,
+             bint parse_special=True):
+        """A text with its tokens, kept so that a longer text need not be tokenised from its start.
+
+        Args:
+            text: str or bytes, as for :meth:`tokenize`.
+            previous: What an earlier call with the same options returned. Only what follows the
+                part that the two texts have in common is tokenised.
+            add_special, parse_special: As for :meth:`tokenize`.
+
+        Raises:
+            TokenizationError: As :meth:`tokenize`.
+        """
+        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef TokenizedText result = TokenizedText.__new__(TokenizedText)
+        cdef KnownTokens nothing
+        result.text = text
+        result.native = text_to_tokenize(text)
+        result.options = tokenize_options(add_special, parse_special)
+        result.model = self.model
+        try:
+            if previous is not None and previous.is_like(result):
+                with nogil:
+                    box.get().tokenizer.tokenize_after(
+                        previous.native, previous.known, result.native, result.options,
+                        result.known)
+            else:
+                with nogil:
+                    box.get().tokenizer.tokenize_after(
+                        result.native, nothing, result.native, result.options, result.known)
+        except LlamaRuntimeError as error:
+            raise cannot_tokenize(error) from None
+        return result
+
+    # ---- tokens to text ------------------------------------------------------------------------
+
+    def detokenize(self, tokens, *, bint remove_special=False, bint unparse_special=True,
+                   bint strip_prefix=True):
+        """The bytes that a run of token ids stands for (not always whole UTF-8).
+
+        These are the tokens' pieces, as a generation streams them: nothing is cleaned up.
+
+        Args:
+            tokens: Buffer of int32 (read where it lies) or int64, or iterable of ints.
             remove_special: Leave out the BOS/EOS that tokenising added.
             unparse_special: Write special tokens as text instead of leaving them out.
+            strip_prefix: Leave out the space that some vocabularies put before a text. Without it,
+                the tokens go on with a text.
 
         Raises:
             TokenizationError: An id out of range.
         """
-        cdef vector[llama_token] ids
+        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef _TokenIds ids = token_ids(tokens)
         cdef string text
-        cdef int32_t n
-        cdef size_t i
-        cdef shared_ptr[ModelBox] weights = self.model.alive()
-        read_tokens(tokens, ids)
-        for i in range(ids.size()):
-            self.check_token(ids[i])
-        if ids.empty():
-            return b""
-        text.resize(ids.size() * 8 + 32)
+        cdef int64_t wrong
         with nogil:
-            n = llama_detokenize(self.ptr, ids.data(), <int32_t> ids.size(), &text[0],
-                                 <int32_t> text.size(), remove_special, unparse_special)
-            if n < 0:
-                text.resize(-n)
-                n = llama_detokenize(self.ptr, ids.data(), <int32_t> ids.size(), &text[0],
-                                     <int32_t> text.size(), remove_special, unparse_special)
-        return text.substr(0, n)
+            wrong = detokenize(self.ptr, ids.data, ids.size, strip_prefix, remove_special,
+                               unparse_special, text)
+        if wrong >= 0:
+            raise TokenizationError(
+                f"token id at index {wrong} is out of range: this vocabulary has ids 0 to "
+                f"{self.n_tokens - 1}"
+            )
+        return <bytes> text
 
     def token_to_piece(self, token, *, bint special=True):
         """The bytes of one token; ``special=False`` gives b"" for a control token."""
@@ -201,6 +188,8 @@ cdef class Vocab:
         if append_piece(self.ptr, token, special, piece, error) != 0:
             raise TokenizationError(error.decode("utf-8", "replace"))
         return <bytes> piece
+
+    # ---- tokens with a meaning -----------------------------------------------------------------
 
     def is_eog(self, token):
         """Does this token end a generation (EOS, EOT and their like)?"""
@@ -218,24 +207,74 @@ cdef class Vocab:
         return llama_vocab_get_add_bos(self.alive())
 
     @property
+    def add_eos(self):
+        """Does tokenising with ``add_special`` end with EOS?"""
+        return llama_vocab_get_add_eos(self.alive())
+
+    @property
     def bos(self):
+        """Beginning of text; this and all below are None where the vocabulary has none."""
         return optional_token(llama_vocab_bos(self.alive()))
 
     @property
     def eos(self):
+        """End of text."""
         return optional_token(llama_vocab_eos(self.alive()))
 
     @property
     def eot(self):
+        """End of a turn."""
         return optional_token(llama_vocab_eot(self.alive()))
 
     @property
     def nl(self):
+        """Line break."""
         return optional_token(llama_vocab_nl(self.alive()))
 
     @property
     def pad(self):
+        """Padding."""
         return optional_token(llama_vocab_pad(self.alive()))
+
+    @property
+    def sep(self):
+        """Between two texts."""
+        return optional_token(llama_vocab_sep(self.alive()))
+
+    @property
+    def mask(self):
+        """A word to guess."""
+        return optional_token(llama_vocab_mask(self.alive()))
+
+    @property
+    def fim_pre(self):
+        """Fill in the middle: before what stands before the gap."""
+        return optional_token(llama_vocab_fim_pre(self.alive()))
+
+    @property
+    def fim_suf(self):
+        """Fill in the middle: before what stands after the gap."""
+        return optional_token(llama_vocab_fim_suf(self.alive()))
+
+    @property
+    def fim_mid(self):
+        """Fill in the middle: before what fills the gap."""
+        return optional_token(llama_vocab_fim_mid(self.alive()))
+
+    @property
+    def fim_pad(self):
+        """Fill in the middle: padding."""
+        return optional_token(llama_vocab_fim_pad(self.alive()))
+
+    @property
+    def fim_rep(self):
+        """Fill in the middle: before the name of a repository."""
+        return optional_token(llama_vocab_fim_rep(self.alive()))
+
+    @property
+    def fim_sep(self):
+        """Fill in the middle: between two files."""
+        return optional_token(llama_vocab_fim_sep(self.alive()))
 
     def __len__(self):
         return self.n_tokens

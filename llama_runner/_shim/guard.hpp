@@ -87,12 +87,4 @@ inline int32_t append_piece(
     });
 }
 
-inline int32_t tokenize(
-        const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
-        int32_t capacity, bool add_special, bool parse_special, std::string & error) noexcept {
-    return guarded(error, [&] {
-        return llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special);
-    });
-}
-
 }  // namespace llama_runner

@@ -16,6 +16,7 @@
 
 #include "ggml-cpu.h"
 #include "llama.h"
+#include "tokenizer.hpp"
 
 namespace llama_runner {
 
@@ -30,8 +31,10 @@ inline long process_id() {
 struct ModelBox {
     llama_model * const model;
     const long          owner = process_id();
+    Tokenizer           tokenizer;
 
-    explicit ModelBox(llama_model * loaded) : model(loaded) {}
+    explicit ModelBox(llama_model * loaded)
+        : model(loaded), tokenizer(llama_model_get_vocab(loaded)) {}
     ModelBox(const ModelBox &) = delete;
     ~ModelBox() {
         if (process_id() == owner) {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llama_runner._core import ChatTemplate, Vocab
+from llama_runner._core import ChatTemplate
 from llama_runner.errors import ChatTemplateError
+from llama_runner.tokens import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,15 +17,16 @@ __all__ = ["ChatFormat"]
 
 
 class ChatFormat:
-    """A vocabulary and a chat template that belong together.
+    """A tokenizer and a chat template that belong together.
 
     Args:
-        vocab: The model's.
+        tokenizer: The model's.
         template: None where the model has none: raw prompts work without one.
     """
 
-    def __init__(self, vocab: Vocab, template: ChatTemplate | None) -> None:
-        self.vocab = vocab
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self.tokenizer = tokenizer
+        self.vocab = tokenizer.vocab
         self.template = template
 
     def render(
@@ -79,7 +81,7 @@ class ChatFormat:
         SentencePiece vocabularies put a space before a text, and behind a special token; not in
         the middle of one.
         """
-        tokens = self.vocab.tokenize(text, add_special=False, parse_special=parse_special)
+        tokens = self.tokenizer.tokenize(text, add_special=False, parse_special=parse_special)
         if behind is None or not self._adds_space or self.vocab.is_control(behind):
             return tokens
         data = text.encode() if isinstance(text, str) else text

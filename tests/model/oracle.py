@@ -12,7 +12,7 @@ from typing import NamedTuple
 from llama_cpp_src import features
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "tests" / "native" / "greedy.cpp"
+SOURCES = ROOT / "tests" / "native"
 
 
 class Choice(NamedTuple):
@@ -42,8 +42,8 @@ class Oracle:
         return [Choice(int(token), float(margin)) for token, margin in pairs]
 
 
-def compile_oracle(folder: Path) -> Path:
-    """Link the program with the very libraries that the extension module was linked with.
+def compile_oracle(folder: Path, name: str = "greedy") -> Path:
+    """Link a program with the very libraries that the extension module was linked with.
 
     Raises:
         FileNotFoundError: They are not there.
@@ -55,8 +55,8 @@ def compile_oracle(folder: Path) -> Path:
         str(native / item) if (native / item).is_file() else item
         for item in (native / "link_line.txt").read_text().split()
     ]
-    program = folder / "greedy"
+    program = folder / name
     command = [machine.cxx_compiler, "-std=c++17", "-O1", "-pthread", "-o", str(program)]
     command += [f"-I{include}" for include in includes]
-    subprocess.run([*command, str(SOURCE), *libraries], check=True)
+    subprocess.run([*command, str(SOURCES / f"{name}.cpp"), *libraries], check=True)
     return program

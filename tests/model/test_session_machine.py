@@ -28,6 +28,7 @@ from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summa
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Span
 from llama_runner.session import SessionMark
+from llama_runner.tokens import Tokenizer
 
 N_CTX, N_SEQ_MAX, MAX_SESSIONS = 256, 2, 4
 EXAMPLES = int(os.environ.get("LLAMA_RUNNER_EXAMPLES", "200"))
@@ -108,7 +109,7 @@ class Machine(RuleBasedStateMachine):
             self.weights, n_ctx=n_ctx, n_seq_max=N_SEQ_MAX, **options, **self.options
         )
         self.reference = Context(self.weights, n_ctx=N_CTX, **options)
-        self.chat = ChatFormat(self.weights.vocab, ChatTemplate(self.weights, TEMPLATE))
+        self.chat = ChatFormat(Tokenizer(self.weights.vocab), ChatTemplate(self.weights, TEMPLATE))
         self.pairs: list[Pair] = []
         self.begin("abc", "chunks")
 

@@ -21,6 +21,7 @@ from llama_runner.errors import (
 )
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.snapshot import Snapshot
+from llama_runner.tokens import Tokenizer
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
@@ -102,7 +103,7 @@ def test_a_snapshot_serves_other_conversations_that_begin_alike(runner: LlamaRun
 @pytest.mark.parametrize("swa_full", [True, False])
 def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full: bool) -> None:
     model = tiny_models[kind]
-    chat = ChatFormat(model.vocab, ChatTemplate(model, "{{ messages[0].content }}"))
+    chat = ChatFormat(Tokenizer(model.vocab), ChatTemplate(model, "{{ messages[0].content }}"))
 
     def begin() -> tuple[Context, Session]:
         context = Context(model, n_ctx=256, kv_type="f32", swa_full=swa_full)

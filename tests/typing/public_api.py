@@ -15,6 +15,8 @@ from llama_runner import (
     LlamaRunner,
     ModelParams,
     Stream,
+    build_batch,
+    create_sampler,
     generate_once,
 )
 
@@ -80,6 +82,11 @@ def memory_and_text(runner: LlamaRunner) -> None:
     assert_type(runner.gc_context(), GcReport)
     assert_type(runner.tokenize("a", add_special=False), NDArray[np.int32])
     assert_type(runner.detokenize(runner.tokenize("a")), str)
+    assert_type(runner.tokenize_batch(["a", b"b"]), list[NDArray[np.int32]])
+    assert_type(runner.count_tokens(b"a"), int)
+    assert_type(runner.tokenizer.detokenizer().feed(runner.tokenize("a")[0]), str)
+    assert_type(build_batch([[1], runner.tokenize("a")]).tokens, NDArray[np.int32])
+    assert_type(create_sampler(temperature=0).sample(np.zeros(3, np.float32)), int)
     assert_type(runner.chat_template, str | None)
 
 

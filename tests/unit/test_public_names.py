@@ -22,6 +22,7 @@ from llama_runner.params import (
 from llama_runner.runner import RunnerOptions
 
 PUBLIC = [
+    "Batch",
     "ChatTemplateError",
     "Chunk",
     "ClosedError",
@@ -31,6 +32,7 @@ PUBLIC = [
     "ContextInfo",
     "ContextParams",
     "DecodeError",
+    "Detokenizer",
     "DownloadError",
     "ForkedProcessError",
     "GcReport",
@@ -56,8 +58,11 @@ PUBLIC = [
     "SnapshotError",
     "Stream",
     "TokenizationError",
+    "Tokenizer",
     "UnsupportedModelError",
     "__version__",
+    "build_batch",
+    "create_sampler",
     "estimate_memory",
     "generate_once",
     "load_model",

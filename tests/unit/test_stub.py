@@ -18,7 +18,7 @@ STUB = Path(__file__).parents[2] / "llama_runner" / "_core.pyi"
 # What Cython adds for itself, and constructors that only say where the object comes from.
 NOT_IN_STUB = r"""
 llama_runner\._core\.(__reduce_cython__|__setstate_cython__|__test__)
-llama_runner\._core\.(Sequence|Vocab)\.__init__
+llama_runner\._core\.(Sequence|TokenizedText|Vocab)\.__init__
 """
 
 
@@ -66,7 +66,7 @@ def test_constructor_takes_the_parameters_of_the_stub(name: str) -> None:
     assert [n for line in names for n in line.split(", ")] == parameters
 
 
-@pytest.mark.parametrize("name", ["Sequence", "Vocab"])
+@pytest.mark.parametrize("name", ["Sequence", "TokenizedText", "Vocab"])
 def test_objects_that_others_make_cannot_be_constructed(name: str) -> None:
     with pytest.raises(TypeError, match="comes from"):
         getattr(_core, name)()

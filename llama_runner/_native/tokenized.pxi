@@ -1,0 +1,93 @@
+# Texts on their way to the tokenizer, and what is kept of them.
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+
+from llama_runner._llama_cpp.shim cimport (
+    KnownTokens,
+    TextToTokenize,
+    TokenizeOptions,
+    common_prefix,
+)
+
+
+cdef TextToTokenize text_to_tokenize(object text) except *:
+    """The UTF-8 of a text, which lives as long as the text does."""
+    cdef TextToTokenize native
+    cdef Py_ssize_t size
+    if isinstance(text, str):
+        try:
+            native.data = PyUnicode_AsUTF8AndSize(text, &size)
+        except UnicodeEncodeError as error:
+            raise TokenizationError(
+                f"the text has a lone surrogate at index {error.start}: it is no Unicode text"
+            ) from None
+        native.valid = True
+    elif isinstance(text, bytes):
+        native.data = text
+        size = len(text)
+        native.valid = is_utf8(text)
+    else:
+        raise TokenizationError(f"text must be str or bytes (got {type(text).__name__})")
+    if size > INT_MAX:
+        raise TokenizationError(f"the text has {size} bytes: tokenize it in parts below 2 GiB")
+    native.size = size
+    return native
+
+
+cdef bint is_utf8(bytes text):
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+cdef TokenizeOptions tokenize_options(bint add_special, bint parse_special):
+    cdef TokenizeOptions options
+    options.add_special = add_special
+    options.parse_special = parse_special
+    return options
+
+
+cdef object cannot_tokenize(error):
+    return TokenizationError(f"cannot tokenize this text: {one_line(error)}")
+
+
+cdef class TokenizedText:
+    """A text and its tokens. Comes from :meth:`Vocab.read`; never changes."""
+
+    cdef Model model
+    cdef readonly object text  # whose UTF-8 native is
+    cdef TextToTokenize native
+    cdef TokenizeOptions options
+    cdef KnownTokens known
+
+    def __init__(self):
+        raise TypeError("a TokenizedText comes from Vocab.read()")
+
+    cdef bint is_like(self, TokenizedText other):
+        return (self.model is other.model
+                and self.options.add_special == other.options.add_special
+                and self.options.parse_special == other.options.parse_special)
+
+    @property
+    def tokens(self):
+        """numpy int32 array, shape (n,), a copy."""
+        return new_token_array(self.known.tokens.data(), self.known.tokens.size())
+
+    @property
+    def n_bytes(self):
+        """Bytes of UTF-8 of the text."""
+        return self.native.size
+
+    @property
+    def n_reused(self):
+        """How many of the tokens came from the previous text."""
+        return self.known.n_reused
+
+    def common_prefix(self, text):
+        """Bytes of UTF-8 that this text and another begin with both."""
+        cdef TextToTokenize other = text_to_tokenize(text)
+        return common_prefix(self.native, other)
+
+    def __len__(self):
+        return self.known.tokens.size()
