@@ -2,80 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
-from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner._core import Context
 from llama_runner.errors import (
-    ChatTemplateError,
     ClosedError,
-    InvalidParameterError,
     UnsupportedModelError,
 )
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
+from llama_runner.opening import Progress, RunnerOptions, Validation, open_runner
 from llama_runner.params import (
-    ContextParams,
     GenerationOptions,
     GenerationParams,
-    KvLayout,
-    KvType,
-    LoadMode,
-    ModelParams,
-    SplitMode,
     generation_params,
-    refuse_unknown,
 )
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.session import Reuse, Session
-from llama_runner.system import thread_counts
 from llama_runner.tokens import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llama_runner.loaders.gguf import GgufInfo
     from llama_runner.loaders.header import ModelPath
-    from llama_runner.loaders.metadata import ModelMetadata
 
-__all__ = ["LlamaRunner", "RunnerOptions"]
-
-Validation = Literal["full", "header", False]
-
-
-class RunnerOptions(TypedDict, total=False):
-    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
-
-    n_gpu_layers: int
-    split_mode: SplitMode
-    main_gpu: int
-    load_mode: LoadMode
-    repack: bool
-    vocab_only: bool
-    check_tensors: bool
-    n_ctx: int | Literal["auto"]
-    n_seq_max: int
-    n_threads: int | None
-    n_threads_batch: int | None
-    n_batch: int
-    n_ubatch: int
-    flash_attention: Literal["auto"] | bool
-    kv_type: KvType
-    kv_layout: KvLayout
-    swa_full: bool
-    offload_kqv: bool
-    gc_threshold: float
-    parking_ram: int
-    parking_disk: int
-    parking_dir: str | None
-    rope_freq_base: float | None
-    rope_freq_scale: float | None
+__all__ = ["LlamaRunner"]
 
 
 class LlamaRunner:
@@ -118,61 +75,27 @@ class LlamaRunner:
         model: ModelPath,
         *,
         chat_template: str | None = None,
-        progress: Callable[[float], bool | None] | None = None,
+        progress: Progress | None = None,
         validate: Validation = "full",
         isolated: bool = False,
         **options: Unpack[RunnerOptions],
     ) -> None:
-        refuse_unknown(options, ModelParams, ContextParams)
-        for_context: dict[str, Any] = {
-            k: v for k, v in options.items() if k in ContextParams.model_fields
-        }
-        for_model: dict[str, Any] = {k: v for k, v in options.items() if k not in for_context}
-        self.model_params = ModelParams(**for_model)
-        self.context_params = ContextParams(**for_context)
-        n_threads, n_threads_batch = thread_counts(
-            self.context_params.n_threads, self.context_params.n_threads_batch
+        opened = open_runner(
+            model,
+            options,
+            chat_template=chat_template,
+            progress=progress,
+            validate=validate,
+            isolated=isolated,
         )
-
-        path, metadata = _found(model, validate)
-        self.generation_params = GenerationParams()
-        if metadata is not None:
-            chat_template = metadata.chat_template if chat_template is None else chat_template
-            if metadata.n_gpu_layers is not None and "n_gpu_layers" not in options:
-                self.model_params = self.model_params.merged(n_gpu_layers=metadata.n_gpu_layers)
-            self.generation_params = GenerationParams(
-                **metadata.sampling.model_dump(exclude_none=True)
-            )
-        with _checked(path, metadata, validate) as (path, info, file):
-            if self.model_params.load_mode == "direct_io":
-                file = None  # llama.cpp has to open it for that
-            if isolated:
-                from llama_runner._probe import probe
-
-                probe(path, chat_template, self.model_params, self.context_params)
-            n_ctx = 0
-            if not self.model_params.vocab_only:
-                from llama_runner.loaders.estimate import fitting_n_ctx
-
-                n_ctx = fitting_n_ctx(path, info, self.model_params, self.context_params, file)
-            self.model = Model(path, file=file, progress=progress, **self.model_params.model_dump())
-        self._context = self._session = None
-        try:
-            self._vocab = self.model.vocab
-            self.tokenizer = Tokenizer(self._vocab)
-            self._chat = ChatFormat(self.tokenizer, _chat_template(self.model, chat_template))
-            if not self.model_params.vocab_only:
-                self._context = Context(
-                    self.model,
-                    n_ctx=n_ctx,
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads_batch,
-                    **self.context_params.core_options(),
-                )
-                self._session = self.session()
-        except BaseException:
-            self.model.close()
-            raise
+        self.model = opened.model
+        self.model_params = opened.model_params
+        self.context_params = opened.context_params
+        self.generation_params = opened.generation_params
+        self.tokenizer = Tokenizer(self.model.vocab)
+        self._context = opened.context
+        self._chat = ChatFormat(self.tokenizer, opened.template)
+        self._session = None if self._context is None else self.session()
 
     # ---- stateless -----------------------------------------------------------------------------
 
@@ -445,50 +368,3 @@ class LlamaRunner:
         self._alive_context()
         assert self._session is not None
         return self._session
-
-
-def _found(model: ModelPath, validate: Validation) -> tuple[Path, ModelMetadata | None]:
-    """The file that is meant, and its description where it has one."""
-    from llama_runner.loaders import resolve_model
-
-    if validate not in ("full", "header", False):
-        raise InvalidParameterError(
-            f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
-        )
-    return resolve_model(model)
-
-
-@contextmanager
-def _checked(
-    path: Path, metadata: ModelMetadata | None, validate: Validation
-) -> Iterator[tuple[Path, GgufInfo | None, IO[bytes] | None]]:
-    """The file to load, of a split model the first; its header, if read; and the file itself.
-
-    The very file that was checked stays open to be loaded. The parts of a split model, which
-    llama.cpp can only open itself, do not.
-    """
-    from llama_runner.loaders import validate_model
-    from llama_runner.loaders.header import open_model
-
-    if not validate:
-        yield path, None, None
-        return
-    with open_model(path) as (file, _):
-        info = validate_model(file, validate).info
-        if metadata is not None:
-            metadata.check(info)
-        yield info.path, info, None if info.parts else file
-
-
-def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
-    from llama_runner.loaders.template_limits import template_problem
-
-    problem = template_problem(source) if source is not None else None
-    if problem is not None:
-        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
-    try:
-        return ChatTemplate(model, source)
-    except ChatTemplateError:
-        if source is not None:
-            raise
-        return None  # raw prompts work without one; messages say so

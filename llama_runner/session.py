@@ -70,7 +70,7 @@ class Session:
         *,
         name: str | None = None,
         reuse: Reuse = "prefix",
-        defaults: GenerationParams,
+        defaults: GenerationParams | None = None,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -81,7 +81,7 @@ class Session:
         self._chat = chat
         self._gc_threshold = gc_threshold
         self._reuse = reuse
-        self._defaults = defaults
+        self._defaults = defaults or GenerationParams()
         self._lock = threading.RLock()
         self._open: _OpenTurn | None = None
         self._live_in(context.new_sequence())

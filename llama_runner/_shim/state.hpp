@@ -142,7 +142,7 @@ struct Request {
     bool              suspect  = false;  // a batch with it failed: decode it alone once
     Phase             phase    = Phase::Waiting;
     Finish            finish   = Finish::None;
-    int32_t           failure  = 0;  // llama_decode's return code, or one of engine.pxi's
+    int32_t           failure  = 0;  // llama_decode's return code, or one of turn.pxi's
     std::string       error;
     uint64_t          arrival = 0;
     bool              paused  = false;

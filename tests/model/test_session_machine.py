@@ -93,6 +93,12 @@ class Pair:
     session: Session
     model: Conversation
     mark: tuple[SessionMark, Conversation] | None = None
+    pinned_before: list[Message] = field(default_factory=list)
+
+    def pinned(self) -> list[Message]:
+        """Messages that may not go."""
+        parts = self.session._transcript.parts
+        return [m for part in parts if part.pinned for m in part.messages]
 
 
 class Machine(RuleBasedStateMachine):
@@ -139,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         """Say something; old turns may have gone for it."""
         said = pair.model.copy()
         said.turns.append(Turn(added))
-        before = pair.session.messages
+        before, pair.pinned_before = pair.session.messages, pair.pinned()
         try:
             if streamed is None:
                 answer = pair.session.generate(added, n, temperature=0).text
@@ -159,12 +165,21 @@ class Machine(RuleBasedStateMachine):
         self.adopt(pair, said)
 
     def adopt(self, pair: Pair, said: Conversation) -> None:
-        """Whole turns may have gone: the oldest, none that is pinned, not the last."""
+        """Old turns may have gone: the oldest, nothing that is pinned, not the last."""
+        if any(turn.pinned for turn in said.turns):
+            left = pair.session.messages
+            kept = iter(said.messages())
+            assert all(message in kept for message in left)
+            assert left == said.messages() or pair.session.info().state == "cleaned"
+            newest = said.turns[-1].messages
+            assert left[len(left) - len(newest) :] == newest
+            assert pair.pinned() == pair.pinned_before
+            self.relearn(pair)
+            return
         while said.messages() != pair.session.messages:
             assert pair.session.info().state == "cleaned"
-            gone = next(turn for turn in said.turns if not turn.pinned)
-            assert gone is not said.turns[-1]
-            said.turns.remove(gone)
+            assert len(said.turns) > 1
+            del said.turns[0]
         pair.model = said
 
     @rule(data=st.data(), text=texts, n=st.integers(1, 12))
@@ -185,7 +200,7 @@ class Machine(RuleBasedStateMachine):
             {"role": "assistant", "content": "call"},
             {"role": "tool", "content": "result"},
         ]
-        answer = pair.session.generate(given, 3, temperature=0).text
+        answer = pair.session.generate(given, 3, temperature=0).text  # there is room for that
         assert pair.session.messages == [*given, {"role": "assistant", "content": answer}]
         self.relearn(pair)
 
@@ -194,7 +209,13 @@ class Machine(RuleBasedStateMachine):
         pair = self.chosen(data)
         said = pair.model.copy()
         said.turns.append(Turn([{"role": role, "content": text}]))
-        pair.session.append(said.turns[-1].messages)
+        pair.pinned_before = pair.pinned()
+        before = pair.session.messages
+        try:
+            pair.session.append(said.turns[-1].messages)
+        except ContextFullError:
+            assert pair.session.messages == before
+            return
         self.adopt(pair, said)
 
     @rule(data=st.data(), text=texts, edit=st.sampled_from(["change", "drop", "none"]))
@@ -267,6 +288,16 @@ class Machine(RuleBasedStateMachine):
                 turn.messages += part.messages
                 turn.pinned |= part.pinned
         pair.model = Conversation(system, list(turns.values()))
+
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data: st.DataObject, pinned: bool) -> None:
+        pair = self.chosen(data)
+        spans = pair.session.info().spans
+        if spans:
+            i = data.draw(st.integers(-len(spans), len(spans) - 1))
+            pair.session.pin(i) if pinned else pair.session.unpin(i)
+            assert pair.session.info().spans[i].pinned or not pinned
+            self.relearn(pair)
 
     @rule(data=st.data())
     def clear(self, data: st.DataObject) -> None:

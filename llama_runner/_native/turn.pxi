@@ -1,0 +1,286 @@
+# One turn of the decode loop: plan a batch (one token of each decoding sequence, the rest of the
+# budget shared by those that still read their prompt), decode it, sample for each sequence whose
+# last token was in it.
+from cython.operator cimport dereference as deref
+from libc.stdint cimport int32_t, int64_t
+
+from llama_runner._llama_cpp.llama cimport (
+    llama_get_logits_ith,
+    llama_get_memory,
+    llama_memory_seq_pos_max,
+    llama_token,
+    llama_vocab_is_eog,
+)
+from llama_runner._llama_cpp.shim cimport (
+    Engine,
+    Finish,
+    NativeRequest,
+    Phase,
+    Share,
+    compute_with,
+    decode,
+    keep_same_adapters,
+    kThrew,
+    now_us,
+    sort_by_arrival,
+)
+
+# Why a request failed, beside llama_decode's own return codes.
+cdef int32_t NO_ROOM = 1
+cdef int32_t ABORTED = 2
+cdef int32_t CONTEXT_CLOSED = -101
+cdef int32_t CONTEXT_BROKEN = -102
+cdef int32_t NO_FINITE_LOGIT = -103
+
+
+cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
+    """Called with the monitor held and the loop owned; lets the monitor go while computing."""
+    compute_turn(engine, box)
+    # Their callers may free them from now on.
+    engine.working.clear()
+    engine.shares.clear()
+
+
+cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
+    cdef string error
+    cdef int32_t code
+    cdef int64_t started
+    # First lower the flag, then look at the requests: a cancel() in between raises it again.
+    engine.abort.store(process_exits.load())
+    drop_orphans(engine, box)
+    begin_turn(engine, box)
+    if engine.working.empty():
+        return
+    plan_batch(engine, box)
+    if engine.shares.empty():
+        fail(engine, box, engine.working[0], NO_ROOM)
+        return
+    engine.monitor.unlock()
+    compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
+    settle_cells(engine, box)
+    started = now_us()
+    code = decode(box.context, box.batch, error)
+    if code == 0 and box.batch.n_tokens >= MIN_SHARED:
+        engine.prefill_us = now_us() - started
+        engine.prefill_tokens = box.batch.n_tokens
+    engine.monitor.lock()
+    if code == 0:
+        take_results(engine, box)
+    else:
+        recover(engine, box, code, error)
+    engine.shares.clear()
+
+
+cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
+    cdef size_t i
+    for i in range(engine.orphans.size()):
+        drop_cells(engine, box, engine.orphans[i].get())
+    engine.orphans.clear()
+
+
+cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
+    """Collect the requests that want tokens, oldest first; end those that were cancelled."""
+    cdef size_t i
+    cdef NativeRequest * request
+    engine.working.clear()
+    for i in range(engine.active.size()):
+        request = engine.active[i]
+        if is_ready(request):
+            continue  # its caller may go, and free it, while this turn computes
+        if request.cancelled.load() or process_exits.load():
+            finish(engine, box, request, Finish.Cancelled)
+        else:
+            engine.working.push_back(request)
+    sort_by_arrival(engine.working)
+    keep_same_adapters(engine.working)
+    for i in range(engine.working.size()):
+        request = engine.working[i]
+        if request.suspect:
+            engine.working.assign(1, request)
+            break
+    # Only now, when all that work are known: making room for one must not move out an older one.
+    for i in range(engine.working.size()):
+        begin_sequence(engine, box, engine.working[i])
+
+
+cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    engine.clock += 1
+    sequence.last_used = engine.clock
+    sequence.warm = False
+    if sequence.n_kv == 0:
+        request.n_shared = bring_in(engine, box, request.sequence, request.arrival)
+    # The last token's logits are needed, so at least that one is decoded (again).
+    trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
+    if request.phase == Phase.Waiting:
+        request.n_shared = min(request.n_shared, sequence.n_kv)
+        request.n_reused = sequence.n_kv - request.n_shared
+        request.phase = Phase.Prefill
+
+
+cdef inline int32_t n_pending(NativeRequest * request) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    return <int32_t> sequence.tokens.size() - sequence.n_kv
+
+
+cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
+    """Fill the batch: decoding sequences first, then prompts in equal parts."""
+    cdef size_t i, n = engine.working.size()
+    cdef int32_t budget = engine.traits.n_ubatch
+    cdef int32_t n_prompts = 0
+    cdef int32_t part
+    cdef NativeRequest * request
+    box.batch.n_tokens = 0
+    engine.shares.clear()
+    engine.turn += 1  # another one begins each time, so that nobody is always last
+    for i in range(n):
+        request = engine.working[(i + engine.turn) % n]
+        if n_pending(request) > 1:
+            n_prompts += 1
+        elif budget > 0 and make_room(engine, box, request.sequence, request.arrival, 1):
+            add_share(engine, box, request, 1)
+            budget -= 1
+    for i in range(n):
+        request = engine.working[(i + engine.turn) % n]
+        if n_pending(request) <= 1 or budget <= 0 or request.in_batch:
+            continue
+        part = min(n_pending(request), max(1, budget // max(1, n_prompts)))
+        n_prompts -= 1
+        if make_room(engine, box, request.sequence, request.arrival, part):
+            add_share(engine, box, request, part)
+            budget -= part
+    for i in range(engine.shares.size()):
+        engine.shares[i].request.in_batch = False
+
+
+cdef void add_share(Engine * engine, ContextBox * box, NativeRequest * request,
+                    int32_t n) noexcept nogil:
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef Share share
+    cdef int32_t i, at
+    cdef int32_t first = box.batch.n_tokens
+    for i in range(n):
+        at = first + i
+        box.batch.token[at] = sequence.tokens[sequence.n_kv + i]
+        box.batch.pos[at] = sequence.n_kv + i
+        box.batch.n_seq_id[at] = 1
+        box.batch.seq_id[at][0] = sequence.slot
+        box.batch.logits[at] = 0
+    box.batch.n_tokens = first + n
+    share.request = request
+    share.n_tokens = n
+    share.output_index = -1
+    if sequence.n_kv + n == <int32_t> sequence.tokens.size():
+        share.output_index = first + n - 1
+        box.batch.logits[share.output_index] = 1
+    request.in_batch = True
+    engine.shares.push_back(share)
+
+
+# ---- after the computation ---------------------------------------------------------------------
+
+cdef void take_results(Engine * engine, ContextBox * box) noexcept nogil:
+    cdef size_t i
+    cdef Share * share
+    for i in range(engine.shares.size()):
+        share = &engine.shares[i]
+        share.request.suspect = False
+        share.request.sequence.get().n_kv += share.n_tokens
+        if share.request.phase == Phase.Prefill:
+            share.request.n_prefilled += share.n_tokens
+        if share.output_index >= 0:
+            take_token(engine, box, share.request,
+                       llama_get_logits_ith(box.context, share.output_index))
+
+
+cdef void recover(Engine * engine, ContextBox * box, int32_t code,
+                  const string & error) noexcept nogil:
+    """Make the ledgers true again after a failed decode, and find whose failure it was."""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    cdef NativeRequest * request
+    cdef int32_t pos_max
+    if code == kThrew:
+        # llama.cpp gives no promise about a context that was thrown out of.
+        engine.broken = True
+        for i in range(engine.working.size()):
+            engine.working[i].error = error
+            fail(engine, box, engine.working[i], CONTEXT_BROKEN)
+        return
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        if code == NO_ROOM or code == -1:
+            continue  # the memory is as it was
+        pos_max = llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+        if engine.traits.recurrent or pos_max + 1 < sequence.n_kv:
+            drop_cells(engine, box, sequence)
+        else:
+            sequence.n_kv = pos_max + 1
+    if code == ABORTED:
+        return  # the next turn ends who was cancelled and goes on with the others
+    if engine.shares.size() == 1:
+        request = engine.shares[0].request
+        request.error = error
+        fail(engine, box, request, code)
+        return
+    # Somebody in the batch is at fault: let each go alone once, and only the guilty one will fail.
+    for i in range(engine.shares.size()):
+        engine.shares[i].request.suspect = True
+
+
+cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
+                     float * logits) noexcept nogil:
+    """Sample one token and append it to ledger and text, or end the request."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef size_t text_size = request.text.size()
+    cdef llama_token token
+    if request.probe:
+        request.logits.assign(logits, logits + engine.traits.n_vocab)
+        finish(engine, box, request, Finish.Stop)
+        return
+    token = sample_token(
+        request.sampler, logits, engine.traits.n_vocab, sequence.tokens.data(),
+        sequence.tokens.size())
+    if token < 0:
+        fail(engine, box, request, NO_FINITE_LOGIT)
+        return
+    if request.phase == Phase.Prefill:
+        request.phase = Phase.Decode
+        request.t_first = now_us()
+    sequence.tokens.push_back(token)
+    if llama_vocab_is_eog(engine.traits.vocab, token):
+        finish(engine, box, request, Finish.Stop)
+        return
+    request.output.push_back(token)
+    request.output_starts.push_back(text_size)
+    append_piece(engine.traits.vocab, token, False, request.text, request.error)
+    if meets_stop(request, text_size):
+        cut_at_stop(request)
+        trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size())
+        finish(engine, box, request, Finish.Stop)
+    elif (<int32_t> request.output.size() >= request.max_tokens
+          or <int32_t> sequence.tokens.size() >= engine.traits.n_ctx_seq):
+        finish(engine, box, request, Finish.Length)
+    else:
+        request.released = max(request.released, showable(request))
+        if 0 < request.pause_at <= <int32_t> sequence.tokens.size():
+            # The caller makes room, with Python's policies, and resumes.
+            request.paused = True
+            sequence.busy = False
+
+
+cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
+                 Finish reason) noexcept nogil:
+    request.finish = reason
+    request.phase = Phase.Done
+    request.t_end = now_us()
+    request.released = request.text.size()
+    request.sequence.get().busy = False
+    if request.temporary and not engine.closed and not engine.broken:
+        drop_cells(engine, box, request.sequence.get())
+
+
+cdef void fail(Engine * engine, ContextBox * box, NativeRequest * request,
+               int32_t code) noexcept nogil:
+    request.failure = code
+    finish(engine, box, request, Finish.Failed)
