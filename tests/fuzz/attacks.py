@@ -24,7 +24,7 @@ from tests.unit.loaders.gguf_writer import (
     GgufFile,
     text,
 )
-from tests.unit.loaders.tiny_models import (
+from tests.unit.loaders.model_files import (
     rwkv_words,
     tiny_bert,
     tiny_llama,

@@ -23,8 +23,8 @@ with atheris.instrument_imports(include=["llama_runner.loaders"]):
     from llama_runner.errors import ModelValidationError
     from llama_runner.loaders import validate_model
 
+from tests.unit.loaders.model_files import ALL
 from tests.unit.loaders.mutations import mutated
-from tests.unit.loaders.tiny_models import ALL
 
 _TARGET = Path(tempfile.mkdtemp(prefix="fuzz-validate-")) / "model.gguf"
 _MODELS = [make() for make in ALL]

@@ -11,8 +11,8 @@ import pytest
 
 from llama_runner.errors import ModelValidationError
 from llama_runner.loaders import validate_model
+from tests.unit.loaders.model_files import ALL
 from tests.unit.loaders.mutations import mutated
-from tests.unit.loaders.tiny_models import ALL
 
 WANTED = 300
 BATCH = 25

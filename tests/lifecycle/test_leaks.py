@@ -11,7 +11,7 @@ import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError, ModelLoadError
-from tests.unit.loaders.tiny_models import tiny_llama
+from tests.unit.loaders.model_files import tiny_llama
 
 MB = 1_000_000
 PROCESS = psutil.Process()

@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, KINDS, write_model
 
 from llama_runner import LlamaRunner, ModelMetadata, UnsupportedModelError, read_gguf
 from tests.unit.loaders.gguf_writer import GgufFile
-from tests.unit.loaders.tiny_models import (
+from tests.unit.loaders.model_files import (
     tiny_bert,
     tiny_gemma2,
     tiny_llama,

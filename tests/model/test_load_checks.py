@@ -25,7 +25,7 @@ from llama_runner.errors import (
 from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
 from llama_runner.loaders.estimate import fitting_n_ctx
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
-from tests.unit.loaders.tiny_models import (
+from tests.unit.loaders.model_files import (
     tiny_bert,
     tiny_llama,
     tiny_mamba2,

@@ -33,7 +33,7 @@ from llama_runner.results import (
     Usage,
 )
 from tests.unit.loaders.gguf_writer import U32
-from tests.unit.loaders.tiny_models import tiny_llama
+from tests.unit.loaders.model_files import tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ from tests.unit.loaders.gguf_writer import (
     GgufFile,
     Tensor,
 )
-from tests.unit.loaders.tiny_models import N_EMBD, N_FF, tiny_llama, tiny_moe
+from tests.unit.loaders.model_files import N_EMBD, N_FF, tiny_llama, tiny_moe
 
 RANK = 4
 

@@ -23,9 +23,9 @@ from llama_runner.errors import (
     NoDiskSpaceError,
 )
 from llama_runner.loaders import find_model, list_models, pull, remove, verify
+from tests.unit.loaders.model_files import tiny_llama
 from tests.unit.loaders.test_pulling import cached_files, describe
 from tests.unit.loaders.test_reading import write_split
-from tests.unit.loaders.tiny_models import tiny_llama
 
 pytest.importorskip("huggingface_hub")
 

@@ -14,7 +14,7 @@ from llama_runner.errors import ModelMetadataError, ModelNotFoundError, ModelVal
 from llama_runner.loaders import ModelMetadata, SamplingDefaults, load_model
 from llama_runner.params import GenerationParams
 from tests.unit.loaders.gguf_writer import ARRAY, STRING, U32, Array
-from tests.unit.loaders.tiny_models import tiny_llama
+from tests.unit.loaders.model_files import tiny_llama
 
 
 def described(folder: Path, **fields: Any) -> Path:

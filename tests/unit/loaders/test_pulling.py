@@ -34,7 +34,7 @@ from llama_runner.loaders import (
 )
 from llama_runner.loaders.catalogue import DEFAULT_MODEL, find_entry
 from llama_runner.loaders.sources import HubSource, PackageSource, parse_source
-from tests.unit.loaders.tiny_models import tiny_llama
+from tests.unit.loaders.model_files import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("home")
 

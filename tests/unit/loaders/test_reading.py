@@ -35,7 +35,7 @@ from tests.unit.loaders.gguf_writer import (
     GgufFile,
     Tensor,
 )
-from tests.unit.loaders.tiny_models import N_EMBD, tiny_llama
+from tests.unit.loaders.model_files import N_EMBD, tiny_llama
 
 
 def plain(value: object) -> object:

@@ -28,8 +28,8 @@ from tests.unit.loaders.gguf_writer import (
     GgufFile,
     Tensor,
 )
+from tests.unit.loaders.model_files import ALL, rwkv_words, tiny_bert, tiny_llama, tiny_moe
 from tests.unit.loaders.mutations import mutated
-from tests.unit.loaders.tiny_models import ALL, rwkv_words, tiny_bert, tiny_llama, tiny_moe
 
 PINNED = Path(__file__).parents[3] / "llama_cpp_src" / "llama.cpp"
 MEMORY_LIMIT = 64 << 20
