@@ -35,7 +35,10 @@ QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but th
 # Values are checked by GenerationParams and ContextParams alone; the defaults are theirs.
 GENERATION = (
     click.Option(
-        ["-n", "--max-tokens"], type=int, show_default="200", help="Most tokens to generate."
+        ["-n", "--max-tokens"],
+        type=int,
+        show_default="200; chat: 1000",
+        help="Most tokens of an answer.",
     ),
     click.Option(
         ["-t", "--temperature"], type=float, show_default="0.8", help="Randomness; 0 is none."
