@@ -47,7 +47,7 @@ class Checkpoint:
         )
 
     def restore(self, sequence: Sequence) -> None:
-        """Go back to it."""
+        """Go back to it; where the sequence has left the memory meanwhile, nothing happens."""
         sequence.restore_state(self.state, len(self.tokens), partial=True)
 
 
@@ -68,6 +68,7 @@ class Checkpoints:
         sequence = self._sequence
         if sequence.context.memory_kind not in ("recurrent", "hybrid"):
             return
+        sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):
             return
         rest = sequence.tokens[n:]
@@ -97,6 +98,9 @@ class Checkpoints:
 
     def latest(self, n: int) -> Checkpoint | None:
         """The one that :meth:`go_back` would restore; None also where none is needed."""
+        if self._opening is None and not self._recent:
+            return None
+        self._sequence.bring_in()  # they are of what is in the memory
         if self._sequence.n_cached <= n:
             return None
         found = [c for c in (self._opening, *self._recent) if c and c.fits(self._sequence, n)]

@@ -14,8 +14,10 @@ from llama_runner.transcript import Transcript
 
 __all__ = ["Collector"]
 
-# Where an automatic collection goes: low enough that it is not needed again at once.
+# Where an automatic collection goes, of the context and of the threshold: low enough that it is not
+# needed again at once.
 AUTOMATIC_TARGET = 0.5
+SHARE_OF_THRESHOLD = 0.625
 
 
 class Collector:
@@ -39,6 +41,7 @@ class Collector:
         self._context = context
         self._transcript = transcript
         self._threshold = threshold
+        self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
         self.cleaned = False
         """Whether something was dropped since the last answer."""
         self.n_shifted = 0
@@ -76,6 +79,7 @@ class Collector:
         """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
         started = time.perf_counter()
         transcript, sequence = self._transcript, self._transcript.sequence
+        sequence.bring_in()  # what is not in the memory cannot be shifted there
         spans = transcript.spans()
         n_target = int(target * self._context.n_ctx_seq)
         doomed = plan(spans, len(sequence) - n_target, policy)
@@ -165,12 +169,13 @@ class Collector:
                 f"of {n_ctx:,}, one token for the answer): shorten it or raise n_ctx"
             )
         if len(self._transcript.sequence) > self._threshold * n_ctx:
-            self.collect(AUTOMATIC_TARGET, oldest_turns)
+            self.collect(self._target, oldest_turns)
 
     def pause_at(self) -> int:
         """Ledger length at which a generation pauses to have room made."""
         n_ctx = self._context.n_ctx_seq
-        return max(int(self._threshold * n_ctx), len(self._transcript.sequence) + 1)
+        at = min(int(self._threshold * n_ctx), n_ctx - 1)
+        return max(at, len(self._transcript.sequence) + 1)
 
     def make_room_while_generating(self, generation: Generation) -> None:
         """Collect in the middle of an answer, and let it go on.
@@ -179,7 +184,7 @@ class Collector:
             ContextFullError: All that could go is pinned.
         """
         self._transcript.book_answer(None)
-        if self.collect(AUTOMATIC_TARGET, oldest_turns).method != "none":
+        if self.collect(self._target, oldest_turns).method != "none":
             generation.request.resume(self.pause_at())
             return
         n_ctx = self._context.n_ctx_seq

@@ -130,11 +130,12 @@ class Stream(Iterator[Chunk]):
             raise StopIteration
         request = self._generation.request
         try:
-            text, tokens = request.read()
-            while request.paused and self._make_room is not None:
-                self._make_room(self._generation)
-                if not text:
-                    text, tokens = request.read()
+            while True:
+                if request.paused and self._make_room is not None:
+                    self._make_room(self._generation)
+                text, tokens = request.read()
+                if text or not request.paused:
+                    break  # when it paused with text to show, room is made at the next pull
         except BaseException:
             if request.paused:
                 request.close()  # no room could be made: what was generated is the answer

@@ -7,9 +7,10 @@ never half a message, never the turn that is going on, never a tool's result wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 from llama_runner.errors import InvalidParameterError
 from llama_runner.results import Span
@@ -123,13 +124,17 @@ def resolve_policy(policy: GcPolicyLike) -> GcPolicy:
 
 
 def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
-    """Indices of the spans to remove, so that ``n_to_free`` tokens go if the rules allow it."""
+    """Indices of the spans to remove, so that ``n_to_free`` tokens go if the rules allow it.
+
+    Raises:
+        InvalidParameterError: The policy proposes something else than groups of indices.
+    """
     if n_to_free <= 0 or not spans:
         return []
     last_turn = spans[-1].turn
     chosen: set[int] = set()
     freed = 0
-    for group in policy(spans):
+    for group in _checked(policy(spans), len(spans)):
         if freed >= n_to_free:
             break
         whole = _with_results(spans, group)
@@ -139,6 +144,23 @@ def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
         freed += sum(spans[i].tokens for i in whole - chosen)
         chosen |= whole
     return sorted(chosen)
+
+
+def _checked(groups: object, n_spans: int) -> Iterator[list[int]]:
+    """What a policy proposes, if it is what a policy may propose."""
+    try:
+        for group in cast("Iterable[Iterable[int]]", groups):
+            indices = [operator.index(i) for i in group]
+            if not all(0 <= i < n_spans for i in indices):
+                raise InvalidParameterError(
+                    f"policy: proposed {indices}; there are spans 0 to {n_spans - 1}",
+                    field="policy",
+                )
+            yield indices
+    except TypeError:
+        raise InvalidParameterError(
+            "policy: must return groups of span indices, as in [[1, 2], [3]]", field="policy"
+        ) from None
 
 
 def _stays(span: Span, last_turn: int) -> bool:

@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 from llama_runner._core import Context, Sequence
 from llama_runner.checkpoints import Checkpoint, Checkpoints
 from llama_runner.collection import Collector
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import (
+    ClosedError,
+    ContextBusyError,
+    ForkedProcessError,
+    InvalidParameterError,
+)
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import Prompt, is_messages, read_messages
+from llama_runner.prompts.messages import (
+    Prompt,
+    is_messages,
+    is_whole_conversation,
+    read_messages,
+)
 from llama_runner.results import Completion, ContextInfo, GcReport
-from llama_runner.transcript import Transcript, TranscriptMark, is_whole_conversation
+from llama_runner.transcript import Transcript, TranscriptMark
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -76,6 +86,8 @@ class Session:
             raise InvalidParameterError(
                 f"reuse={reuse!r}: must be 'prefix' or 'chunks'", field="reuse"
             )
+        if name is not None and (not isinstance(name, str) or not name.isprintable()):
+            raise InvalidParameterError(f"name={name!r}: must be printable text", field="name")
         self.name = name
         self._context = context
         self._chat = chat
@@ -83,6 +95,7 @@ class Session:
         self._reuse = reuse
         self._defaults = defaults or GenerationParams()
         self._lock = threading.RLock()
+        self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._open: _OpenTurn | None = None
         self._live_in(context.new_sequence())
 
@@ -99,7 +112,7 @@ class Session:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first; a copy."""
-        with self._entered():
+        with self._looked_at():
             return [dict(message) for message in self._transcript.messages]
 
     # ---- generating ----------------------------------------------------------------------------
@@ -126,7 +139,7 @@ class Session:
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered(), self._undone_on_error():
             generation = self._begin(prompt, chosen)
-            completion = generation.run(self._collector.make_room_while_generating)
+            completion = generation.run(self._make_room)
             self._book_answer(completion.text)
             return completion
 
@@ -145,14 +158,11 @@ class Session:
             with self._undone_on_error():
                 generation = self._begin(prompt, chosen)
             self._open = _OpenTurn(generation, before, cleaned)
-            return Stream(generation, self._end_stream, self._make_room)
-
-    def _end_stream(self) -> None:
-        with self._entered():
-            pass
+            return Stream(generation, self._book_stream, self._make_room)
 
     def _make_room(self, generation: Generation) -> None:
         with self._lock:
+            generation.request.lend()
             self._collector.make_room_while_generating(generation)
 
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
@@ -195,7 +205,7 @@ class Session:
         transcript = self._transcript
         difference = None
         if self._reuse == "chunks" and is_whole_conversation(given):
-            gone = transcript.dropped(given)
+            gone = transcript.taken_out(given)
             if gone:
                 before = transcript.parts[: gone[0]]
                 difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
@@ -213,7 +223,7 @@ class Session:
 
     def info(self) -> ContextInfo:
         """What is in the conversation's memory. Computes nothing on the model."""
-        with self._entered():
+        with self._looked_at():
             return self._collector.info()
 
     def gc(
@@ -293,6 +303,7 @@ class Session:
         """
         with self._entered():
             self._sequence.check_idle()
+            self._sequence.bring_in()
             return SessionMark(self._transcript.mark(), Checkpoint.take(self._sequence))
 
     def rewind(self, mark: SessionMark) -> None:
@@ -303,6 +314,7 @@ class Session:
         """
         with self._entered():
             self._sequence.check_idle()
+            self._sequence.bring_in()
             n_same = self._sequence.common_prefix(mark.transcript.tokens)
             if mark.checkpoint is not None and mark.checkpoint.fits(self._sequence, n_same):
                 mark.checkpoint.restore(self._sequence)
@@ -391,7 +403,12 @@ class Session:
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._entered():
+        try:
+            self._context.check()
+        except (ClosedError, ForkedProcessError):
+            return  # there is nothing to give back, or it is the parent's
+        with self._lock:
+            self._book_stream()
             self._sequence.close()
 
     def __enter__(self) -> Self:
@@ -413,16 +430,42 @@ class Session:
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        """Alone with the conversation, the turn of a stream that has ended booked."""
+        """Alone with the conversation, to change it."""
+        with self._looked_at():
+            if self._inside:
+                raise ContextBusyError(
+                    "a callback or signal handler inside a call on a conversation cannot change it"
+                )
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+
+    @contextmanager
+    def _looked_at(self) -> Iterator[None]:
+        """While no other thread changes the conversation; the turn of a stream that ended booked.
+
+        A callback or signal handler may look at it in the middle of a call.
+        """
+        self._context.check()  # in a forked child the lock may never be let go of
+        with self._lock:
+            self._sequence.check()
+            if not self._inside:
+                self._book_stream()
+            yield
+
+    def _book_stream(self) -> None:
+        """Count the turn of a stream that has ended to the conversation."""
         with self._lock:
             turn = self._open
-            if turn is not None and turn.generation.request.done:
-                self._open = None
-                if turn.generation.request.finish_reason is None:
-                    self._go_back(turn.before, turn.cleaned)
-                elif not self._context.closed:
-                    self._book_answer(turn.generation.request.text)
-            yield
+            if turn is None or not turn.generation.request.done or self._context.closed:
+                return
+            self._open = None
+            if turn.generation.request.finish_reason is None:
+                self._go_back(turn.before, turn.cleaned)
+            else:
+                self._book_answer(turn.generation.request.text)
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:

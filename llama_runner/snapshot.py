@@ -36,7 +36,8 @@ from llama_runner.errors import (
     SnapshotError,
 )
 from llama_runner.loaders.fingerprint import fingerprint
-from llama_runner.transcript import Part, Transcript
+from llama_runner.parts import Part
+from llama_runner.transcript import Transcript
 
 __all__ = [
     "VERSION",
@@ -65,6 +66,8 @@ class PartRecord(BaseModel):
     turn: int = Field(ge=0)
     pinned: bool
     messages: list[dict[str, Any]]
+    collected: list[str]
+    """Digests of messages that were dropped from before it, as hex."""
 
 
 class Header(BaseModel):
@@ -175,6 +178,7 @@ def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
                 turn=part.turn,
                 pinned=part.pinned,
                 messages=part.messages,
+                collected=[digest.hex() for digest in part.collected],
             )
             for part in transcript.parts
         ],
@@ -218,7 +222,20 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
     sequence.use_adapters([(name, scale) for name, scale, _ in header.adapters])
     if header.n_cells and header.context == context.state_format:
         sequence.adopt_state(snapshot.state, header.n_cells, header.n_exact)
-    parts = [Part(**record.model_dump()) for record in header.parts]
+    try:
+        parts = [
+            Part(
+                record.role,
+                record.n_tokens,
+                record.turn,
+                record.pinned,
+                record.messages,
+                tuple(map(bytes.fromhex, record.collected)),
+            )
+            for record in header.parts
+        ]
+    except ValueError:
+        raise SnapshotError("this snapshot's header is not valid: parts.collected") from None
     return parts, header.turn, header.name
 
 

@@ -7,38 +7,21 @@ came from. Both change together here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llama_runner._core import Sequence
 from llama_runner.errors import InvalidParameterError
+from llama_runner.parts import UNTEMPLATED, Part, taken_out, without_collected
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import TokenIds
+from llama_runner.prompts.messages import TokenIds, begins_turn, is_whole_conversation
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Part", "Transcript", "TranscriptMark"]
-
-# Roles of parts that no template made.
-UNTEMPLATED = ("raw", "generated")
-
-
-@dataclass(slots=True)
-class Part:
-    """A span while the transcript works on it."""
-
-    role: str
-    n_tokens: int
-    turn: int
-    pinned: bool = False
-    messages: list[dict[str, Any]] = field(default_factory=list)
-
-    def copy(self) -> Part:
-        """A part that can change without this one."""
-        return Part(self.role, self.n_tokens, self.turn, self.pinned, list(self.messages))
+__all__ = ["Transcript", "TranscriptMark"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +133,9 @@ class Transcript:
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
-        messages = given if is_whole_conversation(given) else known + given
+        messages = known + given
+        if is_whole_conversation(given):
+            messages = without_collected(chat, given)
 
         text, stops = self._chat.render(messages, for_answer=for_answer)
         data = text.encode()
@@ -231,7 +216,7 @@ class Transcript:
                 position = matched
         # What closes the last answer is part of it: then any turn can go, and what stays is what
         # the template makes of the rest.
-        end_byte = self._text_until(messages[:n_kept], data) if n_kept else None
+        end_byte = self._chat.end_of(messages, n_kept - 1, data) if n_kept else 0
         if end_byte is not None and end_byte > n_bytes:
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             self.parts[-1].n_tokens += n_tokens
@@ -244,7 +229,7 @@ class Transcript:
             if i > n_kept and old is None and not pending and begins_turn(messages, i):
                 self.turn += 1  # of a conversation that is given whole, each turn may go by itself
             pending.append(messages[i])
-            end_byte = self._text_until(messages[: i + 1], data)
+            end_byte = self._chat.end_of(messages, i, data, end_byte)
             if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
@@ -258,11 +243,6 @@ class Transcript:
         if pending:
             rest = len(self.sequence) - position
             self.parts.append(Part(pending[-1]["role"], rest, self.turn, messages=pending))
-
-    def _text_until(self, messages: list[dict[str, Any]], data: bytes) -> int | None:
-        """Length of the part of the text that shows these messages, if it begins with it."""
-        prefix = self._chat.text_of(messages).encode()
-        return len(prefix) if prefix and data.startswith(prefix) else None
 
     def book_answer(self, text: str | None) -> None:
         """Count tokens that were generated to the part that opened the answer.
@@ -284,27 +264,10 @@ class Transcript:
 
     # ---- shrinking -----------------------------------------------------------------------------
 
-    def dropped(self, given: list[dict[str, Any]]) -> list[int]:
-        """Parts whose messages a conversation has no longer, though it has later ones.
-
-        Front ends that shorten a history take messages out of it and send the rest.
-
-        Args:
-            given: The whole conversation.
-        """
+    def taken_out(self, given: list[dict[str, Any]]) -> list[int]:
+        """Indices of parts whose messages a conversation, given whole, no longer has."""
         n_fixed = self._n_fixed()
-        gone: list[int] = []
-        i, j = n_fixed, 0
-        while i < len(self.parts) and j < len(given):
-            for k in range(i, len(self.parts)):
-                messages = self.parts[k].messages
-                if given[j : j + len(messages)] == messages and (messages or k == i):
-                    gone += range(i, k)
-                    i, j = k + 1, j + len(messages)
-                    break
-            else:
-                break
-        return gone
+        return [n_fixed + i for i in taken_out(self.parts[n_fixed:], given)]
 
     def remove(self, indices: list[int]) -> Literal["shift", "rebuild"]:
         """Take parts out of transcript and ledger; "shift" where no token must be recomputed."""
@@ -315,7 +278,16 @@ class Transcript:
             if self.parts[i].n_tokens:
                 how = self.sequence.remove(start, start + self.parts[i].n_tokens)
                 method = "rebuild" if how == "rebuild" else method
-        self.parts = [part for i, part in enumerate(self.parts) if i not in doomed]
+        kept: list[Part] = []
+        collected: tuple[bytes, ...] = ()
+        for i, part in enumerate(self.parts):
+            if i in doomed:
+                collected += part.collect()
+            else:
+                part.collected = collected + part.collected
+                collected = ()
+                kept.append(part)
+        self.parts = kept
         return method
 
     def replace(self, indices: list[int], text: str) -> int:
@@ -344,13 +316,14 @@ class Transcript:
             )
         ledger = self.sequence.tokens
         runs = [tokens]
-        kept = [*self.parts[:first], Part("summary", len(tokens), self.turn, True, messages)]
+        note = Part("summary", len(tokens), self.parts[first].turn, True, messages)
+        note.collected = tuple(d for i in indices for d in self.parts[i].collect())
+        kept = [*self.parts[:first], note]
         for i in range(first, len(self.parts)):
             if i not in doomed:
                 begin = self.start_of(i)
                 runs.append(ledger[begin : begin + self.parts[i].n_tokens])
                 kept.append(self.parts[i])
-        kept[first].turn = self.parts[first].turn
         self.sequence.truncate(start)
         for run in runs:
             self.sequence.append(run)
@@ -377,13 +350,3 @@ class Transcript:
         self.sequence.append(mark.tokens[n_same:])
         self.parts = [part.copy() for part in mark.parts]
         self.turn = mark.turn
-
-
-def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:
-    """Whether a message asks something new, behind an answer."""
-    return messages[i]["role"] == "user" and i > 0 and messages[i - 1]["role"] == "assistant"
-
-
-def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
-    """Whether messages are all that was said, or only what is new."""
-    return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)

@@ -170,7 +170,6 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
     ctypedef weak_ptr[NativeSequence] WeakSequencePtr
 
     cdef enum class Phase:
-        Waiting
         Prefill
         Decode
         Done
@@ -195,6 +194,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         atomic[bool] cancelled
         bool in_batch
         bool suspect
+        bool begun
         Phase phase
         Finish finish
         int32_t failure
@@ -251,7 +251,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         vector[llama_token] suppressed
         bool running
         bool closed
-        bool broken
+        atomic[bool] broken
         int32_t exclusive_waiting
         size_t turn
         uint64_t clock
@@ -270,7 +270,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
     void forget_unparked(vector[WeakSequencePtr] & sequences)
     void sort_by_arrival(vector[NativeRequest *] & requests)
     void keep_same_adapters(vector[NativeRequest *] & requests)
-    void compute_with(Engine & engine, llama_context * context, const vector[Adapter] & adapters)
+    int32_t compute_with(Engine & engine, llama_context * context,
+                         const vector[Adapter] & adapters, string & error)
 
 cdef extern from "chat.hpp" namespace "llama_runner" nogil:
     cdef cppclass ChatTemplates:

@@ -73,12 +73,19 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
 
 
+cdef void limit_parked(NativeSequence * sequence, int32_t n) noexcept nogil:
+    """Of the state kept aside, at most the first n tokens still are this ledger's."""
+    sequence.n_parked = min(sequence.n_parked, n)
+    if sequence.n_parked <= 0:
+        sequence.parked.reset()
+
+
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                      int32_t n) noexcept nogil:
     """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
     cdef llama_memory_t memory = llama_get_memory(box.context)
     cdef int32_t oldest_needed = 0
-    sequence.n_parked = min(sequence.n_parked, n)
+    limit_parked(sequence, n)
     if sequence.n_kv <= n:
         return
     if n == 0 or not llama_memory_seq_rm(memory, sequence.slot, n, -1):
@@ -113,7 +120,7 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
         shifted = True
     else:
         trim_cells(engine, box, sequence, start)
-    sequence.n_parked = min(sequence.n_parked, start)
+    limit_parked(sequence, start)
     sequence.tokens.erase(sequence.tokens.begin() + start, sequence.tokens.begin() + stop)
     return shifted
 
@@ -130,7 +137,7 @@ cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
         started = now_us()
         engine.settling = True
         if settle(box.context, error) == kThrew:
-            engine.broken = True
+            engine.broken.store(True)
         engine.settling = False
         engine.unsettled = False
         engine.settle_us = now_us() - started
@@ -222,6 +229,7 @@ cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
         if sequence.parked:
+            forget_unparked(engine.parked)
             engine.parked.push_back(<WeakSequencePtr> held)
     drop_cells(engine, box, sequence)
     if sequence.parked:
@@ -333,8 +341,6 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
                       SequencePtr & taker, uint64_t arrival, int32_t n) noexcept nogil:
     """Give a sequence that is not in the memory the first n cells of one that is."""
     cdef NativeSequence * sequence = taker.get()
-    cdef size_t i
-    cdef llama_seq_id other
     # No cells are needed, only a slot; finding one must not move the donor out.
     donor.last_used = engine.clock + 1
     if not make_room(engine, box, taker, arrival, 0) or donor.slot < 0:
@@ -346,18 +352,23 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
         engine.unsettled = True
         settle_cells(engine, box)  # before either's cells change
         sequence.n_kv = donor.n_kv
+        if engine.traits.unified:  # a hybrid model's attention cells
+            note_sharing(engine, donor.slot, sequence.slot, donor.n_kv)
         trim_cells(engine, box, sequence, n)
         return sequence.n_kv > 0
     llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
-    for i in range(engine.slots.size()):
-        other = <llama_seq_id> i
-        if other == sequence.slot:
-            continue
-        shared_cells(engine, sequence.slot, other)[0] = min(
-            n, shared_cells(engine, donor.slot, other)[0])
-        shared_cells(engine, other, sequence.slot)[0] = shared_cells(
-            engine, sequence.slot, other)[0]
-    shared_cells(engine, sequence.slot, donor.slot)[0] = n
-    shared_cells(engine, donor.slot, sequence.slot)[0] = n
     sequence.n_kv = n
+    note_sharing(engine, donor.slot, sequence.slot, n)
     return True
+
+
+cdef void note_sharing(Engine * engine, llama_seq_id donor, llama_seq_id taker,
+                       int32_t n) noexcept nogil:
+    """The first n cells of a slot are those of another, and of all who have these."""
+    cdef llama_seq_id other
+    for other in range(<llama_seq_id> engine.slots.size()):
+        if other != taker:
+            shared_cells(engine, taker, other)[0] = min(n, shared_cells(engine, donor, other)[0])
+            shared_cells(engine, other, taker)[0] = shared_cells(engine, taker, other)[0]
+    shared_cells(engine, taker, donor)[0] = n
+    shared_cells(engine, donor, taker)[0] = n

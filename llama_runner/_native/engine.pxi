@@ -5,7 +5,8 @@
 # result is there or the loop is free. There is no thread of our own: nothing outlives a call,
 # and one caller alone pays a mutex per turn for it.
 #
-# Locks: see state.hpp. The monitor is never held while llama.cpp computes. Nobody waits for it with
+# Locks: see state.hpp. The monitor is held for moments only: never while llama.cpp computes or a
+# state is moved, nor while Python runs. Nobody waits for it with
 # the GIL in hand: what llama.cpp logs meanwhile, perhaps to Python, would wait for the GIL.
 import threading as _threading
 
@@ -93,7 +94,7 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
         # While the loop runs, the turn in hand may hold this request: only the leader ends it.
         if engine.closed and not engine.running:
             fail(engine, box, request, CONTEXT_CLOSED)
-        elif engine.broken and not engine.running:
+        elif engine.broken.load() and not engine.running:
             fail(engine, box, request, CONTEXT_BROKEN)
         elif engine.running or engine.exclusive_waiting > 0:
             engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
@@ -109,11 +110,10 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
             engine.leader_thread = me
             engine.checks_signals = me == main_thread
             while (not is_ready(request) and engine.exclusive_waiting == 0
-                   and not engine.broken and not engine.closed):
+                   and not engine.broken.load() and not engine.closed):
                 take_turn(engine, box)
                 engine.monitor.notify_all()
             drop_orphans(engine, box)
-            engine.working.clear()  # their callers may free them from now on
             engine.leader = NULL
             engine.running = False
             engine.monitor.notify_all()
@@ -138,15 +138,14 @@ cdef bint is_ready(NativeRequest * request) noexcept nogil:
             or (request.streaming and request.released > request.taken))
 
 
-cdef void give_up_slot(Engine * engine, ContextBox * box,
-                       NativeSequence * sequence) noexcept nogil:
+cdef void give_up_slot(Engine * engine, ContextBox * box, SequencePtr & sequence) noexcept nogil:
     """Free a sequence's cells now, or after the turn in hand where the loop is running."""
     engine.monitor.lock()
-    if not engine.running:
-        drop_cells(engine, box, sequence)
+    if engine.running:
+        engine.orphans.push_back(sequence)
+    else:
+        drop_cells(engine, box, sequence.get())
         engine.monitor.notify_all()
-    elif sequence.slot >= 0:
-        engine.orphans.push_back(engine.slots[sequence.slot])
     engine.monitor.unlock()
 
 

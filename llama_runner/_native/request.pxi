@@ -186,14 +186,11 @@ cdef class Request:
         native.finish = Finish.Cancelled
         native.t_end = now_us()
         native.released = native.text.size()
-        if not native.paused:  # while it rests, the sequence is not its own
-            native.sequence.get().busy = False
-        if not native.temporary or not self.sequence.context.box:
-            return
-        if native.sequence.get().slot >= 0:
+        native.sequence.get().busy = False
+        if native.temporary and self.sequence.context.box:
             box = self.sequence.context.box.get()
             with nogil:
-                give_up_slot(engine, box, native.sequence.get())
+                give_up_slot(engine, box, native.sequence)
 
     def __dealloc__(self):
         if self.native:
@@ -204,10 +201,16 @@ cdef class Request:
         """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`."""
         return self.native.get().paused
 
+    def lend(self):
+        """Let the sequence be changed while the request is paused, until it is resumed or closed.
+
+        Whoever does so keeps others away from it.
+        """
+        if self.native.get().paused:
+            self.sequence.native.get().busy = False
+
     def resume(self, int pause_at=0):
         """Let a paused request go on, or set its mark before it begins.
-
-        While it rests, the sequence may be changed.
 
         Args:
             pause_at: Ledger length at which to pause (again); 0 is never.
@@ -215,8 +218,6 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
-        if native.paused:
-            self.sequence.idle()
         if native.phase != Phase.Done:
             native.pause_at = pause_at
             native.paused = False

@@ -119,8 +119,7 @@ cdef class Sequence:
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
-        native.n_parked = min(native.n_parked, <int32_t> n)
-        if n < native.n_kv:
+        if n < max(native.n_kv, native.n_parked):
             with self._held():
                 trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
         native.tokens.resize(n)
@@ -143,6 +142,10 @@ cdef class Sequence:
                                    <int32_t> start, <int32_t> stop)
         return "shift" if shifted else "rebuild"
 
+    def check(self):
+        """Raise ClosedError or ForkedProcessError where it cannot be used."""
+        self.alive()
+
     def check_idle(self):
         """Raise ContextBusyError, ClosedError or ForkedProcessError where it cannot be changed."""
         self.idle()
@@ -156,9 +159,22 @@ cdef class Sequence:
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
         cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
         with self._held():
             if native.slot >= 0:
-                park_cells(self.context.engine, self.context.box.get(), native)
+                with nogil:
+                    park_cells(engine, box, native)
+
+    def bring_in(self):
+        """Come back into the memory, if it was kept aside and there is room."""
+        cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
+        if native.n_kv == 0 and native.parked:
+            with self._held():
+                with nogil:
+                    bring_in(engine, box, self.native, 0)
 
     def fork(self):
         """A second sequence that begins with the same tokens and, where it can, the same cells.
@@ -168,13 +184,17 @@ cdef class Sequence:
         cdef NativeSequence * native = self.idle()
         cdef Sequence child = self.context.new_sequence()
         cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
+        cdef bint shared = False
         with self._held():
             child.native.get().tokens = native.tokens
             child.native.get().adapters = native.adapters
             engine.clock += 1
             child.native.get().last_used = engine.clock
-            if native.n_kv == 0 or not share_cells(
-                    engine, self.context.box.get(), native, child.native, 0, native.n_kv):
+            if native.n_kv > 0:
+                with nogil:
+                    shared = share_cells(engine, box, native, child.native, 0, native.n_kv)
+            if not shared:
                 # Not in the memory, or moved out of the only slot.
                 child.native.get().parked = native.parked
                 child.native.get().n_parked = native.n_parked
@@ -213,15 +233,17 @@ cdef class Sequence:
         cdef NativeSequence * native = self.idle()
         cdef vector[uint8_t] state
         cdef ContextBox * box = self.context.box.get()
+        cdef Engine * engine = self.context.engine
         cdef uint32_t flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._held():
-            if native.n_kv == 0:
-                bring_in(self.context.engine, box, self.native, 0)
+            with nogil:
+                if native.n_kv == 0:
+                    bring_in(engine, box, self.native, 0)
+                if native.n_kv > 0:
+                    settle_cells(engine, box)
+                    save_state(box.context, native.slot, flags, state)
             if native.n_kv == 0:
                 return b"", 0
-            settle_cells(self.context.engine, box)
-            with nogil:
-                save_state(box.context, native.slot, flags, state)
             if state.empty():
                 raise DecodeError("llama.cpp cannot save this sequence's state",
                                   native=native_line())
@@ -236,6 +258,9 @@ cdef class Sequence:
             n: Of how many tokens; the ledger has them already.
             partial: As it was saved. What is not part of it must still be in the memory.
 
+        Returns:
+            False where it is not, and nothing has changed.
+
         Raises:
             ContextFullError: There is no room; nothing has changed.
             DecodeError: llama.cpp refuses the state; the cells are gone, the ledger stays.
@@ -244,13 +269,17 @@ cdef class Sequence:
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         cdef bint restored, has_room
+        cdef int32_t n_cells = <int32_t> n
         if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
             raise InvalidParameterError(
                 f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
         with self._held():
-            if not partial:
-                drop_cells(engine, box, native)
-            has_room = make_room(engine, box, self.native, 0, 0 if partial else <int32_t> n)
+            if partial and native.n_kv < n:
+                return False
+            with nogil:
+                if not partial:
+                    drop_cells(engine, box, native)
+                has_room = make_room(engine, box, self.native, 0, 0 if partial else n_cells)
             if not has_room:
                 raise ContextFullError("the KV memory has no room for this state: close a session")
             with nogil:
@@ -271,6 +300,7 @@ cdef class Sequence:
             native.n_kv = <int32_t> n
             if not partial:
                 native.n_exact = 0  # they may have been shifted before they were saved
+        return True
 
     def adopt_state(self, const uint8_t[::1] state not None, Py_ssize_t n, Py_ssize_t n_exact):
         """Keep cells aside that :meth:`save_state` gave; they come in with the next use.
@@ -387,18 +417,19 @@ cdef class Sequence:
         """Forget everything and give the slot back."""
         if not self.native:
             return
-        if not self.context.closed:
-            self.evict()
+        if process_id() == self.context.owner and not self.context.closed:
+            self.idle()
+            with self._held():
+                drop_cells(self.context.engine, self.context.box.get(), self.native.get())
         self.native.reset()
 
     def __dealloc__(self):
         cdef Engine * engine
         cdef ContextBox * box
-        if (self.native and self.native.get().slot >= 0 and self.context.box
-                and process_id() == self.context.owner):
+        if self.native and self.context.box and process_id() == self.context.owner:
             engine, box = self.context.engine, self.context.box.get()
             with nogil:
-                give_up_slot(engine, box, self.native.get())
+                give_up_slot(engine, box, self.native)
 
     def __repr__(self):
         return f"<Sequence {len(self)} tokens, {self.n_cached} in memory>"

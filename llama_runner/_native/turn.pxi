@@ -34,41 +34,53 @@ cdef int32_t NO_FINITE_LOGIT = -103
 
 
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
-    """Called with the monitor held and the loop owned; lets the monitor go while computing."""
-    compute_turn(engine, box)
+    """Called with the monitor held and the loop owned.
+
+    Lets the monitor go for all that takes time: computing, and moving states in and out. Of the
+    requests only what no caller looks at is touched meanwhile.
+    """
+    cdef string error
+    cdef int32_t code = NO_ROOM
+    cdef size_t i
+    # First lower the flag, then look at the requests: a cancel() in between raises it again.
+    engine.abort.store(process_exits.load())
+    drop_orphans(engine, box)
+    collect_requests(engine, box)
+    if engine.working.empty():
+        return
+    engine.monitor.unlock()
+    for i in range(engine.working.size()):
+        begin_sequence(engine, box, engine.working[i])
+    plan_batch(engine, box)
+    if not engine.shares.empty():
+        code = compute(engine, box, error)
+    engine.monitor.lock()
+    if engine.shares.empty():
+        fail(engine, box, engine.working[0], NO_ROOM)
+    elif code == 0:
+        take_results(engine, box)
+    else:
+        recover(engine, box, code, error)
     # Their callers may free them from now on.
     engine.working.clear()
     engine.shares.clear()
 
 
-cdef void compute_turn(Engine * engine, ContextBox * box) noexcept nogil:
-    cdef string error
+cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
+    """Decode the batch; what llama_decode returns, or kThrew."""
     cdef int32_t code
     cdef int64_t started
-    # First lower the flag, then look at the requests: a cancel() in between raises it again.
-    engine.abort.store(process_exits.load())
-    drop_orphans(engine, box)
-    begin_turn(engine, box)
-    if engine.working.empty():
-        return
-    plan_batch(engine, box)
-    if engine.shares.empty():
-        fail(engine, box, engine.working[0], NO_ROOM)
-        return
-    engine.monitor.unlock()
-    compute_with(deref(engine), box.context, engine.shares[0].request.sequence.get().adapters)
     settle_cells(engine, box)
+    code = kThrew if engine.broken.load() else compute_with(
+        deref(engine), box.context, engine.shares[0].request.sequence.get().adapters, error)
+    if code != 0:
+        return code
     started = now_us()
     code = decode(box.context, box.batch, error)
     if code == 0 and box.batch.n_tokens >= MIN_SHARED:
         engine.prefill_us = now_us() - started
         engine.prefill_tokens = box.batch.n_tokens
-    engine.monitor.lock()
-    if code == 0:
-        take_results(engine, box)
-    else:
-        recover(engine, box, code, error)
-    engine.shares.clear()
+    return code
 
 
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
@@ -78,8 +90,8 @@ cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
     engine.orphans.clear()
 
 
-cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
-    """Collect the requests that want tokens, oldest first; end those that were cancelled."""
+cdef void collect_requests(Engine * engine, ContextBox * box) noexcept nogil:
+    """Put the requests that want tokens in line, oldest first; end those that were cancelled."""
     cdef size_t i
     cdef NativeRequest * request
     engine.working.clear()
@@ -97,25 +109,27 @@ cdef void begin_turn(Engine * engine, ContextBox * box) noexcept nogil:
         request = engine.working[i]
         if request.suspect:
             engine.working.assign(1, request)
-            break
-    # Only now, when all that work are known: making room for one must not move out an older one.
-    for i in range(engine.working.size()):
-        begin_sequence(engine, box, engine.working[i])
+            return
 
 
 cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
+    """See what of its tokens is in the memory, or can be had without computing it.
+
+    Only when all that take part are known: making room for one must not move out an older one.
+    """
     cdef NativeSequence * sequence = request.sequence.get()
+    cdef int32_t n_shared = 0
     engine.clock += 1
     sequence.last_used = engine.clock
     sequence.warm = False
     if sequence.n_kv == 0:
-        request.n_shared = bring_in(engine, box, request.sequence, request.arrival)
+        n_shared = bring_in(engine, box, request.sequence, request.arrival)
     # The last token's logits are needed, so at least that one is decoded (again).
     trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
-    if request.phase == Phase.Waiting:
-        request.n_shared = min(request.n_shared, sequence.n_kv)
+    if not request.begun:
+        request.begun = True
+        request.n_shared = min(n_shared, sequence.n_kv)
         request.n_reused = sequence.n_kv - request.n_shared
-        request.phase = Phase.Prefill
 
 
 cdef inline int32_t n_pending(NativeRequest * request) noexcept nogil:
@@ -202,7 +216,7 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
     cdef int32_t pos_max
     if code == kThrew:
         # llama.cpp gives no promise about a context that was thrown out of.
-        engine.broken = True
+        engine.broken.store(True)
         for i in range(engine.working.size()):
             engine.working[i].error = error
             fail(engine, box, engine.working[i], CONTEXT_BROKEN)
@@ -266,7 +280,6 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
         if 0 < request.pause_at <= <int32_t> sequence.tokens.size():
             # The caller makes room, with Python's policies, and resumes.
             request.paused = True
-            sequence.busy = False
 
 
 cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
@@ -276,7 +289,7 @@ cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
     request.t_end = now_us()
     request.released = request.text.size()
     request.sequence.get().busy = False
-    if request.temporary and not engine.closed and not engine.broken:
+    if request.temporary and not engine.closed and not engine.broken.load():
         drop_cells(engine, box, request.sequence.get())
 
 

@@ -123,7 +123,7 @@ struct Sequence {
 using SequencePtr = std::shared_ptr<Sequence>;
 using WeakSequencePtr = std::weak_ptr<Sequence>;
 
-enum class Phase { Waiting, Prefill, Decode, Done };
+enum class Phase { Prefill, Decode, Done };
 enum class Finish { None, Stop, Length, Cancelled, Failed };
 
 struct Request {
@@ -140,7 +140,8 @@ struct Request {
     std::atomic<bool> cancelled{false};
     bool              in_batch = false;
     bool              suspect  = false;  // a batch with it failed: decode it alone once
-    Phase             phase    = Phase::Waiting;
+    bool              begun    = false;  // a turn has looked for its tokens in the memory
+    Phase             phase    = Phase::Prefill;
     Finish            finish   = Finish::None;
     int32_t           failure  = 0;  // llama_decode's return code, or one of turn.pxi's
     std::string       error;
@@ -205,7 +206,7 @@ struct Engine {
     std::vector<Adapter>     adapters;   // that llama.cpp computes with now
     bool                     running           = false;
     bool                     closed            = false;
-    bool                     broken            = false;  // an exception left the context undefined
+    std::atomic<bool>        broken{false};  // an exception left the context undefined
     int32_t                  exclusive_waiting = 0;
     size_t                   turn              = 0;
     uint64_t                 clock             = 0;
@@ -245,19 +246,23 @@ inline void keep_same_adapters(std::vector<Request *> & requests) {
     requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
 }
 
-inline void compute_with(Engine & engine, llama_context * context,
-                         const std::vector<Adapter> & adapters) {
+// 0, or kThrew.
+inline int32_t compute_with(Engine & engine, llama_context * context,
+                            const std::vector<Adapter> & adapters, std::string & error) noexcept {
     if (engine.adapters == adapters) {
-        return;  // changing them makes llama.cpp plan its graphs again
+        return 0;  // changing them makes llama.cpp plan its graphs again
     }
-    std::vector<llama_adapter_lora *> weights;
-    std::vector<float> scales;
-    for (const Adapter & adapter : adapters) {
-        weights.push_back(adapter.weights);
-        scales.push_back(adapter.scale);
-    }
-    llama_set_adapters_lora(context, weights.data(), weights.size(), scales.data());
-    engine.adapters = adapters;
+    return guarded(error, [&] {
+        std::vector<llama_adapter_lora *> weights;
+        std::vector<float> scales;
+        for (const Adapter & adapter : adapters) {
+            weights.push_back(adapter.weights);
+            scales.push_back(adapter.scale);
+        }
+        llama_set_adapters_lora(context, weights.data(), weights.size(), scales.data());
+        engine.adapters = adapters;
+        return 0;
+    });
 }
 
 }  // namespace llama_runner

@@ -54,6 +54,35 @@ class ChatFormat:
         except ChatTemplateError:
             return ""
 
+    def end_of(
+        self, messages: list[dict[str, Any]], i: int, data: bytes, start: int | None = None
+    ) -> int | None:
+        """Where a message ends in the text of a conversation that begins with these messages.
+
+        Rendering all messages up to each one would take quadratic time. So what a message adds to
+        the last turn before it is looked for where it must be; only if it is not there, all are
+        rendered.
+
+        Args:
+            messages: The conversation.
+            i: Index of the message.
+            data: The text, UTF-8.
+            start: Where the message before it ends, if that is known.
+
+        Returns:
+            A byte offset, or None where the template shows the message only with the next.
+        """
+        j = i
+        while j > 0 and (messages[j]["role"] != "user" or j == i):
+            j -= 1
+        if start is not None and j > 0:
+            before, after = self.text_of(messages[j:i]), self.text_of(messages[j : i + 1])
+            block = after.removeprefix(before).encode() if after.startswith(before) else b""
+            if before and block and data.startswith(block, start):
+                return start + len(block)
+        whole = self.text_of(messages[: i + 1]).encode()
+        return len(whole) if whole and data.startswith(whole) else None
+
     def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
         """Token ids of rendered text, and whether a BOS was put before it.
 

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import TypeIs
 
-__all__ = ["Message", "Prompt", "TokenIds", "is_messages", "read_messages"]
+__all__ = [
+    "Message",
+    "Prompt",
+    "TokenIds",
+    "begins_turn",
+    "is_messages",
+    "is_whole_conversation",
+    "read_messages",
+]
 
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}`` as in OpenAI's API."""
@@ -56,3 +64,13 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
         messages.append(dict(message))
     return messages
+
+
+def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
+    """Whether messages are all that was said, or only what is new."""
+    return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)
+
+
+def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:
+    """Whether a message asks something new, behind an answer."""
+    return messages[i]["role"] == "user" and i > 0 and messages[i - 1]["role"] == "assistant"

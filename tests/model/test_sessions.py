@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import (
+    ClosedError,
     ContextBusyError,
     ContextFullError,
     InvalidParameterError,
@@ -406,3 +408,134 @@ def test_a_dropped_stream_leaves_what_it_said(session: Session) -> None:
     assert session.messages[-1]["role"] == "assistant"
     assert session.messages[-1]["content"].startswith(said)
     assert session.generate(user("Go on."), 4, **greedy()).receipt.reused > 10
+
+
+# ---- what others do meanwhile ------------------------------------------------------------------
+
+
+def test_a_stream_that_makes_room_keeps_others_out(runner: LlamaRunner) -> None:
+    """Also while it rests because its context is full."""
+    with runner.session("Be brief.") as session:
+        for i in range(6):
+            session.generate(user(f"Tell me about {i}."), 50, **greedy(ignore_eos=True))
+        refused = 0
+        with session.stream(user("Go on."), 200, **greedy(ignore_eos=True)) as stream:
+            for chunk in stream:
+                if chunk.finish_reason:
+                    break
+                for change in (session.clear, lambda: session.append("x"), session.close):
+                    with pytest.raises(ContextBusyError):
+                        change()
+                    refused += 1
+        assert refused > 300
+        assert stream.completion is not None
+        assert session.messages[-1]["content"] == stream.completion.text
+
+
+def test_a_callback_cannot_change_the_conversation_that_calls_it(session: Session) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before = session.messages
+
+    def meddle(text: str) -> str:
+        assert session.messages == before  # but it may look
+        session.clear()
+        return "done"
+
+    with pytest.raises(ContextBusyError, match="callback"):
+        session.gc(0.0, policy=summarize(meddle))
+    assert session.messages == before
+
+
+@pytest.mark.parametrize(
+    "proposed", [[[-5]], [[99]], [5], None, [["a"]], [[1.5]], "text", [[None]]]
+)
+def test_a_policy_that_proposes_nonsense_changes_nothing(session: Session, proposed: Any) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before, info = session.messages, session.info()
+    with pytest.raises(InvalidParameterError, match="policy"):
+        session.gc(0.0, policy=lambda spans: proposed)
+    assert (session.messages, session.info()) == (before, info)
+
+
+@pytest.mark.parametrize("gc_threshold", [0.2, 0.5, 1.0])
+def test_answers_have_their_length_at_any_threshold(model_path: Path, gc_threshold: float) -> None:
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1, gc_threshold=gc_threshold) as runner:
+        session = runner.session("Be brief.")
+        for i in range(6):
+            session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+        completion = session.generate(user("Go on."), 180, **greedy(ignore_eos=True))
+        assert len(completion.tokens) == 180 or gc_threshold * 512 < 180
+
+
+def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
+    """Front ends send the whole conversation each time, also what was dropped from memory."""
+    given = [{"role": "system", "content": "Be brief."}]
+    recomputed = []
+    with runner.session() as session:
+        for i in range(25):
+            given.append({"role": "user", "content": f"Tell me about {i}."})
+            completion = session.generate(given, 30, **greedy(ignore_eos=True))
+            given.append({"role": "assistant", "content": completion.text})
+            recomputed.append(completion.receipt.recomputed)
+        assert len(session.messages) < len(given)
+        assert session.messages[1:] == given[len(given) - len(session.messages) + 1 :]
+        # An answer is read again where it was cut in a way that the tokenizer would not.
+        assert max(recomputed) < 60
+        # A summary stands for what it is of.
+        session.gc(0.1, policy=summarize(lambda text: "We spoke of numbers."))
+        given.append({"role": "user", "content": "Go on."})
+        session.generate(given, 4, **greedy())
+        assert session.messages[1]["content"] == "We spoke of numbers."
+        receipt = session.generate(
+            [
+                *given,
+                {"role": "assistant", "content": session.messages[-1]["content"]},
+                *user("On."),
+            ],
+            4,
+            **greedy(),
+        ).receipt
+        assert receipt.recomputed < 40
+
+
+def test_a_closed_session_says_so(runner: LlamaRunner) -> None:
+    session = runner.session("Be brief.")
+    session.close()
+    for use in (session.info, session.clear, session.mark, lambda: session.generate("a"),
+                lambda: session.messages, session.snapshot, session.fork, session.pin):  # fmt: skip
+        with pytest.raises(ClosedError):
+            use()
+    session.close()
+    with pytest.raises(InvalidParameterError, match="name"):
+        runner.session(name="\ud800")
+
+
+def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
+        session = runner.session("Be brief.")
+        for i in range(4):
+            session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        runner.generate_stateless("The sky is", 1)
+        assert session._sequence.n_cached == 0
+        plan = session.gc(0.1, dry_run=True)
+        done = session.gc(0.1)
+        assert (plan.method, plan.tokens_recomputed) == (done.method, done.tokens_recomputed)
+        assert done.method == "shift"
+        assert session.generate(user("Go on."), 2, **greedy()).receipt.recomputed < 25
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "hybrid"])
+def test_what_cannot_be_rewound_comes_back_whole(tiny_paths: dict[str, Path], kind: str) -> None:
+    """From parking and from a snapshot, also when it began with a system message."""
+    template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
+    with LlamaRunner(tiny_paths[kind], n_ctx=512, n_seq_max=1, chat_template=template) as runner:
+        session, other = runner.session("the a abc " * 8), runner.session()
+        for i in range(3):
+            session.generate(f"the {i}", 8, **greedy(ignore_eos=True))
+        runner.generate_stateless("abc", 1)
+        assert session.generate("abc", 4, **greedy()).receipt.recomputed < 20
+        other.restore(session.snapshot())
+        session.close()
+        assert other.generate("abc", 4, **greedy()).receipt.recomputed < 20

@@ -1,0 +1,89 @@
+"""A transcript's parts, and what they know of a conversation that is given whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["UNTEMPLATED", "Part", "taken_out", "without_collected"]
+
+# Roles of parts that no template made.
+UNTEMPLATED = ("raw", "generated")
+
+
+@dataclass(slots=True)
+class Part:
+    """A span while the transcript works on it."""
+
+    role: str
+    n_tokens: int
+    turn: int
+    pinned: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    collected: tuple[bytes, ...] = ()
+    """Digests of messages that were dropped from before it."""
+
+    def copy(self) -> Part:
+        """A part that can change without this one."""
+        messages = list(self.messages)
+        return Part(self.role, self.n_tokens, self.turn, self.pinned, messages, self.collected)
+
+    def collect(self) -> tuple[bytes, ...]:
+        """What is to be remembered when it is dropped; a summary was never given."""
+        if self.role == "summary":
+            return self.collected
+        return (*self.collected, *map(_digest, self.messages))
+
+
+def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation without what was dropped of it, and with the summaries in its place.
+
+    Who gives it whole does not know what had no room. As far as it is the one that the parts
+    show, what was dropped stays so.
+    """
+    messages: list[dict[str, Any]] = []
+    k = 0
+    for part in parts:
+        end = k + len(part.collected)
+        known = part.collected == tuple(map(_digest, given[k:end]))
+        if known:
+            k = end
+        if part.role == "summary":
+            if not known:
+                break
+            messages += part.messages
+            continue
+        end = k + len(part.messages)
+        if given[k:end] != part.messages:
+            break
+        messages += part.messages
+        k = end
+    return messages + given[k:]
+
+
+def taken_out(parts: list[Part], given: list[dict[str, Any]]) -> list[int]:
+    """Indices of parts whose messages a conversation has no longer, though it has later ones.
+
+    Front ends that shorten a history take messages out of it and send the rest.
+    """
+    given = without_collected(parts, given)
+    gone: list[int] = []
+    i, j = 0, 0
+    while i < len(parts) and j < len(given):
+        for k in range(i, len(parts)):
+            messages = parts[k].messages
+            if given[j : j + len(messages)] == messages and (messages or k == i):
+                gone += range(i, k)
+                i, j = k + 1, j + len(messages)
+                break
+        else:
+            break
+    return gone
+
+
+def _digest(message: dict[str, Any]) -> bytes:
+    """What is remembered of a message that was dropped, to know it again."""
+    text = json.dumps(message, sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
