@@ -13,6 +13,9 @@
 #else
 #include <unistd.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "ggml-cpu.h"
 #include "llama.h"
@@ -39,6 +42,11 @@ struct ModelBox {
     ~ModelBox() {
         if (process_id() == owner) {
             llama_model_free(model);
+#ifdef __GLIBC__
+            // Loading takes buffers of tens of megabytes, and glibc keeps such sizes on its heap
+            // once it has seen them freed: give back what nothing stands behind.
+            malloc_trim(0);
+#endif
         }
     }
 };

@@ -37,8 +37,8 @@ GENERATION = (
     click.Option(
         ["-n", "--max-tokens"],
         type=int,
-        show_default="200; chat: 1000",
-        help="Most tokens of an answer.",
+        show_default="200",
+        help="Most tokens to generate.",
     ),
     click.Option(
         ["-t", "--temperature"], type=float, show_default="0.8", help="Randomness; 0 is none."

@@ -69,14 +69,20 @@ def test_loading_and_closing_again_and_again(model_path: Path) -> None:
         with new_runner(model_path) as runner:
             runner.generate_stateless("The sky is", 1)
 
-    for _ in range(5):
+    def least_resident(n: int) -> int:
+        """Some megabytes that were freed stay with the allocator, or not, as it happens."""
+        sizes = []
+        for _ in range(n):
+            work()
+            sizes.append(resident())
+        return min(sizes)
+
+    before = least_resident(15), PROCESS.num_fds(), PROCESS.num_threads()
+    for _ in range(30):
         work()
-    before = resident(), PROCESS.num_fds(), PROCESS.num_threads()
-    for _ in range(50):
-        work()
-    after = resident(), PROCESS.num_fds(), PROCESS.num_threads()
+    after = least_resident(15), PROCESS.num_fds(), PROCESS.num_threads()
     assert after[1:] == before[1:]
-    # Far less than the weights (98 MB) or a context (12 MB), of which 50 were made.
+    # Far less than the weights (98 MB) or a context (12 MB), of which 45 were made.
     assert after[0] - before[0] <= 8 * MB
 
 
