@@ -9,7 +9,7 @@ from llama_runner.checkpoints import Checkpoints
 from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
 from llama_runner.generation import Generation
 from llama_runner.memory import GcPolicy, Summarize, oldest_turns, plan
-from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport
+from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, Span
 from llama_runner.transcript import Transcript
 
 __all__ = ["Collector"]
@@ -161,12 +161,14 @@ class Collector:
         spans = self._transcript.spans()
         turn = self._transcript.turn
         n_new = sum(span.tokens for span in spans if span.turn == turn)
-        n_pinned = sum(span.tokens for span in spans if span.pinned and span.turn < turn)
+        pinned = [span for span in spans if span.pinned and span.turn < turn]
+        n_pinned = sum(span.tokens for span in pinned)
         if n_new + n_pinned >= n_ctx:
-            beside = f" beside {n_pinned:,} pinned ones" if n_pinned else ""
+            beside = f" beside what is pinned: {_listed(pinned)}" if pinned else ""
             raise PromptTooLongError(
-                f"the prompt has {n_new:,} tokens; {n_ctx - n_pinned - 1:,} fit{beside} (a context "
-                f"of {n_ctx:,}, one token for the answer): shorten it or raise n_ctx"
+                f"the prompt has {n_new:,} tokens; {max(0, n_ctx - n_pinned - 1):,} fit (a context "
+                f"of {n_ctx:,}, one token for the answer){beside}; shorten it"
+                f"{', unpin some,' if pinned else ''} or raise n_ctx"
             )
         if len(self._transcript.sequence) > self._threshold * n_ctx:
             self.collect(self._target, oldest_turns)
@@ -188,13 +190,17 @@ class Collector:
             generation.request.resume(self.pause_at())
             return
         n_ctx = self._context.n_ctx_seq
-        pinned = [part for part in self._transcript.parts if part.pinned]
+        parts = self._transcript.parts  # not what stays anyhow, but what the caller can unpin
+        pinned = [s for s, part in zip(self._transcript.spans(), parts, strict=True) if part.pinned]
         if pinned and len(self._transcript.sequence) >= n_ctx - 1:
-            what = ", ".join(f"{part.role} ({part.n_tokens:,} tokens)" for part in pinned)
             raise ContextFullError(
-                f"the context of {n_ctx:,} tokens is full and what could go is pinned: {what}; "
-                "unpin some of it, or raise n_ctx"
+                f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
+                f"{_listed(pinned)}; unpin some of it, or raise n_ctx"
             )
         # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
         # the context ends there by itself, for its length.
         generation.request.resume(n_ctx - 1 if pinned else 0)
+
+
+def _listed(spans: list[Span]) -> str:
+    return ", ".join(f"{span.role} ({span.tokens:,} tokens)" for span in spans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -25,6 +26,7 @@ class Generation:
         params: Without a seed, one is chosen here.
         temporary: Leave nothing behind in the KV memory.
         shifted: Tokens of the prompt that were moved to make room for it.
+        started: When the call began, by ``time.perf_counter()``.
         first_difference: Token and message in which the prompt first differed from what was in
             memory.
     """
@@ -34,6 +36,7 @@ class Generation:
         sequence: Sequence,
         params: GenerationParams,
         *,
+        started: float,
         temporary: bool = False,
         shifted: int = 0,
         first_difference: tuple[int, int] | None = None,
@@ -43,6 +46,7 @@ class Generation:
         self.params = params
         sequence.use_adapters(params.lora)
         self.request = Request(sequence, params, temporary=temporary)
+        self._before_ms = (time.perf_counter() - started) * 1e3  # templates, tokens, room
         self._shifted = shifted
         self._first_difference = first_difference or (None, None)
 
@@ -90,7 +94,7 @@ class Generation:
         prefill, decode = (first - start) / 1e6, (end - first) / 1e6
         return Timings(
             prefill_ms=prefill * 1e3,
-            first_token_ms=prefill * 1e3,
+            first_token_ms=self._before_ms + prefill * 1e3,
             decode_ms=decode * 1e3,
             # The first token falls out of the prefill.
             tokens_per_second=(n_generated - 1) / decode if decode > 0 and n_generated > 1 else 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -138,6 +139,7 @@ class LlamaRunner:
         params: GenerationParams | None,
         overrides: GenerationOptions,
     ) -> Generation:
+        started = time.perf_counter()
         context = self._alive_context()
         chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
@@ -150,7 +152,7 @@ class LlamaRunner:
                 sequence.append(self.tokenizer.tokenize(prompt, parse_special=chosen.parse_special))
         else:
             sequence.append(prompt)
-        return Generation(sequence, chosen, temporary=True)
+        return Generation(sequence, chosen, started=started, temporary=True)
 
     # ---- stateful ------------------------------------------------------------------------------
 

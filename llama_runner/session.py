@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ class Session:
             self._transcript.turn += 1
 
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
+        started = time.perf_counter()
         self._sequence.check_idle()
         self._collector.cleaned = False
         difference: tuple[int, int] | None = None
@@ -191,6 +193,7 @@ class Session:
         generation = Generation(
             self._sequence,
             params,
+            started=started,
             shifted=self._collector.n_shifted,
             first_difference=difference,
         )
