@@ -46,11 +46,11 @@ def rss() -> int:
 class LlamaRunnerPeer:
     """This package, through its public class alone."""
 
-    def __init__(self, model: str, n_threads: int, n_ctx: int) -> None:
+    def __init__(self, model: str, n_threads: int, n_ctx: int, **options: Any) -> None:
         from llama_runner import LlamaRunner
 
         self.runner = LlamaRunner(
-            model, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads
+            model, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, **options
         )
         self.greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
@@ -285,7 +285,8 @@ MEASURES = {
 def main() -> None:
     """Do the one job that the command line names."""
     job = json.loads(sys.argv[1])
-    peer = PEERS[job["peer"]](job["model"], job["n_threads"], job["n_ctx"])
+    options = job.get("options", {})
+    peer = PEERS[job["peer"]](job["model"], job["n_threads"], job["n_ctx"], **options)
     print(json.dumps(MEASURES[job["measure"]](peer, job)))
 
 
