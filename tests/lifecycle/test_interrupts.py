@@ -255,3 +255,35 @@ runner.close()
         "get_context_info works",
     ]
     assert same == "True"
+
+
+def test_a_handler_may_cancel_while_others_are_moved_out_of_the_memory(python) -> None:
+    """Signals come while states are moved: nobody holds what cancel() waits for."""
+    python(
+        """
+import signal
+
+runner = new_runner(n_ctx=2048, n_seq_max=1, parking_ram=2**30)
+other = runner.stream_stateless("A", 5)
+n_signals = 0
+
+def cancel_other(*_):
+    global n_signals
+    n_signals += 1
+    other.cancel()
+
+signal.signal(signal.SIGALRM, cancel_other)
+ledger = runner._session._sequence
+ledger.append([504 + i % 1000 for i in range(1200)])
+ledger.next_logits()
+for i in range(40):
+    ledger.remove(5, 15)  # a shift is put off until the next one leaves or computes
+    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0004 * (i % 25))
+    runner.generate_stateless("hello", 1)  # there is one slot
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    ledger.next_logits()
+assert n_signals > 5, n_signals
+other.close()
+runner.close()
+"""
+    )
