@@ -22,6 +22,11 @@ __all__ = ["Checkpoint", "Checkpoints"]
 MAX_RECENT = 2
 
 
+def has_state(sequence: Sequence) -> bool:
+    """Whether its memory has a part that cannot be rewound."""
+    return sequence.context.memory_kind in ("recurrent", "hybrid")
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The state behind the first n tokens."""
@@ -33,7 +38,7 @@ class Checkpoint:
     @classmethod
     def take(cls, sequence: Sequence) -> Checkpoint | None:
         """Of the tokens that are in the memory now; None where that is not needed."""
-        if sequence.context.memory_kind not in ("recurrent", "hybrid") or not sequence.n_cached:
+        if not has_state(sequence) or not sequence.n_cached:
             return None
         state, n = sequence.save_state(partial=True)
         return cls(sequence.tokens[:n], sequence.adapters, state) if n else None
@@ -66,7 +71,7 @@ class Checkpoints:
     def take_opening(self, n: int) -> None:
         """Decode the first n tokens by themselves, and keep a copy of the state then."""
         sequence = self._sequence
-        if sequence.context.memory_kind not in ("recurrent", "hybrid"):
+        if not has_state(sequence):
             return
         sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):

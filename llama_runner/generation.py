@@ -22,7 +22,7 @@ class Generation:
     """A request and what it takes to describe its outcome.
 
     Args:
-        sequence: Holds the whole prompt.
+        sequence: Holds the whole prompt, and computes with the adapters of ``params``.
         params: Without a seed, one is chosen here.
         temporary: Leave nothing behind in the KV memory.
         shifted: Tokens of the prompt that were moved to make room for it.
@@ -44,7 +44,6 @@ class Generation:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
-        sequence.use_adapters(params.lora)
         self.request = Request(sequence, params, temporary=temporary)
         self._before_ms = (time.perf_counter() - started) * 1e3  # templates, tokens, room
         self._shifted = shifted

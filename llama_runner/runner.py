@@ -152,6 +152,7 @@ class LlamaRunner:
                 sequence.append(self.tokenizer.tokenize(prompt, parse_special=chosen.parse_special))
         else:
             sequence.append(prompt)
+        sequence.use_adapters(chosen.lora)
         return Generation(sequence, chosen, started=started, temporary=True)
 
     # ---- stateful ------------------------------------------------------------------------------

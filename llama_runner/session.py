@@ -71,6 +71,7 @@ class Session:
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
             or ("chunks") also what comes behind messages that were taken out.
         defaults: How to sample where a call does not say.
+        sequence: Its ledger; a new one, if not given.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Session:
         name: str | None = None,
         reuse: Reuse = "prefix",
         defaults: GenerationParams | None = None,
+        sequence: Sequence | None = None,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -98,7 +100,7 @@ class Session:
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._open: _OpenTurn | None = None
-        self._live_in(context.new_sequence())
+        self._live_in(context.new_sequence() if sequence is None else sequence)
 
     def _live_in(self, sequence: Sequence) -> None:
         self._transcript = Transcript(sequence, self._chat)
@@ -154,9 +156,7 @@ class Session:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered():
-            self._sequence.check_idle()
-            before, cleaned = self._transcript.mark(), self._collector.cleaned
-            with self._undone_on_error():
+            with self._undone_on_error() as (before, cleaned):
                 generation = self._begin(prompt, chosen)
             self._open = _OpenTurn(generation, before, cleaned)
             return Stream(generation, self._book_stream, self._make_room)
@@ -169,7 +169,6 @@ class Session:
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation."""
         with self._entered(), self._undone_on_error():
-            self._sequence.check_idle()
             if is_messages(prompt):
                 self._add_messages(read_messages(prompt), for_answer=False)
             else:
@@ -179,7 +178,6 @@ class Session:
 
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
-        self._sequence.check_idle()
         self._collector.cleaned = False
         difference: tuple[int, int] | None = None
         if is_messages(prompt):
@@ -337,8 +335,8 @@ class Session:
                 name=name,
                 reuse=self._reuse,
                 defaults=self._defaults,
+                sequence=self._sequence.fork(),
             )
-            child._live_in(self._sequence.fork())
             child._transcript.parts = [part.copy() for part in self._transcript.parts]
             child._transcript.turn = self._transcript.turn
             return child
@@ -471,11 +469,12 @@ class Session:
                 self._book_answer(turn.generation.request.text)
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
+    def _undone_on_error(self) -> Iterator[tuple[TranscriptMark, bool]]:
+        """Change the conversation if nobody generates on it; what was before is given."""
         self._sequence.check_idle()
         before, cleaned = self._transcript.mark(), self._collector.cleaned
         try:
-            yield
+            yield before, cleaned
         except BaseException:
             self._go_back(before, cleaned)
             raise
