@@ -68,6 +68,10 @@ class Checkpoints:
         self._opening: Checkpoint | None = None
         self._recent: list[Checkpoint] = []
 
+    def adopt(self, other: Checkpoints) -> None:
+        """Go back to those of a conversation that has begun in the same way, too."""
+        self._opening, self._recent = other._opening, list(other._recent)
+
     def take_opening(self, n: int) -> None:
         """Decode the first n tokens by themselves, and keep a copy of the state then."""
         sequence = self._sequence
@@ -90,23 +94,24 @@ class Checkpoints:
         if taken is not None:
             self._recent = [*self._recent, taken][-MAX_RECENT:]
 
-    def go_back(self, n: int) -> bool:
+    def go_back(self, n: int, marked: Checkpoint | None = None) -> None:
         """Before tokens from n on are changed: restore the latest state of at most n tokens.
 
-        Returns:
-            Whether there was one.
+        Args:
+            n: How many tokens stay.
+            marked: A further one that was kept.
         """
-        found = self.latest(n)
+        found = self.latest(n, marked)
         if found is not None:
             found.restore(self._sequence)
-        return found is not None
 
-    def latest(self, n: int) -> Checkpoint | None:
+    def latest(self, n: int, marked: Checkpoint | None = None) -> Checkpoint | None:
         """The one that :meth:`go_back` would restore; None also where none is needed."""
-        if self._opening is None and not self._recent:
+        kept = [c for c in (marked, self._opening, *self._recent) if c is not None]
+        if not kept:
             return None
         self._sequence.bring_in()  # they are of what is in the memory
         if self._sequence.n_cached <= n:
             return None
-        found = [c for c in (self._opening, *self._recent) if c and c.fits(self._sequence, n)]
+        found = [checkpoint for checkpoint in kept if checkpoint.fits(self._sequence, n)]
         return max(found, key=lambda checkpoint: len(checkpoint.tokens), default=None)

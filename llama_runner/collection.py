@@ -84,7 +84,11 @@ class Collector:
         n_target = int(target * self._context.n_ctx_seq)
         doomed = plan(spans, len(sequence) - n_target, policy)
         if not doomed:
-            return GcReport(0, 0, "none", 0, 0.0)
+            n_inexact = len(sequence) - sequence.n_exact if exact else 0
+            if n_inexact and not dry_run:
+                sequence.forget_from(sequence.n_exact)
+            method: GcMethod = "rebuild" if n_inexact else "none"
+            return GcReport(0, 0, method, n_inexact, self._estimate(False, n_inexact))
         summarizes = isinstance(policy, Summarize)
         if summarizes:  # the new summary is of the older ones, too
             doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
@@ -93,7 +97,7 @@ class Collector:
         n_rest = len(sequence) - n_tokens - n_before
         shifts = self._context.can_shift and not exact and not summarizes
         checkpoint = self.checkpoints.latest(n_before)
-        method: GcMethod = "shift" if shifts else "rebuild" if checkpoint is None else "checkpoint"
+        method = "shift" if shifts else "rebuild" if checkpoint is None else "checkpoint"
         if checkpoint is not None:
             n_rest += n_before - len(checkpoint.tokens)
         if dry_run:
@@ -157,21 +161,23 @@ class Collector:
         Raises:
             PromptTooLongError: The newest turn has no room beside what is pinned.
         """
-        n_ctx = self._context.n_ctx_seq
+        n_ctx, used = self._context.n_ctx_seq, len(self._transcript.sequence)
+        if used <= self._threshold * n_ctx:
+            return
         spans = self._transcript.spans()
-        turn = self._transcript.turn
-        n_new = sum(span.tokens for span in spans if span.turn == turn)
-        pinned = [span for span in spans if span.pinned and span.turn < turn]
-        n_pinned = sum(span.tokens for span in pinned)
-        if n_new + n_pinned >= n_ctx:
-            beside = f" beside what is pinned: {_listed(pinned)}" if pinned else ""
+        doomed = set(plan(spans, used, oldest_turns))
+        left = [span for i, span in enumerate(spans) if i not in doomed]
+        if sum(span.tokens for span in left) >= n_ctx:
+            n_new = sum(span.tokens for span in left if span.turn == spans[-1].turn)
+            older = [span for span in left if span.turn < spans[-1].turn]
+            n_older = sum(span.tokens for span in older)
+            beside = f" beside what is to stay: {_listed(older)}" if older else ""
+            unpin = ", unpin some" if self._pinned() else ""
             raise PromptTooLongError(
-                f"the prompt has {n_new:,} tokens; {max(0, n_ctx - n_pinned - 1):,} fit (a context "
-                f"of {n_ctx:,}, one token for the answer){beside}; shorten it"
-                f"{', unpin some,' if pinned else ''} or raise n_ctx"
+                f"the prompt has {n_new:,} tokens; {max(0, n_ctx - n_older - 1):,} fit (a context "
+                f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
             )
-        if len(self._transcript.sequence) > self._threshold * n_ctx:
-            self.collect(self._target, oldest_turns)
+        self.collect(self._target, oldest_turns)
 
     def pause_at(self) -> int:
         """Ledger length at which a generation pauses to have room made."""
@@ -189,9 +195,7 @@ class Collector:
         if self.collect(self._target, oldest_turns).method != "none":
             generation.request.resume(self.pause_at())
             return
-        n_ctx = self._context.n_ctx_seq
-        parts = self._transcript.parts  # not what stays anyhow, but what the caller can unpin
-        pinned = [s for s, part in zip(self._transcript.spans(), parts, strict=True) if part.pinned]
+        n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
         if pinned and len(self._transcript.sequence) >= n_ctx - 1:
             raise ContextFullError(
                 f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
@@ -200,6 +204,11 @@ class Collector:
         # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
         # the context ends there by itself, for its length.
         generation.request.resume(n_ctx - 1 if pinned else 0)
+
+    def _pinned(self) -> list[Span]:
+        """Not what stays anyhow, but what the caller can unpin."""
+        pairs = zip(self._transcript.spans(), self._transcript.parts, strict=True)
+        return [span for span, part in pairs if part.pinned and part.role != "system"]
 
 
 def _listed(spans: list[Span]) -> str:

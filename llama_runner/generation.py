@@ -79,7 +79,7 @@ class Generation:
             receipt=Receipt(
                 reused=n_reused,
                 shared=n_shared,
-                shifted=self._shifted,
+                shifted=min(self._shifted, n_reused),
                 recomputed=n_prefilled,
                 first_difference=self._first_difference[0],
                 first_message=self._first_difference[1],

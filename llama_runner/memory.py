@@ -1,8 +1,11 @@
 """Garbage collection of a conversation: which spans go when room is needed.
 
 A policy proposes spans, in the order in which they should go; :func:`plan` takes them until the
-goal is met and keeps the rules that no policy may break: never a system message or a pinned span,
-never half a message, never the turn that is going on, never a tool's result without its call.
+goal is met and keeps the rules that no policy may break. What is left must be a conversation that
+templates accept, so a turn, a question with all that answers it, goes whole or stays, and with a
+pinned span in it it stays. Only what an agent did on the way may go by itself: a step, which is a
+call with its results, where a later step of the turn stays; and a result alone. Of the newest turn
+the question, the last results and what follows them stay.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias
 
 from llama_runner.errors import InvalidParameterError
+from llama_runner.parts import UNTEMPLATED
 from llama_runner.results import Span
 
 __all__ = [
@@ -39,21 +43,22 @@ GcPolicyLike: TypeAlias = "str | GcPolicy"
 
 
 def oldest_turns(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
-    """Whole turns, the oldest first."""
-    return list(_turns(spans).values())
+    """Whole turns, the oldest first; then steps of the newest, which may have many."""
+    *older, newest = list(_turns(spans).values()) or [[]]
+    return older + _steps(spans, newest)
 
 
 def tool_results(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
-    """The oldest tool results first, then whole turns."""
+    """The oldest tool results first, then as :func:`oldest_turns`."""
     results = [[i] for i, span in enumerate(spans) if span.role == "tool"]
-    return results + list(_turns(spans).values())
+    return [*results, *oldest_turns(spans)]
 
 
 def sliding_window(n: int) -> GcPolicy:
     """Whole turns, the oldest first, but never one of the last n turns."""
     _check_count("sliding_window", n)
 
-    def policy(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
+    def policy(spans: Sequence[Span], /) -> Iterable[Sequence[int]]:
         return list(_turns(spans).values())[: -n or None]
 
     return policy
@@ -67,7 +72,7 @@ def attention_sinks(n: int) -> GcPolicy:
     """
     _check_count("attention_sinks", n)
 
-    def policy(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
+    def policy(spans: Sequence[Span], /) -> Iterable[Sequence[int]]:
         return [turn for turn in _turns(spans).values() if spans[turn[0]].start >= n]
 
     return policy
@@ -114,6 +119,13 @@ def resolve_policy(policy: GcPolicyLike) -> GcPolicy:
     """
     if isinstance(policy, str) and policy in _BY_NAME:
         return _BY_NAME[policy]
+    given: object = policy
+    for maker in (sliding_window, attention_sinks, summarize):
+        if given is maker:
+            raise InvalidParameterError(
+                f"policy={maker.__name__}: this makes a policy: give {maker.__name__}(...)",
+                field="policy",
+            )
     if callable(policy):
         return policy
     raise InvalidParameterError(
@@ -131,62 +143,85 @@ def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
     """
     if n_to_free <= 0 or not spans:
         return []
-    last_turn = spans[-1].turn
+    turns = _turns(spans)
+    proposed: set[int] = set()
     chosen: set[int] = set()
     freed = 0
-    for group in _checked(policy(spans), len(spans)):
+    for group in _checked(policy, spans):
         if freed >= n_to_free:
             break
-        whole = _with_results(spans, group)
-        if any(_stays(spans[i], last_turn) for i in whole):
-            whole = {i for i in whole if not _stays(spans[i], last_turn)}
-            whole = {i for i in whole if _with_results(spans, [i]) <= whole}
-        freed += sum(spans[i].tokens for i in whole - chosen)
-        chosen |= whole
+        proposed.update(group)
+        for turn in {spans[i].turn for i in group}:
+            gone = _may_go(spans, turns.get(turn, []), proposed) - chosen
+            freed += sum(spans[i].tokens for i in gone)
+            chosen |= gone
     return sorted(chosen)
 
 
-def _checked(groups: object, n_spans: int) -> Iterator[list[int]]:
-    """What a policy proposes, if it is what a policy may propose."""
-    try:
-        for group in cast("Iterable[Iterable[int]]", groups):
+def _may_go(spans: Sequence[Span], turn: list[int], proposed: set[int]) -> set[int]:
+    """Of what was proposed of a turn, what leaves a conversation that templates accept."""
+    wanted = {i for i in turn if i in proposed and not spans[i].pinned}
+    newest = bool(turn) and spans[turn[-1]].turn == spans[-1].turn
+    if len(wanted) == len(turn) and not newest:
+        return wanted
+    steps = _steps(spans, turn)
+    if newest:  # what the model is to answer now are the last results
+        steps = steps[: max((k for k, step in enumerate(steps) if len(step) > 1), default=0)]
+    gone = {i for step in steps for i in step[1:] if i in wanted}
+    for step in steps if newest else steps[:-1]:
+        if wanted.issuperset(step):
+            gone.update(step)
+    if not newest:  # no template made them, so none can refuse what is left
+        gone.update(i for i in wanted if spans[i].role in UNTEMPLATED)
+    return gone
+
+
+def _checked(policy: GcPolicy, spans: Sequence[Span]) -> Iterator[list[int]]:
+    """What a policy proposes, if it is what a policy may propose; what it raises is its own."""
+    groups = policy(spans)
+    if not isinstance(groups, Iterable):
+        raise _no_groups(groups)
+    for group in groups:
+        try:
             indices = [operator.index(i) for i in group]
-            if not all(0 <= i < n_spans for i in indices):
-                raise InvalidParameterError(
-                    f"policy: proposed {indices}; there are spans 0 to {n_spans - 1}",
-                    field="policy",
-                )
-            yield indices
-    except TypeError:
-        raise InvalidParameterError(
-            "policy: must return groups of span indices, as in [[1, 2], [3]]", field="policy"
-        ) from None
+        except TypeError:
+            raise _no_groups(group) from None
+        if not all(0 <= i < len(spans) for i in indices):
+            raise InvalidParameterError(
+                f"policy: proposed {indices}; there are spans 0 to {len(spans) - 1}",
+                field="policy",
+            )
+        yield indices
 
 
-def _stays(span: Span, last_turn: int) -> bool:
-    return span.pinned or span.turn >= last_turn
-
-
-def _with_results(spans: Sequence[Span], group: Iterable[int]) -> set[int]:
-    """The group and the tool results behind an assistant's message in it."""
-    whole = set(group)
-    for i in list(whole):
-        if spans[i].role == "assistant":
-            j = i + 1
-            while j < len(spans) and spans[j].role == "tool":
-                whole.add(j)
-                j += 1
-    return whole
+def _no_groups(found: object) -> InvalidParameterError:
+    return InvalidParameterError(
+        "policy: must return groups of span indices, as in [[1, 2], [3]], not "
+        f"{type(found).__name__}",
+        field="policy",
+    )
 
 
 def _turns(spans: Sequence[Span]) -> dict[int, list[int]]:
+    """The spans of each turn, without what stays whatever happens: system messages, summaries."""
     turns: dict[int, list[int]] = {}
     for i, span in enumerate(spans):
-        if not span.pinned:
+        if span.role not in ("system", "summary"):
             turns.setdefault(span.turn, []).append(i)
     return turns
 
 
+def _steps(spans: Sequence[Span], turn: list[int]) -> list[list[int]]:
+    """A turn's steps: each message of the assistant, with the tools' results behind it."""
+    steps: list[list[int]] = []
+    for i in turn:
+        if spans[i].role == "assistant":
+            steps.append([i])
+        elif spans[i].role == "tool" and steps:
+            steps[-1].append(i)
+    return steps
+
+
 def _check_count(name: str, n: int) -> None:
-    if n < 0:
-        raise InvalidParameterError(f"{name}({n}): must not be negative", field="n")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise InvalidParameterError(f"{name}({n!r}): must be a number and not negative", field="n")

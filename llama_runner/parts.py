@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["UNTEMPLATED", "Part", "taken_out", "without_collected"]
+__all__ = ["UNTEMPLATED", "Part", "n_in_common", "taken_out", "without_collected"]
 
 # Roles of parts that no template made.
 UNTEMPLATED = ("raw", "generated")
@@ -40,11 +40,12 @@ class Part:
 def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation without what was dropped of it, and with the summaries in its place.
 
-    Who gives it whole does not know what had no room. As far as it is the one that the parts
-    show, what was dropped stays so.
+    Who gives it whole may not know what had no room, or may give what is left, as the session
+    shows it. It is read in the way in which more of it is the conversation that the parts show.
     """
     messages: list[dict[str, Any]] = []
-    k = 0
+    k = 0  # of those given, how many were read
+    n_known = 0  # parts that they are
     for part in parts:
         end = k + len(part.collected)
         known = part.collected == tuple(map(_digest, given[k:end]))
@@ -54,12 +55,17 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
             if not known:
                 break
             messages += part.messages
+            n_known += 1
             continue
         end = k + len(part.messages)
         if given[k:end] != part.messages:
             break
         messages += part.messages
+        n_known += 1
         k = end
+    left = [message for part in parts for message in part.messages]
+    if n_known < len(parts) and len(messages) < n_in_common(left, given):
+        return given
     return messages + given[k:]
 
 
@@ -81,6 +87,12 @@ def taken_out(parts: list[Part], given: list[dict[str, Any]]) -> list[int]:
         else:
             break
     return gone
+
+
+def n_in_common(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> int:
+    """With how many equal messages two conversations begin."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
 
 
 def _digest(message: dict[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import os
 import threading
 import time
@@ -47,6 +49,7 @@ class SessionMark:
 
     transcript: TranscriptMark
     checkpoint: Checkpoint | None
+    lineage: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Session:
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._open: _OpenTurn | None = None
+        self._lineage = object()  # what a session and its forks have in common
         self._live_in(context.new_sequence() if sequence is None else sequence)
 
     def _live_in(self, sequence: Sequence) -> None:
@@ -116,13 +120,13 @@ class Session:
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first; a copy."""
         with self._looked_at():
-            return [dict(message) for message in self._transcript.messages]
+            return copy.deepcopy(self._transcript.messages)
 
     # ---- generating ----------------------------------------------------------------------------
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         max_tokens: int = 200,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -130,7 +134,7 @@ class Session:
         """Add a prompt, generate, and keep both. A call that raises leaves all as it was.
 
         Args:
-            prompt: Text or token ids to go on with, or messages.
+            prompt: Text or token ids to go on with, or messages; None to answer what is there.
             max_tokens: Most tokens to generate.
             params: How to sample and when to stop; ``overrides`` are changes to it.
 
@@ -148,7 +152,7 @@ class Session:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         max_tokens: int = 200,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -167,21 +171,31 @@ class Session:
             self._collector.make_room_while_generating(generation)
 
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
-        """Add text, token ids or messages without generating; decoded with the next generation."""
+        """Add text, token ids or messages without generating; decoded with the next generation.
+
+        Unlike :meth:`generate` it never takes messages for the whole conversation: an assistant's
+        message, as of an example or a call of a tool, comes behind what is there.
+        """
         with self._entered(), self._undone_on_error():
             if is_messages(prompt):
                 self._add_messages(read_messages(prompt), for_answer=False)
             else:
                 self._transcript.add_raw(prompt, parse_special=parse_special)
             self._collector.make_room_for_prompt()
-            self._transcript.turn += 1
 
-    def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
+    def _begin(self, prompt: Prompt | None, params: GenerationParams) -> Generation:
         started = time.perf_counter()
         self._collector.cleaned = False
         difference: tuple[int, int] | None = None
-        if is_messages(prompt):
-            stops, difference = self._add_messages(read_messages(prompt), for_answer=True)
+        if prompt is None and not self._transcript.parts:
+            raise InvalidParameterError(
+                "prompt: there is nothing to answer in an empty conversation", field="prompt"
+            )
+        if prompt is None and not self._transcript.messages:
+            pass  # raw text goes on by itself
+        elif prompt is None or is_messages(prompt):
+            given = [] if prompt is None else read_messages(prompt)
+            stops, difference = self._add_messages(given, for_answer=True)
             params = params.merged(stop=(*params.stop, *stops)) if stops else params
         else:
             self._transcript.add_raw(prompt, parse_special=params.parse_special)
@@ -205,14 +219,18 @@ class Session:
         """Returns the strings that end an answer, and the first token and message that differ."""
         transcript = self._transcript
         difference = None
-        if self._reuse == "chunks" and is_whole_conversation(given):
+        whole = for_answer and is_whole_conversation(given)
+        if self._reuse == "chunks" and whole:
             gone = transcript.taken_out(given)
             if gone:
                 before = transcript.parts[: gone[0]]
                 difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
                 self._collector.drop(gone)
         stops, cut = transcript.add_messages(
-            given, for_answer=for_answer, before_cut=self._collector.checkpoints.go_back
+            given,
+            whole=whole,
+            for_answer=for_answer,
+            before_cut=self._collector.checkpoints.go_back,
         )
         return stops, difference or cut
 
@@ -237,7 +255,8 @@ class Session:
     ) -> GcReport:
         """Drop spans until at most ``target`` of the context is used.
 
-        A system message, pinned spans and the newest turn stay. On a model that remembers with
+        A system message, turns with a pinned span and the newest turn stay; of the newest, older
+        calls of tools and their results may go. On a model that remembers with
         plain attention the rest moves up; otherwise, or with ``exact``, it is decoded again with
         the next generation.
 
@@ -245,15 +264,16 @@ class Session:
             target: Share of the context, 0 to 1. Nothing is dropped where less is used.
             policy: "oldest_turns", "tool_results", or a policy of :mod:`llama_runner.memory`.
             dry_run: Change nothing, report what would be done and what it would cost.
-            exact: Decode what stays again, as if what goes had never been there.
+            exact: Decode what stays again, as if what goes had never been there; also what earlier
+                collections moved up.
 
         Raises:
             InvalidParameterError: ``target`` is out of range, or there is no such policy.
             ContextBusyError: A stream on this conversation is open.
         """
-        if not 0 <= target < 1:
+        if not isinstance(target, int | float) or not 0 <= target < 1:
             raise InvalidParameterError(
-                f"target={target}: must be at least 0 and less than 1", field="target"
+                f"target={target!r}: must be a number from 0 on and less than 1", field="target"
             )
         chosen = resolve_policy(policy)
         with self._entered(), self._undone_on_error():
@@ -284,11 +304,13 @@ class Session:
     def _set_pinned(self, index: int, pinned: bool) -> None:
         with self._entered():
             parts = self._transcript.parts
-            if not -len(parts) <= index < len(parts):
+            try:
+                parts[operator.index(index)].pinned = pinned
+            except (IndexError, TypeError):
                 raise InvalidParameterError(
-                    f"index={index}: the conversation has {len(parts)} spans", field="index"
-                )
-            parts[index].pinned = pinned
+                    f"index={index!r}: must be one of the {len(parts)} spans' indices",
+                    field="index",
+                ) from None
 
     def pause(self) -> None:
         """Stay in the KV memory while a tool runs: until the next use, others leave it first."""
@@ -305,21 +327,28 @@ class Session:
         with self._entered():
             self._sequence.check_idle()
             self._sequence.bring_in()
-            return SessionMark(self._transcript.mark(), Checkpoint.take(self._sequence))
+            checkpoint = Checkpoint.take(self._sequence)
+            return SessionMark(self._transcript.mark(), checkpoint, self._lineage)
 
     def rewind(self, mark: SessionMark) -> None:
         """Go back to a mark of this session: as if what came later had never been.
 
+        A mark of a session that this one was forked from, or that was forked from it, makes this
+        one what that was.
+
         Raises:
+            InvalidParameterError: It is no mark of this session or its forks.
             ContextBusyError: A stream on this conversation is open.
         """
         with self._entered():
             self._sequence.check_idle()
+            if not isinstance(mark, SessionMark) or mark.lineage is not self._lineage:
+                raise InvalidParameterError(
+                    "mark: must be what mark() of this session, or of a fork, returned",
+                    field="mark",
+                )
             self._sequence.bring_in()
-            n_same = self._sequence.common_prefix(mark.transcript.tokens)
-            if mark.checkpoint is not None and mark.checkpoint.fits(self._sequence, n_same):
-                mark.checkpoint.restore(self._sequence)
-            self._transcript.go_back(mark.transcript)
+            self._return_to(mark.transcript, mark.checkpoint)
             self._collector.reset()
 
     def fork(self, name: str | None = None) -> Session:
@@ -339,6 +368,8 @@ class Session:
             )
             child._transcript.parts = [part.copy() for part in self._transcript.parts]
             child._transcript.turn = self._transcript.turn
+            child._collector.checkpoints.adopt(self._collector.checkpoints)
+            child._lineage = self._lineage
             return child
 
     # ---- saving --------------------------------------------------------------------------------
@@ -360,8 +391,9 @@ class Session:
     def restore(self, snapshot: Buffer) -> None:
         """Become the conversation of a snapshot, in the place of what was here.
 
-        With other context settings than it was made with (kv_type, flash_attention, RoPE), or
-        another version of llama.cpp, its tokens are computed again with the next generation.
+        With other context settings than it was made with (kv_type, kv_layout, flash_attention,
+        swa_full, RoPE), or another version of llama.cpp, its tokens are computed again with the
+        next generation.
 
         Raises:
             SnapshotError: It is damaged, of a newer version, of another model or adapter, or no
@@ -376,7 +408,8 @@ class Session:
             old, sequence = self._sequence, self._context.new_sequence()
             parts, turn, name = open_snapshot(snapshot, sequence)
             self._live_in(sequence)
-            self._transcript.parts, self._transcript.turn, self.name = parts, turn, name
+            self._transcript.parts, self._transcript.turn = parts, turn
+            self.name = self.name if name is None else name
             old.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -421,6 +454,8 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._open is not None:
+            self._open.generation.request.close()  # a loop over a stream may have been left early
         self.close()
 
     def __repr__(self) -> str:
@@ -481,5 +516,9 @@ class Session:
 
     def _go_back(self, before: TranscriptMark, cleaned: bool) -> None:
         if not self._sequence.busy and not self._context.closed:
-            self._transcript.go_back(before)
+            self._return_to(before)
             self._collector.cleaned = cleaned
+
+    def _return_to(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
+        self._collector.checkpoints.go_back(self._transcript.n_as_at(mark), checkpoint)
+        self._transcript.go_back(mark)

@@ -21,6 +21,7 @@ import hashlib
 import os
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_runner._core import Sequence
 from llama_runner.errors import (
+    InvalidParameterError,
     LlamaSystemError,
     NoDiskSpaceError,
     PromptTooLongError,
@@ -164,10 +166,10 @@ def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
     state, n_cells = sequence.save_state()
     header = Header(
         name=name,
-        model=fingerprint(context.model.path),
+        model=_fingerprint(context.model.path),
         context=context.state_format,
         adapters=[
-            (adapter, scale, fingerprint(context.adapter_paths[adapter]))
+            (adapter, scale, _fingerprint(context.adapter_paths[adapter]))
             for adapter, scale in sequence.adapters
         ],
         turn=transcript.turn,
@@ -202,14 +204,14 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
     """
     snapshot = Snapshot.from_bytes(data)
     header, context = snapshot.header, sequence.context
-    if header.model != fingerprint(context.model.path):
+    if header.model != _fingerprint(context.model.path):
         raise SnapshotError(
             f"this snapshot was made with another model than {context.model.path!r}: load that one"
         )
     for name, _, made_with in header.adapters:
         if name not in context.adapter_paths:
             raise SnapshotError(f"this snapshot needs the LoRA adapter {name!r}: load it first")
-        if fingerprint(context.adapter_paths[name]) != made_with:
+        if _fingerprint(context.adapter_paths[name]) != made_with:
             raise SnapshotError(
                 f"this snapshot was made with another LoRA adapter {name!r} than the one loaded"
             )
@@ -246,8 +248,8 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         NoDiskSpaceError: The disk has no room; no half a file stays.
         LlamaSystemError: It cannot be written there.
     """
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    target = _as_path(path)
+    beside = target.with_name(f".llama_runner.{os.getpid()}.{threading.get_ident()}")
     try:
         with beside.open("wb") as file:
             file.write(data)
@@ -260,7 +262,8 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
             f"cannot write the snapshot {str(target)!r} ({len(data):,} bytes): {error.strerror}"
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -269,10 +272,31 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     Raises:
         SnapshotError: There is no such file, or it cannot be read.
     """
+    path = _as_path(path)
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot {str(path)!r}: {error.strerror}") from None
+
+
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    try:
+        found = Path(path)
+    except TypeError:
+        found = None
+    if found is None or "\0" in str(found) or not found.name:
+        raise InvalidParameterError(f"path={path!r}: must be the path of a file", field="path")
+    return found
+
+
+def _fingerprint(path: str | os.PathLike[str]) -> str:
+    try:
+        return fingerprint(path)
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot tell which model {str(path)!r} is ({error.strerror}): a snapshot needs the "
+            "file that was loaded to be there"
+        ) from None
 
 
 def _digest(data: bytes | memoryview) -> bytes:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llama_runner._core import Sequence
 from llama_runner.errors import InvalidParameterError
-from llama_runner.parts import UNTEMPLATED, Part, taken_out, without_collected
+from llama_runner.parts import UNTEMPLATED, Part, n_in_common, taken_out, without_collected
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import TokenIds, begins_turn, is_whole_conversation
+from llama_runner.prompts.messages import TokenIds, begins_turn
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class TranscriptMark:
     parts: tuple[Part, ...]
     turn: int
     tokens: NDArray[np.int32]  # the ledger
+    n_shifts: int
 
 
 class Transcript:
@@ -45,6 +46,8 @@ class Transcript:
         self.sequence = sequence
         self.parts: list[Part] = []
         self.turn = 0
+        """The highest number that a turn has had."""
+        self._n_shifts = 0
         self._chat = chat
 
     @property
@@ -94,7 +97,7 @@ class Transcript:
         before = len(self.sequence)
         if isinstance(prompt, str):
             prompt = (
-                self._chat.continue_text(prompt, self._last, parse_special=parse_special)
+                self._chat.continue_text(prompt, self._behind(before), parse_special=parse_special)
                 if before
                 else self._chat.vocab.tokenize(prompt, parse_special=parse_special)
             )
@@ -103,22 +106,22 @@ class Transcript:
             raise InvalidParameterError(
                 "prompt: there is nothing to add (the prompt is empty)", field="prompt"
             )
-        self.parts.append(Part("raw", len(self.sequence) - before, self.turn))
+        self.parts.append(Part("raw", len(self.sequence) - before, self._next_turn()))
 
     def add_messages(
         self,
         given: list[dict[str, Any]],
         *,
+        whole: bool,
         for_answer: bool,
         before_cut: Callable[[int], object],
     ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
         """Bring the ledger to what the template makes of the conversation.
 
-        Messages that include an assistant's answer or begin with a system message are the whole
-        conversation, of which the common beginning stays in memory. Others are new turns.
-
         Args:
             given: Checked messages.
+            whole: They are the whole conversation, of which the common beginning stays in memory;
+                otherwise they are added to it.
             for_answer: End with what opens an assistant's message.
             before_cut: Called with the number of tokens that stay, before others are cut off.
 
@@ -129,18 +132,19 @@ class Transcript:
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
-        n_fixed = self._n_fixed()
+        n_fixed = self._n_fixed(whole)
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
         messages = known + given
-        if is_whole_conversation(given):
+        n_dropped = 0
+        if whole:
             messages = without_collected(chat, given)
+            n_dropped = len(given) - len(messages)
 
         text, stops = self._chat.render(messages, for_answer=for_answer)
         data = text.encode()
-        n_same, n_bytes = self._match(base, data)
-        # Only whole parts stay: a message that changed in its middle is tokenised anew.
+        n_same, _ = self._match(base, data)
         kept, n_kept, end = fixed, 0, base
         for part in chat:
             if end + part.n_tokens > n_same:
@@ -148,64 +152,89 @@ class Transcript:
             end += part.n_tokens
             n_kept += len(part.messages)
             kept.append(part)
+        _, n_bytes = self._match(base, data, end)
+        # A message that changed in its middle is tokenised anew: its tokens may end elsewhere. What
+        # they have in common with those that are there stays.
+        tokens, has_bos = self._chat.tokenize(data[n_bytes:], self._behind(end))
+        n_old = len(self.sequence) - end
+        cut = end + _n_same_tokens(self.sequence.tokens[end:], tokens)
         difference = None
-        if end < len(self.sequence):
-            difference = end, n_kept
-            before_cut(end)
-            self.sequence.truncate(end)
-            _, n_bytes = self._match(base, data)
+        if cut < end + n_old:
+            difference = cut, n_kept + n_dropped
+            before_cut(cut)
+            self.sequence.truncate(cut)
+        self.sequence.append(tokens[cut - end :])
         self.parts = kept
-        self._append_messages(messages, n_kept, data, n_bytes, chat)
+        self._divide(messages, n_kept, data, n_bytes, end + has_bos, chat)
         rest = len(self.sequence) - self.start_of(len(self.parts))
         if for_answer:
-            self.parts.append(Part("assistant", rest, self.turn))
+            turn = self.parts[-1].turn if self.parts else self.turn
+            self.parts.append(Part("assistant", rest, turn))
         elif rest:
             self.parts[-1].n_tokens += rest
         return stops, difference
 
-    @property
-    def _last(self) -> int | None:
-        """The last token, if there is one."""
-        n = len(self.sequence)
+    def _behind(self, n: int) -> int | None:
+        """The last of the first n tokens, if there is one."""
         return self.sequence.token_at(n - 1) if n else None
 
-    def _n_fixed(self) -> int:
-        """Messages are rendered together, from behind the last part that is raw text."""
+    def _next_turn(self) -> int:
+        """Begin a turn; the first shares its number with a system message before it."""
+        if any(part.role != "system" for part in self.parts):
+            self.turn += 1
+        return self.turn
+
+    def _n_fixed(self, whole: bool) -> int:
+        """Messages are rendered together, from behind the last part that is raw text.
+
+        A whole conversation replaces raw text that came behind messages.
+        """
         raw = [i for i, part in enumerate(self.parts) if part.role in UNTEMPLATED]
+        if whole:
+            raw = [i for n, i in enumerate(raw) if i == n]
         return raw[-1] + 1 if raw else 0
 
-    def _match(self, base: int, data: bytes) -> tuple[int, int]:
-        """Index of the first token that differs from the text, and the bytes before it."""
+    def _match(self, base: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
+        """Index of the first token that differs from the text, and the bytes before it.
+
+        Args:
+            base: Index of the first token to compare.
+            data: The text.
+            stop: Index of the token before which to end.
+        """
         bos = self._chat.vocab.bos
         start = base
         if bos is not None and len(self.sequence) > base:
             piece = self._chat.vocab.token_to_piece(bos)
             if self.sequence.token_at(base) == bos and not data.startswith(piece):
                 start += 1  # put there by us, not by the template
-        n_tokens, n_bytes = self.sequence.match_text(start, data)
+        n_tokens, n_bytes = self.sequence.match_text(start, data, stop)
         return start + n_tokens, n_bytes
 
-    def _append_messages(
+    def _divide(
         self,
         messages: list[dict[str, Any]],
         n_kept: int,
         data: bytes,
         n_bytes: int,
+        matched: int,
         before: list[Part],
     ) -> None:
-        """Tokenise the rest of the text and find out which message each token belongs to.
+        """Find out which message each token behind the parts belongs to.
 
         Messages that were there before, but had to be tokenised anew, keep their turn and pin.
+
+        Args:
+            messages: The conversation.
+            n_kept: How many of them the parts hold.
+            data: Its text.
+            n_bytes: How much of the text the parts hold.
+            matched: Index of the first token of the rest of the text.
+            before: The parts that were there before.
         """
         known = [(message, part) for part in before for message in part.messages]
-        n_same = next(
-            (i for i, (old, _) in enumerate(known[: len(messages)]) if old != messages[i]),
-            min(len(known), len(messages)),
-        )
-        position = len(self.sequence)
-        tokens, has_bos = self._chat.tokenize(data[n_bytes:], self._last)
-        self.sequence.append(tokens)
-        matched = position + has_bos
+        n_same = n_in_common([message for message, _ in known], messages)
+        position = self.start_of(len(self.parts))
         if n_bytes == 0 and messages[0]["role"] != "system":
             header = self._chat.implied_header
             if data.startswith(header):
@@ -224,10 +253,17 @@ class Transcript:
             position = matched
             n_bytes += n_matched
         pending: list[dict[str, Any]] = []
+        turn, pinned = self.turn, False
         for i in range(n_kept, len(messages)):
             old = known[i][1] if i < n_same else None
-            if i > n_kept and old is None and not pending and begins_turn(messages, i):
-                self.turn += 1  # of a conversation that is given whole, each turn may go by itself
+            if old is not None:
+                turn, pinned = old.turn, old.pinned
+            elif not pending:
+                pinned = False
+                if begins_turn(messages, i):
+                    turn = self._next_turn()
+                else:
+                    turn = self.parts[-1].turn if self.parts else self.turn
             pending.append(messages[i])
             end_byte = self._chat.end_of(messages, i, data, end_byte)
             if end_byte is None or end_byte <= n_bytes:
@@ -235,14 +271,12 @@ class Transcript:
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             matched += n_tokens
             n_bytes += n_matched
-            part = Part(messages[i]["role"], matched - position, self.turn, messages=pending)
-            if old is not None:
-                part.turn, part.pinned = old.turn, old.pinned
-            self.parts.append(part)
+            n_tokens = matched - position
+            self.parts.append(Part(messages[i]["role"], n_tokens, turn, pinned, messages=pending))
             position, pending = matched, []
         if pending:
             rest = len(self.sequence) - position
-            self.parts.append(Part(pending[-1]["role"], rest, self.turn, messages=pending))
+            self.parts.append(Part(pending[-1]["role"], rest, turn, pinned, messages=pending))
 
     def book_answer(self, text: str | None) -> None:
         """Count tokens that were generated to the part that opened the answer.
@@ -255,18 +289,16 @@ class Transcript:
         if last.role in ("assistant", "generated"):
             last.n_tokens += n_new
         elif n_new > 0:
-            last = Part("generated", n_new, self.turn)
+            last = Part("generated", n_new, last.turn)
             self.parts.append(last)
-        if text is not None:
-            if last.role == "assistant":
-                last.messages.append({"role": "assistant", "content": text})
-            self.turn += 1
+        if text is not None and last.role == "assistant":
+            last.messages.append({"role": "assistant", "content": text})
 
     # ---- shrinking -----------------------------------------------------------------------------
 
     def taken_out(self, given: list[dict[str, Any]]) -> list[int]:
         """Indices of parts whose messages a conversation, given whole, no longer has."""
-        n_fixed = self._n_fixed()
+        n_fixed = self._n_fixed(whole=True)
         return [n_fixed + i for i in taken_out(self.parts[n_fixed:], given)]
 
     def remove(self, indices: list[int]) -> Literal["shift", "rebuild"]:
@@ -278,6 +310,7 @@ class Transcript:
             if self.parts[i].n_tokens:
                 how = self.sequence.remove(start, start + self.parts[i].n_tokens)
                 method = "rebuild" if how == "rebuild" else method
+                self._n_shifts += how == "shift"
         kept: list[Part] = []
         collected: tuple[bytes, ...] = ()
         for i, part in enumerate(self.parts):
@@ -298,16 +331,18 @@ class Transcript:
 
         Raises:
             InvalidParameterError: The note has no fewer tokens than what it replaces.
+            ChatTemplateError: The template refuses it there.
         """
         first, doomed = min(indices), set(indices)
-        before = [m for part in self.parts[self._n_fixed() : first] for m in part.messages]
+        n_fixed = self._n_fixed(whole=False)
         messages: list[dict[str, Any]] = []
-        if first >= self._n_fixed() and self._chat.template is not None:
-            text, message = self._chat.inserted(before, text)
-            messages.append(message)
+        if first >= n_fixed and self._chat.template is not None:
+            before = [m for part in self.parts[n_fixed:first] for m in part.messages]
+            rest = [i for i in range(first, len(self.parts)) if i not in doomed]
+            behind = [m for i in rest for m in self.parts[i].messages]
+            text, messages = self._chat.inserted(before, text, behind)
         start = self.start_of(first)
-        behind = self.sequence.token_at(start - 1) if start else None
-        tokens = self._chat.continue_text(text, behind, parse_special=bool(messages))
+        tokens = self._chat.continue_text(text, self._behind(start), parse_special=bool(messages))
         n_gone = sum(self.parts[i].n_tokens for i in doomed)
         if len(tokens) >= n_gone:
             raise InvalidParameterError(
@@ -341,12 +376,27 @@ class Transcript:
     def mark(self) -> TranscriptMark:
         """What is there now, to go back to."""
         parts = tuple(part.copy() for part in self.parts)
-        return TranscriptMark(parts, self.turn, self.sequence.tokens)
+        return TranscriptMark(parts, self.turn, self.sequence.tokens, self._n_shifts)
+
+    def n_as_at(self, mark: TranscriptMark) -> int:
+        """How many tokens of a mark can stay in the memory.
+
+        Cells that were moved since were computed with what had been between them.
+        """
+        n_same = self.sequence.common_prefix(mark.tokens)
+        return n_same if mark.n_shifts == self._n_shifts else min(n_same, self.sequence.n_exact)
 
     def go_back(self, mark: TranscriptMark) -> None:
         """Be as at the mark. Tokens that were removed since are decoded again when needed."""
-        n_same = self.sequence.common_prefix(mark.tokens)
+        n_same = self.n_as_at(mark)
         self.sequence.truncate(n_same)
         self.sequence.append(mark.tokens[n_same:])
         self.parts = [part.copy() for part in mark.parts]
         self.turn = mark.turn
+
+
+def _n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """With how many equal tokens two runs begin."""
+    n = min(len(a), len(b))
+    different = (a[:n] != b[:n]).nonzero()[0]
+    return int(different[0]) if len(different) else n

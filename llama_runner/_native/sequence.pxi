@@ -373,7 +373,7 @@ cdef class Sequence:
             return (llama_memory_seq_pos_min(memory, native.slot),
                     llama_memory_seq_pos_max(memory, native.slot))
 
-    def match_text(self, Py_ssize_t start, bytes text not None):
+    def match_text(self, Py_ssize_t start, bytes text not None, stop=None):
         """How far the tokens from ``start`` on spell this text.
 
         A token's leading space that is not in the text is forgiven at the beginning of the ledger
@@ -382,6 +382,7 @@ cdef class Sequence:
         Args:
             start: Index of the first token to compare.
             text: UTF-8.
+            stop: Index of the token before which to end; None for the last's end.
 
         Returns:
             (n_tokens, n_bytes): whole tokens that match, and the bytes of text they stand for.
@@ -393,13 +394,16 @@ cdef class Sequence:
         cdef size_t size = len(text)
         cdef size_t offset = 0
         cdef size_t i = max(0, start)
+        cdef size_t n = native.tokens.size()
         cdef size_t skip
         cdef bint at_start
         cdef string piece, error
+        if stop is not None:
+            n = min(n, <size_t> max(0, stop))
         with nogil:
             at_start = i == 0 or i > native.tokens.size() or llama_vocab_is_control(
                 vocab, native.tokens[i - 1])
-            while i < native.tokens.size() and offset < size:
+            while i < n and offset < size:
                 piece.clear()
                 append_piece(vocab, native.tokens[i], True, piece, error)
                 skip = 0

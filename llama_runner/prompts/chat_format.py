@@ -140,21 +140,34 @@ class ChatFormat:
             return first.removesuffix(block).encode()
         return b""
 
-    def inserted(self, before: list[dict[str, Any]], text: str) -> tuple[str, dict[str, Any]]:
-        """How the template shows a note to the model behind other messages.
+    def inserted(
+        self, before: list[dict[str, Any]], text: str, behind: list[dict[str, Any]]
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """How the template shows a note to the model between other messages.
 
-        As a system message, or a user's where it takes no second system message; as plain text
-        where it takes neither.
+        As a system message, or a user's where it takes no second system message; with an answer
+        where it wants users and assistants to take turns.
 
         Returns:
-            (text, message): what to put behind the text of ``before``, and the message.
+            (text, messages): what to put behind the text of ``before``, and the messages it is of.
+
+        Raises:
+            ChatTemplateError: The template takes it in no form.
         """
+        note = {"role": "user", "content": text}
         shown = self.text_of(before) if before else ""
-        for role in ("system", "user"):
-            message = {"role": role, "content": text}
-            whole = self.text_of([*before, message])
-            if whole and whole.startswith(shown) and len(whole) > len(shown):
+        for messages in (
+            [{"role": "system", "content": text}],
+            [note],
+            [note, {"role": "assistant", "content": "Understood."}],
+        ):
+            whole = self.text_of([*before, *messages])
+            if not whole.startswith(shown) or len(whole) <= len(shown):
+                continue
+            if self.text_of([*before, *messages, *behind]).startswith(whole):
                 if not before:
                     whole = whole.removeprefix(self.implied_header.decode())
-                return whole.removeprefix(shown), message
-        return f"{text}\n", {"role": "system", "content": text}
+                return whole.removeprefix(shown), messages
+        raise ChatTemplateError(
+            "summarize: this chat template takes no note between messages: use another policy"
+        )

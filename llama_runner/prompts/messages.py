@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,10 @@ __all__ = [
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}`` as in OpenAI's API."""
 
+# What templates get to see of a message (llama.cpp: common_chat_msgs_parse_oaicompat). Whatever it
+# carries besides, such as a front end's ids, makes it no other message.
+KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
+
 TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 
 Prompt: TypeAlias = "str | TokenIds | Sequence[Message]"
@@ -46,10 +51,11 @@ def is_messages(prompt: Prompt) -> TypeIs[Sequence[Message]]:
 
 
 def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check messages and copy them.
+    """Check messages and copy them, of each what templates see.
 
     Raises:
-        InvalidParameterError: One is no mapping, or has no role or no content.
+        InvalidParameterError: One is no mapping, has no role or no content, or holds what JSON
+            cannot.
     """
     messages = []
     for i, message in enumerate(prompt):
@@ -62,15 +68,27 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidParameterError(f"prompt[{i}]: has no 'role'", field="prompt")
         if message.get("content") is None and not message.get("tool_calls"):
             raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
-        messages.append(dict(message))
+        seen = {key: message[key] for key in KEYS if message.get(key) not in (None, [])}
+        try:
+            messages.append(json.loads(json.dumps(seen)))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidParameterError(
+                f"prompt[{i}]: cannot be written as JSON: {error}", field="prompt"
+            ) from None
     return messages
 
 
 def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
     """Whether messages are all that was said, or only what is new."""
+    if not messages:
+        return False
     return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)
 
 
 def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:
-    """Whether a message asks something new, behind an answer."""
-    return messages[i]["role"] == "user" and i > 0 and messages[i - 1]["role"] == "assistant"
+    """Whether a message asks something new: what answers it belongs to the same turn."""
+    if messages[i]["role"] != "user":
+        return False
+    while i > 0 and messages[i - 1]["role"] == "system":
+        i -= 1
+    return i == 0 or messages[i - 1]["role"] != "user"

@@ -149,9 +149,15 @@ def test_an_edit_in_the_middle_recomputes_from_there(runner: LlamaRunner) -> Non
 
     conversation[2] = user("I have a green boat, as you know.")
     completion = runner.generate_stateful(conversation, 8, **GREEDY)
-    assert completion.receipt.reused == edited.start
-    assert completion.receipt.first_difference == edited.start
-    assert completion.receipt.recomputed == completion.usage.prompt_tokens - edited.start
+    # "I have a" is as it was.
+    tokens = runner.tokenize("I have a", add_special=False)
+    same = completion.receipt.first_difference
+    assert same is not None
+    assert ledger(runner)[same - len(tokens) : same] == tokens.tolist()
+    assert edited.start < same < edited.start + edited.tokens
+    assert completion.receipt.reused == same
+    assert completion.receipt.first_message == 2
+    assert completion.receipt.recomputed == completion.usage.prompt_tokens - same
     assert_spans_are_in_order(runner.get_context_info())
 
     again = runner.generate_stateful(conversation, 8, **GREEDY)
@@ -170,7 +176,10 @@ def test_a_shorter_conversation_forgets_the_rest(runner: LlamaRunner) -> None:
     # The second turn once more, with another third one.
     completion = runner.generate_stateful([*conversation[:4], user("Thanks.")], 8, **GREEDY)
     kept = [span for span in before.spans if span.turn < 2]
-    assert completion.receipt.reused == sum(span.tokens for span in kept)
+    opening = next(span for span in before.spans if span.turn == 2)
+    assert completion.receipt.reused == completion.receipt.first_difference
+    n_kept = sum(span.tokens for span in kept)
+    assert n_kept <= completion.receipt.reused < n_kept + opening.tokens
     assert runner.generate_stateful([user("Bye.")], 8, **GREEDY).receipt.first_difference is None
 
 

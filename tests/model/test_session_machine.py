@@ -71,6 +71,15 @@ class Turn:
     def copy(self) -> Turn:
         return Turn(list(self.messages), self.pinned)
 
+    def drop_step(self) -> None:
+        """The oldest call with its results, which is not the last with results."""
+        start = next(i for i, m in enumerate(self.messages) if m["role"] == "assistant")
+        end = start + 1
+        while self.messages[end]["role"] == "tool":
+            end += 1
+        assert any(message["role"] == "tool" for message in self.messages[end:])
+        del self.messages[start:end]
+
 
 @dataclass
 class Conversation:
@@ -81,6 +90,13 @@ class Conversation:
 
     def messages(self) -> list[Message]:
         return self.system + [m for turn in self.turns for m in turn.messages]
+
+    def say(self, message: Message) -> None:
+        """A question behind an answer begins a turn."""
+        behind = self.turns[-1].messages[-1]["role"] if self.turns else None
+        if behind is None or (message["role"] == "user" and behind != "user"):
+            self.turns.append(Turn([]))
+        self.turns[-1].messages.append(message)
 
     def copy(self) -> Conversation:
         return Conversation(list(self.system), [turn.copy() for turn in self.turns])
@@ -144,7 +160,8 @@ class Machine(RuleBasedStateMachine):
     def grow(self, pair: Pair, added: list[Message], n: int, *, streamed: int | None) -> None:
         """Say something; old turns may have gone for it."""
         said = pair.model.copy()
-        said.turns.append(Turn(added))
+        for message in added:
+            said.say(message)
         before, pair.pinned_before = pair.session.messages, pair.pinned()
         try:
             if streamed is None:
@@ -161,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         except ContextFullError:
             assert pair.session.messages == before  # nothing has changed
             return
-        added.append({"role": "assistant", "content": answer})
+        said.say({"role": "assistant", "content": answer})
         self.adopt(pair, said)
 
     def adopt(self, pair: Pair, said: Conversation) -> None:
@@ -171,15 +188,16 @@ class Machine(RuleBasedStateMachine):
             kept = iter(said.messages())
             assert all(message in kept for message in left)
             assert left == said.messages() or pair.session.info().state == "cleaned"
-            newest = said.turns[-1].messages
-            assert left[len(left) - len(newest) :] == newest
+            assert left[-1] == said.turns[-1].messages[-1]
             assert pair.pinned() == pair.pinned_before
             self.relearn(pair)
             return
         while said.messages() != pair.session.messages:
             assert pair.session.info().state == "cleaned"
-            assert len(said.turns) > 1
-            del said.turns[0]
+            if len(said.turns) > 1:
+                del said.turns[0]
+            else:
+                said.turns[0].drop_step()
         pair.model = said
 
     @rule(data=st.data(), text=texts, n=st.integers(1, 12))
@@ -204,15 +222,16 @@ class Machine(RuleBasedStateMachine):
         assert pair.session.messages == [*given, {"role": "assistant", "content": answer}]
         self.relearn(pair)
 
-    @rule(data=st.data(), role=st.sampled_from(["user", "tool"]), text=texts)
+    @rule(data=st.data(), role=st.sampled_from(["user", "tool", "assistant"]), text=texts)
     def append(self, data: st.DataObject, role: str, text: str) -> None:
         pair = self.chosen(data)
         said = pair.model.copy()
-        said.turns.append(Turn([{"role": role, "content": text}]))
+        message = {"role": role, "content": text}
+        said.say(message)
         pair.pinned_before = pair.pinned()
         before = pair.session.messages
         try:
-            pair.session.append(said.turns[-1].messages)
+            pair.session.append([message])
         except ContextFullError:
             assert pair.session.messages == before
             return
@@ -270,9 +289,13 @@ class Machine(RuleBasedStateMachine):
         for message in pair.session.messages:
             assert message in notes or message in kept
         summarized = [span for span in info.spans if span.role == "summary"]
-        for span in info.spans:  # what is pinned stays, and so does the newest turn
+        newest = [span for span in info.spans if span.turn == info.spans[-1].turn]
+        calls = [i for i, span in enumerate(newest) if span.role == "tool"]
+        for span in info.spans:  # what is pinned stays, and so does what is to be answered
             same = (span.role, span.tokens, span.pinned, span.turn)
-            if span not in summarized and (span.pinned or span.turn == info.spans[-1].turn):
+            old_step = span in newest[: calls[-1]] if calls else False
+            stays = span in newest and (span.role == "user" or not old_step)
+            if span not in summarized and (span.pinned or stays):
                 assert same in [(s.role, s.tokens, s.pinned, s.turn) for s in after.spans]
         self.relearn(pair)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,12 +48,47 @@ def test_the_rules_hold_for_every_policy(spans: list[Span], goal: int, policy: o
     assert chosen == sorted(set(chosen))
     for i in chosen:
         assert not spans[i].pinned
-        assert spans[i].turn < spans[-1].turn
         if spans[i].role == "assistant":
             j = i + 1
             while j < len(spans) and spans[j].role == "tool":
                 assert j in chosen, "a result stays without its call"
                 j += 1
+    # What is left is what a strict template accepts: a question, what was done, an answer.
+    left = [span.role for i, span in enumerate(spans) if i not in chosen and span.role != "system"]
+    assert re.fullmatch(r"(user (assistant (tool )*)*assistant )+", "".join(f"{r} " for r in left))
+    newest = [i for i, span in enumerate(spans) if span.turn == spans[-1].turn]
+    last_call = max((i for i in newest if spans[i].role == "tool"), default=newest[-1])
+    while spans[last_call].role == "tool":
+        last_call -= 1
+    assert not {i for i in newest if spans[i].role == "user" or i >= last_call} & set(chosen)
+
+
+def test_single_spans_of_a_turn_go_when_all_of_it_was_proposed() -> None:
+    spans = [
+        Span("user", 0, 5, False, 0),
+        Span("assistant", 5, 5, False, 0),
+        Span("user", 10, 5, False, 1),
+        Span("assistant", 15, 5, True, 1),
+        Span("user", 20, 5, False, 2),
+    ]
+
+    def newest_first(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
+        return [[i] for i in reversed(range(len(spans)))]
+
+    assert plan(spans, 1, newest_first) == [0, 1]
+    assert plan(spans, 100, newest_first) == [0, 1]  # a pinned answer keeps its question
+
+
+def test_steps_of_a_long_turn_go_but_not_the_question_nor_the_last_results() -> None:
+    """An agent that calls tools over and over, for one question."""
+    roles = ["user", *["assistant", "tool", "tool"] * 3]
+    spans = [Span(role, 10 * i, 10, False, 0) for i, role in enumerate(roles)]
+    assert plan(spans, 20, oldest_turns) == [1, 2, 3]
+    assert plan(spans, 1000, oldest_turns) == [1, 2, 3, 4, 5, 6]
+    assert plan(spans, 15, tool_results) == [2, 3]
+    assert plan(spans, 1000, sliding_window(1)) == []
+    answering = [*spans, Span("assistant", 100, 10, False, 0)]
+    assert plan(answering, 1000, oldest_turns) == [1, 2, 3, 4, 5, 6]
 
 
 @given(conversations(), st.integers(1, 300))
@@ -59,14 +97,11 @@ def test_oldest_turns_frees_enough_and_not_more_turns_than_needed(
 ) -> None:
     chosen = plan(spans, goal, oldest_turns)
     freed = sum(spans[i].tokens for i in chosen)
-    free_to_go = [i for i, s in enumerate(spans) if not s.pinned and s.turn < spans[-1].turn]
     if freed < goal:
-        # Only what the rules keep is left: pinned spans, and calls whose results are pinned.
-        left = [i for i in free_to_go if i not in chosen]
-        assert all(
-            spans[i].role == "assistant" and i + 1 < len(spans) and spans[i + 1].role == "tool"
-            for i in left
-        )
+        # Only what the rules keep is left: turns with a pinned span, and the newest.
+        pinned = {s.turn for s in spans if s.pinned and s.role != "system"}
+        older = [i for i, s in enumerate(spans) if s.turn < spans[-1].turn and s.role != "system"]
+        assert {i for i in older if spans[i].turn not in pinned} <= set(chosen)
     elif chosen:
         newest = max(spans[i].turn for i in chosen)
         without = sum(spans[i].tokens for i in chosen if spans[i].turn < newest)

@@ -1,0 +1,251 @@
+"""Making room in a conversation: what goes, what stays, and what is left in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner import LlamaRunner, Session
+from llama_runner.errors import InvalidParameterError
+from llama_runner.memory import sliding_window, summarize
+from llama_runner.params import GenerationOptions
+
+N_CTX = 512
+
+
+def greedy(*, ignore_eos: bool = False) -> GenerationOptions:
+    return {"temperature": 0, "ignore_eos": ignore_eos}
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def runner(model_path: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=3, flash_attention=False) as runner:
+        yield runner
+
+
+@pytest.fixture
+def session(runner: LlamaRunner) -> Iterator[Session]:
+    with runner.session("You are a helpful assistant.") as session:
+        yield session
+
+
+def test_gc_reports_what_it_does(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
+    before = session.info()
+    planned = session.gc(0.1, dry_run=True)
+    assert session.info() == before
+    report = session.gc(0.1)
+    after = session.info()
+    assert (report.spans_removed, report.tokens_removed) == (
+        planned.spans_removed,
+        planned.tokens_removed,
+    )
+    assert report.method == planned.method == "shift"
+    assert before.used - after.used == report.tokens_removed
+    assert len(before.spans) - len(after.spans) == report.spans_removed
+    assert session.gc(0.9).method == "none"
+    kept = session.gc(0.0, policy=sliding_window(99))
+    assert kept.method == "none"
+    with pytest.raises(InvalidParameterError, match="target"):
+        session.gc(1.5)
+
+
+def test_an_exact_collection_is_as_if_the_turns_had_never_been(
+    runner: LlamaRunner, session: Session
+) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    report = session.gc(0.0, exact=True)
+    assert report.method == "rebuild"
+    assert report.tokens_recomputed > 0
+    with runner.session() as fresh:
+        whole = [*session.messages, *user("And now?")]
+        expected = fresh.generate(whole, 16, **greedy())
+    assert session.generate(user("And now?"), 16, **greedy()).tokens == expected.tokens
+
+
+@pytest.mark.parametrize(
+    "proposed", [[[-5]], [[99]], [5], None, [["a"]], [[1.5]], "text", [[None]]]
+)
+def test_a_policy_that_proposes_nonsense_changes_nothing(session: Session, proposed: Any) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before, info = session.messages, session.info()
+    with pytest.raises(InvalidParameterError, match="policy"):
+        session.gc(0.0, policy=lambda spans: proposed)
+    assert (session.messages, session.info()) == (before, info)
+
+
+def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -> None:
+    """What is left reads as if the turns that went had never been said."""
+    for i in range(6):
+        session.generate(user(f"Say hello {i}."), 10 + 10 * (i % 2), **greedy())
+    report = session.gc(0.1)
+    assert report.method == "shift"
+    n_left = session.info().used
+    completion = session.generate(user("Go on."), 4, **greedy())
+    assert completion.receipt.reused >= n_left - 1
+    assert completion.receipt.shifted > 0
+    assert completion.receipt.first_difference is None
+
+
+def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Session) -> None:
+    given = [{"role": "system", "content": "Be brief."}]
+    for i in range(30):
+        given += [*user(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
+    completion = session.generate([*given, *user("Go on.")], 4, **greedy())
+    assert len(completion.tokens) == 4
+    assert session.messages[0] == given[0]
+    n_left = len(session.messages)
+    assert 5 < n_left < len(given)
+    assert session.messages[1:-2] == given[-(n_left - 3) :]
+
+
+def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
+    given: list[str] = []
+
+    def write(text: str) -> str:
+        given.append(text)
+        return f"Summary {len(given)}."
+
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    before = session.messages
+    report = session.gc(0.0, policy=summarize(write))
+    assert "user: Tell me about 0." in given[0]
+    assert "Tell me about 3." not in given[0]
+    assert report.method == "rebuild"
+    assert session.messages == [
+        before[0],
+        {"role": "system", "content": "Summary 1."},
+        *before[-2:],
+    ]
+    span = session.info().spans[1]
+    assert (span.role, span.pinned) == ("summary", True)
+    answer = session.generate(user("Go on."), 8, **greedy())
+    # The same as saying it all at once.
+    whole = session._sequence.tokens[: answer.usage.total].tolist()
+    runner_prompt = whole[: answer.usage.prompt_tokens]
+    assert session.messages[-1]["content"] == answer.text
+    with_summary = session.gc(0.0, policy=summarize(write))
+    assert "Summary 1." in given[1]  # the next summary is of the last one, too
+    assert [m["content"] for m in session.messages[:2]] == [before[0]["content"], "Summary 2."]
+    assert with_summary.spans_removed == 3
+    assert runner_prompt
+
+
+def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -> None:
+    for i in range(3):
+        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before, info = session.messages, session.info()
+
+    def fail(text: str) -> str:
+        raise LookupError(text[:4])
+
+    with pytest.raises(LookupError):
+        session.gc(0.0, policy=summarize(fail))
+    with pytest.raises(InvalidParameterError, match="shorter"):
+        session.gc(0.0, policy=summarize(lambda text: text * 2))
+    with pytest.raises(InvalidParameterError, match="NoneType"):
+        session.gc(0.0, policy=summarize(lambda text: None))  # type: ignore[arg-type,return-value]
+    with pytest.raises(InvalidParameterError, match="function"):
+        summarize("text")  # type: ignore[arg-type]
+    assert session.messages == before
+    assert session.info().spans == info.spans
+
+
+def test_a_dry_run_says_what_it_would_do_and_cost(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
+    before = session.info()
+    shift = session.gc(0.1, dry_run=True)
+    exact = session.gc(0.1, dry_run=True, exact=True)
+    assert session.info() == before
+    assert (shift.method, shift.tokens_recomputed) == ("shift", 0)
+    assert (exact.method, exact.tokens_recomputed) == (
+        "rebuild",
+        before.used - exact.tokens_removed - before.spans[0].tokens,
+    )
+    assert exact.ms is not None
+    done = session.gc(0.1)
+    assert (done.spans_removed, done.tokens_removed) == (shift.spans_removed, shift.tokens_removed)
+    session.generate(user("Go on."), 2, **greedy())
+    assert session.gc(0.1, dry_run=True).ms is not None
+
+
+def test_messages_taken_out_leave_the_rest_in_memory(runner: LlamaRunner) -> None:
+    """A front end that shortens a history: what comes behind moves up."""
+    receipts = {}
+    for reuse in ("prefix", "chunks"):
+        with runner.session("You are helpful.", reuse=reuse) as session:
+            for i in range(4):
+                session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+            given = session.messages
+            shortened = [given[0], *given[3:], *user("Go on.")]
+            completion = session.generate(shortened, 4, **greedy())
+            assert session.messages == [
+                *shortened,
+                {"role": "assistant", "content": completion.text},
+            ]
+            receipts[reuse] = completion.receipt
+    # With "prefix", what opens a user's message is the same in the first and in the second.
+    assert receipts["prefix"].first_difference > receipts["chunks"].first_difference
+    assert receipts["prefix"].first_message == receipts["chunks"].first_message == 1
+    assert receipts["prefix"].reused < 25
+    assert receipts["chunks"].shifted > 80
+    assert receipts["chunks"].reused > receipts["prefix"].reused + 80
+    with pytest.raises(InvalidParameterError, match="reuse"):
+        runner.session(reuse="all")  # type: ignore[arg-type]
+
+
+def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
+        session = runner.session("Be brief.")
+        for i in range(4):
+            session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        runner.generate_stateless("The sky is", 1)
+        assert session._sequence.n_cached == 0
+        plan = session.gc(0.1, dry_run=True)
+        done = session.gc(0.1)
+        assert (plan.method, plan.tokens_recomputed) == (done.method, done.tokens_recomputed)
+        assert done.method == "shift"
+        assert session.generate(user("Go on."), 2, **greedy()).receipt.recomputed < 25
+
+
+def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
+    """Front ends send the whole conversation each time, also what was dropped from memory."""
+    given = [{"role": "system", "content": "Be brief."}]
+    recomputed = []
+    with runner.session() as session:
+        for i in range(25):
+            given.append({"role": "user", "content": f"Tell me about {i}."})
+            completion = session.generate(given, 30, **greedy(ignore_eos=True))
+            given.append({"role": "assistant", "content": completion.text})
+            recomputed.append(completion.receipt.recomputed)
+        assert len(session.messages) < len(given)
+        assert session.messages[1:] == given[len(given) - len(session.messages) + 1 :]
+        # An answer is read again where it was cut in a way that the tokenizer would not.
+        assert max(recomputed) < 60
+        # A summary stands for what it is of.
+        session.gc(0.1, policy=summarize(lambda text: "We spoke of numbers."))
+        given.append({"role": "user", "content": "Go on."})
+        session.generate(given, 4, **greedy())
+        assert session.messages[1]["content"] == "We spoke of numbers."
+        receipt = session.generate(
+            [
+                *given,
+                {"role": "assistant", "content": session.messages[-1]["content"]},
+                *user("On."),
+            ],
+            4,
+            **greedy(),
+        ).receipt
+        assert receipt.recomputed < 40

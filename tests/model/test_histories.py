@@ -1,0 +1,209 @@
+"""Messages that are given: whole, in parts, again, as others write them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner import LlamaRunner, Session
+from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaError
+
+GREEDY: dict[str, Any] = {"temperature": 0}
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(scope="module")
+def runner(model_path: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(model_path, n_ctx=1024, n_threads=1) as runner:
+        yield runner
+
+
+@pytest.fixture
+def session(runner: LlamaRunner) -> Iterator[Session]:
+    with runner.session("You are a helpful assistant.") as session:
+        yield session
+
+
+def test_appending_never_replaces_what_is_there(session: Session) -> None:
+    """Examples and calls of tools are put behind it, whoever is to have said them."""
+    said = session.messages
+    for message in (
+        user("Hi."),
+        assistant("Hello."),
+        {"role": "system", "content": "Be brief."},
+        user("2 + 2?"),
+        assistant("4"),
+    ):
+        session.append([message])
+        said.append(message)
+        assert session.messages == said
+    session.append([user("3 + 3?"), assistant("6")])
+    answer = session.generate([user("4 + 4?")], 4, **GREEDY)
+    assert session.messages == [
+        *said,
+        user("3 + 3?"),
+        assistant("6"),
+        user("4 + 4?"),
+        assistant(answer.text),
+    ]
+
+
+def test_what_was_appended_is_answered(runner: LlamaRunner, session: Session) -> None:
+    with pytest.raises(InvalidParameterError, match="empty conversation"):
+        runner.session().generate()
+    session.append([user("What is the capital of France?")])
+    answer = session.generate(max_tokens=12, **GREEDY)
+    assert answer.text == "The capital of France is Paris."
+    assert session.messages[1:] == [user("What is the capital of France?"), assistant(answer.text)]
+    with runner.session() as raw:
+        raw.append("A, B, C,")
+        assert raw.generate(max_tokens=4, **GREEDY).text == " D, E,"
+        assert "".join(chunk.text for chunk in raw.stream(max_tokens=4, **GREEDY)) == " F, G,"
+
+
+def test_what_the_session_shows_may_be_given_back(session: Session) -> None:
+    """Also where turns that went are like those that are left."""
+    for _ in range(2):
+        session.generate([user("Hi.")], 1, **GREEDY)
+    session.gc(0)
+    left = session.messages
+    assert [message["role"] for message in left] == ["system", "user", "assistant"]
+    answer = session.generate([*left, user("What is new?")], 4, **GREEDY)
+    assert session.messages == [*left, user("What is new?"), assistant(answer.text)]
+    assert answer.receipt.first_difference is None
+
+
+def test_what_went_may_be_given_back_where_turns_are_alike(session: Session) -> None:
+    for _ in range(3):
+        session.generate([user("Hi.")], 1, **GREEDY)
+    whole = session.messages
+    session.gc(0)
+    left = session.messages
+    session.generate([*whole, user("What is new?")], 4, **GREEDY)
+    assert session.messages[:-1] == [*left, user("What is new?")]
+
+
+def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:
+    given = [*session.messages, user("What is the capital of France?")]
+    answer = session.generate(given, 12, **GREEDY)
+    returned = {
+        **assistant(answer.text),
+        "refusal": None,
+        "annotations": [],
+        "tool_calls": None,
+        "id": "msg_1",
+    }
+    again = session.generate([*given, returned, user("And of Italy?")], 12, **GREEDY)
+    assert again.receipt.first_difference is None
+    assert again.receipt.reused >= answer.usage.prompt_tokens
+    assert session.messages[2] == assistant(answer.text)
+
+
+def test_messages_are_nobody_elses(session: Session) -> None:
+    tool_call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1]}}}
+    given: list[dict[str, Any]] = [
+        user("Go."),
+        {"role": "assistant", "content": "", "tool_calls": [tool_call]},
+    ]
+    session.append(given)
+    before = copy.deepcopy(session.messages)
+    tool_call["function"]["arguments"]["a"].append(2)  # type: ignore[index]
+    session.messages[1]["content"] = "Stop."
+    session.messages[2]["tool_calls"].clear()
+    assert session.messages == before
+
+
+def test_raw_text_behind_messages_is_no_part_of_a_conversation_given_whole(
+    session: Session,
+) -> None:
+    session.generate([user("Hi.")], 4, **GREEDY)
+    whole = session.messages
+    session.append("\nNotes: none.")
+    session.generate([*whole, user("What is new?")], 4, **GREEDY)
+    assert session.messages[:-1] == [*whole, user("What is new?")]
+    assert session.info().spans[-1].role == "assistant"
+    assert len(session.info().spans) == len(session.messages)
+
+
+def test_an_index_of_a_message_counts_those_that_were_given(session: Session) -> None:
+    given = session.messages
+    for i in range(6):
+        given.append(user(f"Tell me about {i}."))
+        given.append(assistant(session.generate(given, 8, **GREEDY).text))
+    session.gc(0.05)
+    assert len(session.messages) < len(given)
+    given[-1] = assistant("I do not know.")
+    receipt = session.generate([*given, user("Go on.")], 4, **GREEDY).receipt
+    assert receipt.first_message == len(given) - 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": {1, 2}},
+        {"role": "user", "content": b"bytes"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": object()}]},
+    ],
+)
+def test_messages_that_are_no_json_are_refused(session: Session, message: Any) -> None:
+    before = session.messages
+    for give in (session.append, session.generate):
+        with pytest.raises(InvalidParameterError, match=r"prompt\[0\]: cannot be written as JSON"):
+            give([message])
+    nested: Any = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(LlamaError):
+        session.append([{"role": "user", "content": nested}])
+    assert session.messages == before
+
+
+def test_wrong_arguments_are_refused_and_change_nothing(session: Session, tmp_path: Path) -> None:
+    session.generate([user("Hi.")], 4, **GREEDY)
+    before = (session.messages, session.info())
+    long_name = tmp_path / ("x" * 300)
+    wrong: list[Any] = [
+        lambda: session.gc("half"),  # type: ignore[arg-type]
+        lambda: session.gc(None),  # type: ignore[arg-type]
+        lambda: session.pin("first"),  # type: ignore[arg-type]
+        lambda: session.pin(1.5),  # type: ignore[arg-type]
+        lambda: session.pin(99),
+        lambda: session.rewind(None),  # type: ignore[arg-type]
+        lambda: session.save(None),  # type: ignore[arg-type]
+        lambda: session.save(5),  # type: ignore[arg-type]
+        lambda: session.save("a\0b"),
+        lambda: session.save(long_name),
+        lambda: session.load(None),  # type: ignore[arg-type]
+        lambda: session.load("a\0b"),
+        lambda: session.load(long_name),
+    ]
+    for call in wrong:
+        with pytest.raises(LlamaError):
+            call()
+    assert (session.messages, session.info()) == before
+    session.save(tmp_path / ("x" * 250))  # a legal name
+    assert [path.name for path in tmp_path.iterdir()] == ["x" * 250]
+
+
+def test_an_open_stream_ends_with_its_with_block(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        stream = session.stream([user("Tell me a story.")], 50, **GREEDY)
+        next(stream)
+    with pytest.raises(KeyError, match="mine"), runner.session() as session:  # noqa: PT012
+        stream = session.stream([user("Tell me a story.")], 50, **GREEDY)
+        next(stream)
+        with pytest.raises(ContextBusyError):
+            session.close()
+        raise KeyError("mine")
+    assert stream.completion is None or stream.completion.finish_reason == "cancelled"
