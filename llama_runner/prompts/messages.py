@@ -29,6 +29,8 @@ Message: TypeAlias = Mapping[str, Any]
 # What templates get to see of a message (llama.cpp: common_chat_msgs_parse_oaicompat). Whatever it
 # carries besides, such as a front end's ids, makes it no other message.
 KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
+# Far more than any call of a tool needs; parsers and templates recurse.
+MAX_DEPTH = 100
 
 TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 
@@ -70,12 +72,28 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
         seen = {key: message[key] for key in KEYS if message.get(key) not in (None, [])}
         try:
-            messages.append(json.loads(json.dumps(seen)))
+            copied = json.loads(json.dumps(seen))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 f"prompt[{i}]: cannot be written as JSON: {error}", field="prompt"
             ) from None
+        if _depth(copied) > MAX_DEPTH:
+            raise InvalidParameterError(
+                f"prompt[{i}]: has lists and objects inside each other {_depth(copied)} deep; "
+                f"at most {MAX_DEPTH} are accepted",
+                field="prompt",
+            )
+        messages.append(copied)
     return messages
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        boxes = [item for item in level if isinstance(item, dict | list)]
+        depth += bool(boxes)
+        level = [x for box in boxes for x in (box.values() if isinstance(box, dict) else box)]
+    return depth
 
 
 def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:

@@ -161,11 +161,12 @@ def test_messages_that_are_no_json_are_refused(session: Session, message: Any) -
     for give in (session.append, session.generate):
         with pytest.raises(InvalidParameterError, match=r"prompt\[0\]: cannot be written as JSON"):
             give([message])
-    nested: Any = []
-    for _ in range(100_000):
-        nested = [nested]
-    with pytest.raises(LlamaError):
-        session.append([{"role": "user", "content": nested}])
+    for depth in (200, 900, 100_000):
+        nested: Any = []
+        for _ in range(depth):
+            nested = [nested]
+        with pytest.raises(InvalidParameterError, match=r"prompt\[0\]"):
+            session.append([{"role": "user", "content": nested}])
     assert session.messages == before
 
 
