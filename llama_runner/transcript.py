@@ -245,7 +245,7 @@ class Transcript:
                 position = matched
         # What closes the last answer is part of it: then any turn can go, and what stays is what
         # the template makes of the rest.
-        end_byte = self._chat.end_of(messages, n_kept - 1, data) if n_kept else 0
+        end_byte = self._chat.end_of(messages, n_kept - 1, data, inside=n_bytes) if n_kept else 0
         if end_byte is not None and end_byte > n_bytes:
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             self.parts[-1].n_tokens += n_tokens
@@ -265,7 +265,7 @@ class Transcript:
                 else:
                     turn = self.parts[-1].turn if self.parts else self.turn
             pending.append(messages[i])
-            end_byte = self._chat.end_of(messages, i, data, end_byte)
+            end_byte = self._chat.end_of(messages, i, data, start=end_byte)
             if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])

@@ -55,7 +55,13 @@ class ChatFormat:
             return ""
 
     def end_of(
-        self, messages: list[dict[str, Any]], i: int, data: bytes, start: int | None = None
+        self,
+        messages: list[dict[str, Any]],
+        i: int,
+        data: bytes,
+        *,
+        start: int | None = None,
+        inside: int | None = None,
     ) -> int | None:
         """Where a message ends in the text of a conversation that begins with these messages.
 
@@ -68,6 +74,7 @@ class ChatFormat:
             i: Index of the message.
             data: The text, UTF-8.
             start: Where the message before it ends, if that is known.
+            inside: A place in it or at its end, if one is known.
 
         Returns:
             A byte offset, or None where the template shows the message only with the next.
@@ -75,11 +82,13 @@ class ChatFormat:
         j = i
         while j > 0 and (messages[j]["role"] != "user" or j == i):
             j -= 1
-        if start is not None and j > 0:
+        if j > 0 and (start is not None or inside is not None):
             before, after = self.text_of(messages[j:i]), self.text_of(messages[j : i + 1])
             block = after.removeprefix(before).encode() if after.startswith(before) else b""
-            if before and block and data.startswith(block, start):
-                return start + len(block)
+            first, last = (start, start) if inside is None else (inside - len(block), inside)
+            at = data.find(block, max(0, first or 0), (last or 0) + len(block))
+            if before and block and at >= 0:
+                return at + len(block)
         whole = self.text_of(messages[: i + 1]).encode()
         return len(whole) if whole and data.startswith(whole) else None
 
