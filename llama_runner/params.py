@@ -33,8 +33,10 @@ __all__ = [
     "GenerationOptions",
     "GenerationParams",
     "ModelParams",
+    "RunnerOptions",
     "generation_params",
     "refuse_unknown",
+    "runner_params",
 ]
 
 INT32_MAX = 2**31 - 1
@@ -375,3 +377,45 @@ class ContextParams(Parameters):
             "parking_disk": self.parking_disk,
             "parking_dir": self.parking_dir,
         }
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
+
+    n_gpu_layers: int
+    split_mode: SplitMode
+    main_gpu: int
+    load_mode: LoadMode
+    repack: bool
+    vocab_only: bool
+    check_tensors: bool
+    n_ctx: int | Literal["auto"]
+    n_seq_max: int
+    n_threads: int | None
+    n_threads_batch: int | None
+    n_batch: int
+    n_ubatch: int
+    flash_attention: Literal["auto"] | bool
+    kv_type: KvType
+    kv_layout: KvLayout
+    swa_full: bool
+    offload_kqv: bool
+    gc_threshold: float
+    parking_ram: int
+    parking_disk: int
+    parking_dir: str | None
+    rope_freq_base: float | None
+    rope_freq_scale: float | None
+
+
+def runner_params(options: RunnerOptions) -> tuple[ModelParams, ContextParams]:
+    """What the keywords of a runner say of the model and of its context.
+
+    Raises:
+        InvalidParameterError: One is unknown or out of range.
+    """
+    refuse_unknown(options, ModelParams, ContextParams)
+    given: dict[str, Any] = dict(options)
+    for_context = {k: v for k, v in given.items() if k in ContextParams.model_fields}
+    for_model = {k: v for k, v in given.items() if k not in for_context}
+    return ModelParams(**for_model), ContextParams(**for_context)

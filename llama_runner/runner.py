@@ -15,10 +15,11 @@ from llama_runner.errors import (
 )
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
-from llama_runner.opening import Progress, RunnerOptions, Validation, open_runner
+from llama_runner.opening import Progress, Validation, open_runner
 from llama_runner.params import (
     GenerationOptions,
     GenerationParams,
+    RunnerOptions,
     generation_params,
 )
 from llama_runner.prompts.chat_format import ChatFormat

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..errors import ModelMetadataError, ModelNotFoundError
+from .files import is_file, open_regular, path_text, write_file
 from .gguf import GgufInfo
-from .header import GgufArray, ModelPath
+from .header import GgufArray, ModelPath, quoted
 from .reading import read_gguf
 
 __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
@@ -101,9 +101,9 @@ class ModelMetadata(_Frozen):
     context_length: int | None = Field(default=None, ge=1)
     """Tokens to look back on; at most what the model was trained with."""
     size: int | None = Field(default=None, ge=1)
-    """The file's length in bytes."""
-    sha256: Sha256 | None = None
-    """The file's hash, in lower-case hexadecimal."""
+    """The file's length in bytes; of a split model, that of all parts together."""
+    sha256: Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1)] | None = None
+    """The file's hash, in lower-case hexadecimal; of a split model, one for each part."""
     chat_template: str | None = Field(default=None, max_length=256 << 10)
     """Jinja source to use instead of the file's own chat template."""
     n_gpu_layers: int | None = Field(default=None, ge=-1)
@@ -115,6 +115,11 @@ class ModelMetadata(_Frozen):
     tags: tuple[Text, ...] = ()
     """Words to find the model by."""
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hashes of the model's files, as far as they are known."""
+        return (self.sha256,) if isinstance(self.sha256, str) else self.sha256 or ()
+
     @classmethod
     def from_gguf(cls, path: ModelPath) -> Self:
         """Describe a GGUF file by its header; no weights are read.
@@ -124,7 +129,7 @@ class ModelMetadata(_Frozen):
             ModelValidationError: Not a GGUF file, or its header is broken.
             ModelMetadataError: The file does not say what architecture it has.
         """
-        info = read_gguf(path)
+        info = read_gguf(path_text(path, "path"))
         if not info.architecture:
             raise ModelMetadataError(
                 f"{os.fspath(path)!r} does not say what architecture it has", field="architecture"
@@ -191,12 +196,17 @@ class ModelMetadata(_Frozen):
 
         A model file below the JSON's directory is written as a relative path, so that the two can
         be moved together.
+
+        Raises:
+            NoDiskSpaceError: The disk has no room.
+            LlamaSystemError: It cannot be written there.
+            InvalidParameterError: The path is neither a string nor path-like.
         """
-        target = Path(path).absolute()
+        target = Path(path_text(path, "path")).absolute()
         values = self.model_dump(mode="json", exclude_defaults=True)
         if self.path is not None and self.path.is_relative_to(target.parent):
             values["path"] = self.path.relative_to(target.parent).as_posix()
-        write_atomically(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_file(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_model(json_path: ModelPath) -> ModelMetadata:
@@ -207,8 +217,8 @@ def load_model(json_path: ModelPath) -> ModelMetadata:
         ModelMetadataError: It is not a valid description, or it contradicts the model file.
         ModelValidationError: The model file is there but is not a GGUF model.
     """
-    metadata = read_metadata(Path(json_path))
-    if metadata.path is not None and metadata.path.exists():
+    metadata = read_metadata(Path(path_text(json_path, "json_path")))
+    if metadata.path is not None and is_file(metadata.path):
         metadata.check()
     return metadata
 
@@ -220,14 +230,21 @@ def read_metadata(path: Path) -> ModelMetadata:
         ModelNotFoundError: No such JSON file.
         ModelMetadataError: It is not a valid description.
     """
-    origin = f"{os.fspath(path)!r}: "
+    name = quoted(os.fspath(path), 200)
+    origin = f"{name}: "
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
-        raise ModelNotFoundError(f"no model description at {os.fspath(path)!r}") from None
+        raise ModelNotFoundError(f"no model description at {name}") from None
     except OSError as error:
-        raise ModelMetadataError(f"{origin}{error.strerror}") from None
+        raise ModelMetadataError(
+            f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
+        ) from None
+    if data.startswith(b"GGUF"):
+        raise ModelMetadataError(
+            f"{origin}a model file, no description; ModelMetadata.from_gguf() makes one of it"
+        )
     if len(data) > MAX_JSON_BYTES:
         raise ModelMetadataError(f"{origin}larger than a model description can be")
     try:
@@ -245,21 +262,6 @@ def read_metadata(path: Path) -> ModelMetadata:
     if metadata.path is None and metadata.source is None:
         raise ModelMetadataError(f"{origin}neither path nor source says where the model is")
     return metadata
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
 
 
 def _tags(info: GgufInfo) -> tuple[str, ...]:

@@ -482,7 +482,7 @@ def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) ->
     pulled.write_bytes(pulled.read_bytes()[:-1] + b"x")
     status, out, err = run("verify", "mine")
     assert (status, out) == (1, "")
-    assert "sha256; pull it again" in err
+    assert "sha256; remove it with llama-runner rm, and pull it again" in err
 
 
 def test_verify_refuses_what_could_not_be_loaded(run: Run, tmp_path: Path, pulled: Path) -> None:
@@ -504,6 +504,19 @@ def test_rm_deletes_the_file_and_keeps_the_name(run: Run, pulled: Path) -> None:
     status, out, err = run("rm", "mine")
     assert (status, out) == (1, "")
     assert "not on this machine" in err
+
+
+def test_what_is_broken_or_half_here_is_listed(run: Run, tmp_path: Path, pulled: Path) -> None:
+    (tmp_path / "catalogue" / "bad.json").write_text("{")
+    pulled.rename(pulled.with_suffix(".partial"))
+    status, out, err = run("models")
+    assert status == 0
+    marks = {line.split()[1]: line.split()[0] for line in out.splitlines()[1:] if line[0] in "~!"}
+    assert marks == {"mine": "~", "bad": "!"}
+    assert "broken: bad: " in err
+    assert "bad.json" in err
+    assert run("rm", "mine")[0] == 0
+    assert not pulled.parent.exists()
 
 
 def test_n_ctx_may_be_what_fits(fake: type[FakeRunner], model: Path, run: Run) -> None:
