@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 from pydantic import (
     BaseModel,
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import InvalidParameterError, LlamaError
 
 __all__ = [
     "ContextParams",
@@ -52,28 +53,68 @@ KvLayout = Literal["auto", "unified", "streams"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 StopString = Annotated[str, Field(min_length=1)]
 LoraScale = Annotated[float, Field(ge=-100, le=100)]
+# What a model's description may recommend, and the parameters that it stands for.
+Layers = Annotated[int, Field(ge=-1, le=INT32_MAX)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopK = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepeatPenalty = Annotated[float, Field(ge=0.01, le=100)]
 UNQUANTIZED_KV = ("f32", "f16", "bf16")
 
 
-class Parameters(BaseModel):
-    """Base of the parameter classes: immutable, strict, with one-line errors.
+class Values(BaseModel):
+    """Base of what a user sets, field by field: immutable, strict, with one-line errors.
 
-    Numbers may be numpy scalars. Nothing is converted silently: a bool is not an integer, a
-    string is not a number.
-
-    Raises:
-        InvalidParameterError: A value is out of range or of the wrong type, or a name is unknown.
+    Nothing is converted silently: a bool is not an integer, a string is not a number. Every way
+    to make one checks.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+    refusal: ClassVar[type[LlamaError]]
+    """The error to raise."""
+    kind_of_name: ClassVar[str]
+    """What a field is called in it."""
 
-    def __init__(self, **values: Any) -> None:
-        try:
+    def __init__(self, /, **values: Any) -> None:
+        with _in_our_words(type(self), values):
             super().__init__(**{name: _plain(value) for name, value in values.items()})
-        except ValidationError as error:
-            raise _invalid_parameter(type(self), values, error) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        with _in_our_words(cls, obj):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        with _in_our_words(cls, {}):
+            return super().model_validate_json(json_data, **options)
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
+        with _in_our_words(cls, obj):
+            return super().model_validate_strings(obj, **options)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        # pydantic's own copy takes the update unchecked.
+        return self._with(update) if update else super().model_copy(deep=deep)
+
+    def _with(self, changes: Mapping[str, Any]) -> Self:
+        chosen = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**chosen | dict(changes))
+
+
+class Parameters(Values):
+    """Base of the parameter classes. Numbers may be numpy scalars.
+
+    Raises:
+        InvalidParameterError: A value is out of range or of the wrong type, or a name is unknown.
+    """
+
+    refusal: ClassVar[type[LlamaError]] = InvalidParameterError
+    kind_of_name: ClassVar[str] = "parameter"
 
     def merged(self, **overrides: Any) -> Self:
         """Return a copy with these values changed, checked like newly made ones.
@@ -81,14 +122,7 @@ class Parameters(BaseModel):
         Raises:
             InvalidParameterError: As for the constructor.
         """
-        if not overrides:
-            return self
-        chosen = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**chosen | overrides)
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        # pydantic's own copy takes the update unchecked.
-        return self.merged(**update) if update else super().model_copy(deep=deep)
+        return self._with(overrides) if overrides else self
 
 
 def _plain(value: object) -> object:
@@ -98,24 +132,39 @@ def _plain(value: object) -> object:
     return value
 
 
-def _invalid_parameter(
-    kind: type[Parameters], values: dict[str, Any], error: ValidationError
-) -> InvalidParameterError:
+@contextmanager
+def _in_our_words(kind: type[Values], values: object) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        known = values if isinstance(values, Mapping) else {}
+        raise _refusal(kind, known, error) from None
+
+
+def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> LlamaError:
     schema = kind.model_json_schema()["properties"]
     problems: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, InvalidParameterError):
-            return cause
+        if not detail["loc"]:
+            if isinstance(cause, LlamaError):
+                return cause
+            return kind.refusal(f"no {kind.__name__}: {' '.join(detail['msg'].split())}")
         name = str(detail["loc"][0])
-        if name not in values:
+        if isinstance(cause, LlamaError):
+            inner = f".{cause.field}" if isinstance(cause, kind.refusal) else ""
+            problems[name + inner] = f"{name}: {cause.message}"
+        elif detail["type"] == "missing":
+            problems[name] = f"{name}: is missing"
+        elif detail["type"] == "default_factory_not_called":
             continue  # a default that could not be worked out because of another field's error
-        if name in schema:
-            given = " ".join(reprlib.repr(_plain(values[name])).split())
-            problems[name] = f"{name}={given}: must be {_allowed(schema[name])}"
+        elif name in schema:
+            given = _plain(values.get(name, detail["input"]))
+            shown = " ".join(reprlib.repr(given).split())
+            problems[name] = f"{name}={shown}: must be {_allowed(schema[name])}"
         else:
-            problems[name] = f"unknown parameter {name!r}{_hint(name, list(schema))}"
-    return InvalidParameterError("; ".join(problems.values()), field=next(iter(problems)))
+            problems[name] = f"unknown {kind.kind_of_name} {name!r}{_hint(name, list(schema))}"
+    return kind.refusal("; ".join(problems.values()), field=next(iter(problems)))
 
 
 def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
@@ -138,6 +187,8 @@ def _hint(name: str, known: list[str]) -> str:
 
 def _allowed(schema: dict[str, Any]) -> str:
     """What a field accepts, in words, from its JSON schema."""
+    if "description" in schema:
+        return str(schema["description"])
     if "anyOf" in schema:
         return " or ".join(_allowed(choice) for choice in schema["anyOf"])
     if "enum" in schema:
@@ -189,15 +240,15 @@ class GenerationParams(Parameters):
 
     max_tokens: int = Field(default=200, ge=1, le=INT32_MAX)
     """Most tokens to generate in one call."""
-    temperature: float = Field(default=0.8, ge=0, le=100)
+    temperature: Temperature = 0.8
     """Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy."""
-    top_k: int = Field(default=40, ge=0, le=INT32_MAX)
+    top_k: TopK = 40
     """Keep only this many likeliest tokens. 0 keeps all."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_p: TopP = 0.95
     """Keep the likeliest tokens that together reach this probability. 1 keeps all."""
-    min_p: float = Field(default=0.05, ge=0, le=1)
+    min_p: MinP = 0.05
     """Drop tokens less likely than this share of the likeliest one. 0 keeps all."""
-    repeat_penalty: float = Field(default=1.0, ge=0.01, le=100)
+    repeat_penalty: RepeatPenalty = 1.0
     """Weakens the logit of tokens seen lately by this factor. 1 is off."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Subtracted from a token's logit for each time it was seen lately."""
@@ -261,7 +312,7 @@ def generation_params(
 class ModelParams(Parameters):
     """How to load a model's weights."""
 
-    n_gpu_layers: int = Field(default=-1, ge=-1, le=INT32_MAX)
+    n_gpu_layers: Layers = -1
     """Layers to put on the accelerator. -1 is all of them, 0 none."""
     split_mode: SplitMode = "layer"
     """How to spread the model over several accelerators."""

