@@ -18,6 +18,7 @@ from llama_runner.params import (
 from llama_runner.system import thread_counts
 
 if TYPE_CHECKING:
+    from llama_runner.loaders.gguf import GgufInfo
     from llama_runner.loaders.header import ModelPath
 
 __all__ = ["Opened", "Progress", "Validation", "open_runner"]
@@ -38,6 +39,8 @@ class Opened:
     context_params: ContextParams
     generation_params: GenerationParams
     """What holds where a call says nothing else."""
+    header: GgufInfo | None
+    """What adapters are compared with: architecture and tensors. None if it was not read."""
 
 
 def open_runner(
@@ -56,6 +59,7 @@ def open_runner(
         context_params.n_threads, context_params.n_threads_batch
     )
     _check_arguments(progress, validate)
+    from llama_runner.loaders.lora import bare_header
     from llama_runner.loaders.resolve import checked_model
 
     with checked_model(model, validate) as found:
@@ -77,6 +81,7 @@ def open_runner(
 
             n_ctx = fitting_n_ctx(found.path, found.info, model_params, context_params, file)
         loaded = Model(found.path, file=file, progress=progress, **model_params.model_dump())
+    header = None if found.info is None else bare_header(found.info)
     context = None
     try:
         template = _chat_template(loaded, chat_template)
@@ -91,7 +96,9 @@ def open_runner(
     except BaseException:
         loaded.close()
         raise
-    return Opened(loaded, context, template, model_params, context_params, generation_params)
+    return Opened(
+        loaded, context, template, model_params, context_params, generation_params, header
+    )
 
 
 def _check_arguments(progress: object, validate: object) -> None:

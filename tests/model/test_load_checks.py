@@ -19,6 +19,7 @@ from llama_runner._core import Context, Model
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
+    LlamaError,
     ModelLoadError,
     ModelMetadataError,
     ModelNotFoundError,
@@ -203,6 +204,19 @@ def test_a_missing_part_is_named(parts: list[Path], tmp_path: Path) -> None:
         (tmp_path / part.name).write_bytes(part.read_bytes())
     with pytest.raises(ModelNotFoundError, match=parts[2].name):
         LlamaRunner(tmp_path / parts[0].name)
+
+
+@pytest.mark.parametrize("progress", [3, "x", object()])
+def test_a_callback_that_is_none_is_refused_before_loading(tiny: Path, progress: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="progress="):
+        LlamaRunner(tiny, progress=progress)
+
+
+@pytest.mark.parametrize("model", [None, 3, b"x", "x" * 300, "", "a\0b", "~nouser/x.gguf"])
+def test_a_runner_on_what_is_no_model(model: Any) -> None:
+    with pytest.raises(LlamaError) as caught:
+        LlamaRunner(model)
+    assert "\n" not in str(caught.value)
 
 
 # ---- memory ------------------------------------------------------------------------------------

@@ -159,7 +159,9 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: s
 
 def test_an_unknown_field_names_the_nearest_known(tmp_path: Path) -> None:
     for fields in ({"contxt_length": 5}, {"sampling": {"temprature": 1}}):
-        with pytest.raises(ModelMetadataError, match=r"did you mean '(context_length|temperature)'"):
+        with pytest.raises(
+            ModelMetadataError, match=r"did you mean '(context_length|temperature)'"
+        ):
             load_model(described(tmp_path, **fields))
 
 
