@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.errors import ChatTemplateError, InvalidParameterError
+from llama_runner.errors import ChatTemplateError, InvalidParameterError, ModelLoadError
 from llama_runner.params import (
     ContextParams,
     GenerationParams,
@@ -59,6 +59,7 @@ def open_runner(
         context_params.n_threads, context_params.n_threads_batch
     )
     _check_arguments(progress, validate)
+    from llama_runner.loaders.header import quoted
     from llama_runner.loaders.lora import bare_header
     from llama_runner.loaders.resolve import checked_model
 
@@ -80,7 +81,16 @@ def open_runner(
             from llama_runner.loaders.estimate import fitting_n_ctx
 
             n_ctx = fitting_n_ctx(found.path, found.info, model_params, context_params, file)
-        loaded = Model(found.path, file=file, progress=progress, **model_params.model_dump())
+        try:
+            loaded = Model(found.path, file=file, progress=progress, **model_params.model_dump())
+        except ModelLoadError as error:
+            if not (model_params.check_tensors and "invalid data" in (error.native or "")):
+                raise
+            raise ModelLoadError(
+                f"the weights in {quoted(str(found.path), 200)} are damaged: fetch the file again",
+                field="check_tensors",
+                native=error.native,  # it names the tensor
+            ) from None
     header = None if found.info is None else bare_header(found.info)
     context = None
     try:

@@ -164,9 +164,8 @@ def test_broken_weights_are_found_on_request(tmp_path: Path) -> None:
     path = tmp_path / "nan.gguf"
     path.write_bytes(small_llama().to_bytes()[:-4] + struct.pack("<f", float("nan")))
     LlamaRunner(path).close()
-    with pytest.raises(ModelLoadError, match="cannot load") as caught:
+    with pytest.raises(ModelLoadError, match=r"fetch the file again.*'blk\.1\.ffn_down\.weight'"):
         LlamaRunner(path, check_tensors=True)
-    assert "invalid data" in str(caught.value)
 
 
 def test_sound_weights_pass_the_check(tiny: Path) -> None:
