@@ -31,8 +31,8 @@ from ..params import (
     Temperature,
     TopK,
     TopP,
-    Values,
 )
+from ..values import Values
 from .files import is_file, open_regular, path_text, write_file
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted
