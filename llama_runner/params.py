@@ -11,30 +11,24 @@ and a value out of range are refused with one line that says what would have bee
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import InvalidParameterError, LlamaError
+from llama_runner.values import Values, nearest
 
 __all__ = [
     "ContextParams",
     "GenerationOptions",
     "GenerationParams",
     "ModelParams",
+    "RunnerOptions",
     "generation_params",
     "refuse_unknown",
+    "runner_params",
 ]
 
 INT32_MAX = 2**31 - 1
@@ -50,28 +44,25 @@ KvLayout = Literal["auto", "unified", "streams"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 StopString = Annotated[str, Field(min_length=1)]
 LoraScale = Annotated[float, Field(ge=-100, le=100)]
+# What a model's description may recommend, and the parameters that it stands for.
+Layers = Annotated[int, Field(ge=-1, le=INT32_MAX)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopK = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepeatPenalty = Annotated[float, Field(ge=0.01, le=100)]
 UNQUANTIZED_KV = ("f32", "f16", "bf16")
 
 
-class Parameters(BaseModel):
-    """Base of the parameter classes: immutable, strict, with one-line errors.
-
-    Numbers may be numpy scalars. Nothing is converted silently: a bool is not an integer, a
-    string is not a number.
+class Parameters(Values):
+    """Base of the parameter classes. Numbers may be numpy scalars.
 
     Raises:
         InvalidParameterError: A value is out of range or of the wrong type, or a name is unknown.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**{name: _plain(value) for name, value in values.items()})
-        except ValidationError as error:
-            raise _invalid_parameter(type(self), values, error) from None
+    refusal: ClassVar[type[LlamaError]] = InvalidParameterError
+    kind_of_name: ClassVar[str] = "parameter"
 
     def merged(self, **overrides: Any) -> Self:
         """Return a copy with these values changed, checked like newly made ones.
@@ -79,41 +70,7 @@ class Parameters(BaseModel):
         Raises:
             InvalidParameterError: As for the constructor.
         """
-        if not overrides:
-            return self
-        chosen = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**chosen | overrides)
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        # pydantic's own copy takes the update unchecked.
-        return self.merged(**update) if update else super().model_copy(deep=deep)
-
-
-def _plain(value: object) -> object:
-    """The Python number that a numpy scalar stands for; everything else as it is."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    return value
-
-
-def _invalid_parameter(
-    kind: type[Parameters], values: dict[str, Any], error: ValidationError
-) -> InvalidParameterError:
-    schema = kind.model_json_schema()["properties"]
-    problems: dict[str, str] = {}
-    for detail in error.errors(include_url=False):
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, InvalidParameterError):
-            return cause
-        name = str(detail["loc"][0])
-        if name not in values:
-            continue  # a default that could not be worked out because of another field's error
-        if name in schema:
-            given = " ".join(reprlib.repr(_plain(values[name])).split())
-            problems[name] = f"{name}={given}: must be {_allowed(schema[name])}"
-        else:
-            problems[name] = f"unknown parameter {name!r}{_hint(name, list(schema))}"
-    return InvalidParameterError("; ".join(problems.values()), field=next(iter(problems)))
+        return self._with(overrides) if overrides else self
 
 
 def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
@@ -125,51 +82,8 @@ def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
     known = [field for kind in kinds for field in kind.model_fields]
     unknown = [name for name in names if name not in known]
     if unknown:
-        problems = (f"unknown parameter {name!r}{_hint(name, known)}" for name in unknown)
+        problems = (f"unknown parameter {name!r}{nearest(name, known)}" for name in unknown)
         raise InvalidParameterError("; ".join(problems), field=unknown[0])
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f"; known are {', '.join(known)}"
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    """What a field accepts, in words, from its JSON schema."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(repr, schema["enum"]))
-    if "const" in schema:
-        return repr(schema["const"])
-    match schema["type"]:
-        case "integer":
-            return "an integer" + _range(schema)
-        case "number":
-            return "a number" + _range(schema)
-        case "boolean":
-            return "True or False"
-        case "string":
-            return "a string"
-        case "null":
-            return "None"
-        case "array":
-            if "prefixItems" in schema["items"]:
-                return f"a mapping of at most {schema['maxItems']} names to numbers" + _range(
-                    schema["items"]["prefixItems"][1]
-                )
-            return f"at most {schema['maxItems']} non-empty strings"
-    raise AssertionError(f"no words for the schema {schema}")
-
-
-def _range(schema: dict[str, Any]) -> str:
-    if "exclusiveMinimum" in schema:
-        return f" above {schema['exclusiveMinimum']:g} and at most {schema['maximum']:g}"
-    return f" between {_short(schema['minimum'])} and {_short(schema['maximum'])}"
-
-
-def _short(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _as_pairs(value: object) -> object:
@@ -187,15 +101,15 @@ class GenerationParams(Parameters):
 
     max_tokens: int = Field(default=200, ge=1, le=INT32_MAX)
     """Most tokens to generate in one call."""
-    temperature: float = Field(default=0.8, ge=0, le=100)
+    temperature: Temperature = 0.8
     """Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy."""
-    top_k: int = Field(default=40, ge=0, le=INT32_MAX)
+    top_k: TopK = 40
     """Keep only this many likeliest tokens. 0 keeps all."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_p: TopP = 0.95
     """Keep the likeliest tokens that together reach this probability. 1 keeps all."""
-    min_p: float = Field(default=0.05, ge=0, le=1)
+    min_p: MinP = 0.05
     """Drop tokens less likely than this share of the likeliest one. 0 keeps all."""
-    repeat_penalty: float = Field(default=1.0, ge=0.01, le=100)
+    repeat_penalty: RepeatPenalty = 1.0
     """Weakens the logit of tokens seen lately by this factor. 1 is off."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Subtracted from a token's logit for each time it was seen lately."""
@@ -259,7 +173,7 @@ def generation_params(
 class ModelParams(Parameters):
     """How to load a model's weights."""
 
-    n_gpu_layers: int = Field(default=-1, ge=-1, le=INT32_MAX)
+    n_gpu_layers: Layers = -1
     """Layers to put on the accelerator. -1 is all of them, 0 none."""
     split_mode: SplitMode = "layer"
     """How to spread the model over several accelerators."""
@@ -375,3 +289,45 @@ class ContextParams(Parameters):
             "parking_disk": self.parking_disk,
             "parking_dir": self.parking_dir,
         }
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
+
+    n_gpu_layers: int
+    split_mode: SplitMode
+    main_gpu: int
+    load_mode: LoadMode
+    repack: bool
+    vocab_only: bool
+    check_tensors: bool
+    n_ctx: int | Literal["auto"]
+    n_seq_max: int
+    n_threads: int | None
+    n_threads_batch: int | None
+    n_batch: int
+    n_ubatch: int
+    flash_attention: Literal["auto"] | bool
+    kv_type: KvType
+    kv_layout: KvLayout
+    swa_full: bool
+    offload_kqv: bool
+    gc_threshold: float
+    parking_ram: int
+    parking_disk: int
+    parking_dir: str | None
+    rope_freq_base: float | None
+    rope_freq_scale: float | None
+
+
+def runner_params(options: RunnerOptions) -> tuple[ModelParams, ContextParams]:
+    """What the keywords of a runner say of the model and of its context.
+
+    Raises:
+        InvalidParameterError: One is unknown or out of range.
+    """
+    refuse_unknown(options, ModelParams, ContextParams)
+    given: dict[str, Any] = dict(options)
+    for_context = {k: v for k, v in given.items() if k in ContextParams.model_fields}
+    for_model = {k: v for k, v in given.items() if k not in for_context}
+    return ModelParams(**for_model), ContextParams(**for_context)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from llama_runner._core import Context
-from llama_runner.errors import (
-    ClosedError,
-    UnsupportedModelError,
-)
+from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
-from llama_runner.opening import Progress, RunnerOptions, Validation, open_runner
+from llama_runner.opening import Progress, Validation, open_runner
 from llama_runner.params import (
     GenerationOptions,
     GenerationParams,
+    RunnerOptions,
     generation_params,
 )
 from llama_runner.prompts.chat_format import ChatFormat
@@ -94,6 +91,7 @@ class LlamaRunner:
         self.context_params = opened.context_params
         self.generation_params = opened.generation_params
         self.tokenizer = Tokenizer(self.model.vocab)
+        self._header = opened.header
         self._context = opened.context
         self._chat = ChatFormat(self.tokenizer, opened.template)
         self._session = None if self._context is None else self.session()
@@ -265,19 +263,26 @@ class LlamaRunner:
             ModelValidationError: Not an adapter, or not one for this model.
             UnsupportedModelError: It is to be switched on by tokens of the prompt (aLoRA).
             ModelLoadError: llama.cpp refused it.
-            InvalidParameterError: The name is taken.
+            InvalidParameterError: The name is taken, empty or no string, or the path is no path.
         """
         from llama_runner.loaders import read_gguf, validate_lora
+        from llama_runner.loaders.files import path_text
+        from llama_runner.loaders.header import open_model
 
         context = self._alive_context()
-        info = validate_lora(path, read_gguf(self.model.path))
-        if "adapter.alora.invocation_tokens" in info.keys:
-            raise UnsupportedModelError(
-                f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a prompt: "
-                "convert it as a plain one"
+        if not isinstance(name, str | None) or name == "":
+            raise InvalidParameterError(
+                f"name={name!r}: must be a string that is not empty", field="name"
             )
-        name = Path(path).stem if name is None else name
-        context.load_adapter(name, path)
+        with open_model(path_text(path, "path")) as (file, place):
+            info = validate_lora(file, self._header or read_gguf(self.model.path))
+            if "adapter.alora.invocation_tokens" in info.keys:
+                raise UnsupportedModelError(
+                    f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a "
+                    "prompt: convert it as a plain one"
+                )
+            name = place.stem if name is None else name
+            context.load_adapter(name, place, file)
         return name
 
     # ---- text ----------------------------------------------------------------------------------

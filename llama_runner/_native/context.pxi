@@ -21,7 +21,7 @@ from llama_runner._llama_cpp.llama cimport (
     LLAMA_FLASH_ATTN_TYPE_DISABLED,
     LLAMA_FLASH_ATTN_TYPE_ENABLED,
     llama_adapter_lora,
-    llama_adapter_lora_init,
+    llama_adapter_lora_init_from_file_ptr,
     llama_context,
     llama_context_default_params,
     llama_context_params,
@@ -278,17 +278,21 @@ cdef class Context:
         with self._exclusive():
             return used_cells(self.engine)
 
-    def load_adapter(self, str name not None, path):
+    def load_adapter(self, str name not None, path, file):
         """Load a LoRA adapter, which requests can then ask for by name.
+
+        Args:
+            name: What to call it.
+            path: Names the file; it is not opened.
+            file: The file, open for reading bytes.
 
         Raises:
             InvalidParameterError: The name is taken.
             ModelLoadError: llama.cpp refused the file.
         """
         cdef shared_ptr[ContextBox] box = self.alive()
-        cdef bytes encoded = _os.fsencode(path)
-        cdef const char * file = encoded
         cdef llama_model * model = self.model.box.get().model
+        cdef FILE * stream
         cdef llama_adapter_lora * adapter = NULL
         if name in self.adapters:
             raise InvalidParameterError(
@@ -296,8 +300,12 @@ cdef class Context:
         forget_error()
         # A graph that is planned meanwhile would look at the model's list of adapters.
         with self._exclusive():
-            with nogil:
-                adapter = llama_adapter_lora_init(model, file)
+            stream = _new_stream(file)
+            try:
+                with nogil:
+                    adapter = llama_adapter_lora_init_from_file_ptr(model, stream)
+            finally:
+                fclose(stream)
         if adapter is NULL:
             raise ModelLoadError(
                 f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())

@@ -8,8 +8,10 @@ output, everything else to standard error. Exit status: 0, 1 for an error, 2 for
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: What stands after the program's name; by default what the shell gave.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal lacks must not end a half-written answer.
@@ -58,4 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except LlamaError as error:
         note(f"error: {printable(str(error))}")
         status = 1
+    except OSError as error:  # all others are LlamaErrors: this is the output's
+        if not isinstance(error, BrokenPipeError):  # who reads it has had enough
+            note(f"error: the output cannot be written: {error.strerror}")
+        _give_up_output()
+        status = 1
     sys.exit(status)
+
+
+def _give_up_output() -> None:
+    """Let what is still in the buffer go nowhere: Python would complain about it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

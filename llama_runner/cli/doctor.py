@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -107,6 +108,10 @@ def _places(report: Report) -> None:
     report.found["own catalogue"] = os.fspath(catalogue_directory())
     try:
         path, words = default_model()
+        with suppress(ImportError):  # of the core, which was missed above already
+            from llama_runner.loaders import validate_model
+
+            validate_model(path)
     except LlamaError as error:
         report.missing.append(str(error))
     else:

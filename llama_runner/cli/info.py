@@ -21,7 +21,9 @@ LONGEST_VALUE = 100
 @click.command()
 @click.argument("model", metavar="PATH|NAME", required=False)
 @click.option("--tensors", is_flag=True, help="List the tensors, too.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs. NaN and infinity are written as texts."
+)
 def info(model: str | None, tensors: bool, as_json: bool) -> None:
     """Show what a model file holds.
 
@@ -31,11 +33,11 @@ def info(model: str | None, tensors: bool, as_json: bool) -> None:
     from llama_runner.loaders import default_model, find_model, read_gguf
 
     gguf = read_gguf(find_model(model) if model else default_model()[0])
-    problem = _problem(gguf)
+    problem, notes = _checked(gguf)
     if as_json:
-        print_json(_as_json(gguf, problem, tensors))
+        print_json(_as_json(gguf, problem, notes, tensors))
         return
-    print_table(_summary(gguf, problem))
+    print_table(_summary(gguf, problem, notes))
     click.echo()
     print_table([(key, _shortened(value)) for key, value in gguf.keys.items()])
     if tensors:
@@ -47,18 +49,17 @@ def info(model: str | None, tensors: bool, as_json: bool) -> None:
         print_table(rows, right=(3,))
 
 
-def _problem(gguf: GgufInfo) -> str | None:
-    """Why the file must not be loaded, if so."""
+def _checked(gguf: GgufInfo) -> tuple[str | None, tuple[str, ...]]:
+    """Why the file must not be loaded, if so; and oddities that do no harm."""
     from llama_runner.loaders import validate_model
 
     try:
-        validate_model(gguf.path)
+        return None, validate_model(gguf.path).notes
     except ModelValidationError as error:
-        return str(error)
-    return None
+        return str(error), ()
 
 
-def _summary(gguf: GgufInfo, problem: str | None) -> list[tuple[str, str]]:
+def _summary(gguf: GgufInfo, problem: str | None, notes: tuple[str, ...]) -> list[tuple[str, str]]:
     context = f"{gguf.context_length:,} tokens" if gguf.context_length else "?"
     vocabulary = f"{gguf.vocab_size:,} tokens" if gguf.vocab_size else "?"
     rows = [
@@ -74,8 +75,10 @@ def _summary(gguf: GgufInfo, problem: str | None) -> list[tuple[str, str]]:
         ("tensors", f"{len(gguf.tensors):,}"),
         ("loadable", "yes" if problem is None else f"no: {problem}"),
     ]
-    if gguf.split_count > 1:
-        rows.append(("split", f"one of {gguf.split_count} files"))
+    rows += [("note", note) for note in notes]
+    if gguf.parts:
+        rows.append(("split", f"{len(gguf.parts)} files, taken together here"))
+        rows += [("part", f"{part.path.name} ({byte_size(part.size)})") for part in gguf.parts]
     return rows
 
 
@@ -90,7 +93,9 @@ def _shortened(value: object) -> str:
     )
 
 
-def _as_json(gguf: GgufInfo, problem: str | None, tensors: bool) -> dict[str, Any]:
+def _as_json(
+    gguf: GgufInfo, problem: str | None, notes: tuple[str, ...], tensors: bool
+) -> dict[str, Any]:
     from llama_runner.loaders import GgufArray
 
     found: dict[str, Any] = {
@@ -103,7 +108,9 @@ def _as_json(gguf: GgufInfo, problem: str | None, tensors: bool) -> dict[str, An
         "context_length": gguf.context_length,
         "vocab_size": gguf.vocab_size,
         "split_count": gguf.split_count,
+        "parts": [{"path": part.path, "size": part.size} for part in gguf.parts],
         "problem": problem,
+        "notes": notes,
         "keys": {
             key: {"type": value.element_type, "length": len(value)}
             if isinstance(value, GgufArray)

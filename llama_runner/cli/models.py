@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from llama_runner.cli.output import bar, byte_size, note, print_json, print_table
+from llama_runner.cli.output import bar, byte_size, note, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from llama_runner.loaders import CatalogueEntry
 
 __all__ = ["models", "pull", "rm", "verify"]
 
@@ -22,10 +30,24 @@ def pull(name: str) -> None:
     """
     from llama_runner.loaders import pull
 
-    with bar(name, count_bytes=True) as update:
+    with _clean_end(), bar(name, count_bytes=True) as update:
         path = pull(name, lambda done, total, stage: update(done, total, STAGES.get(stage, stage)))
     note(f"{name} is ready")
     click.echo(os.fspath(path))
+
+
+@contextmanager
+def _clean_end() -> Iterator[None]:
+    """Make SIGTERM an exception, so that pip, which fetches for us, ends with us."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -58,7 +80,8 @@ def rm(name: str) -> None:
 def models(as_json: bool) -> None:
     """List the models that have a name.
 
-    * is the default model, + is on this machine.
+    * is the default model, + is on this machine, ~ is what an interrupted pull left: pulling goes
+    on with it, rm deletes it. ! has a description that is not valid.
     """
     from llama_runner.loaders import list_models
     from llama_runner.loaders.catalogue import DEFAULT_MODEL
@@ -70,6 +93,8 @@ def models(as_json: bool) -> None:
                 {
                     "name": entry.name,
                     "installed": entry.installed,
+                    "interrupted": _interrupted(entry),
+                    "problem": entry.problem,
                     "default": entry.name == DEFAULT_MODEL,
                     "path": entry.path,
                     **entry.metadata.model_dump(
@@ -85,7 +110,7 @@ def models(as_json: bool) -> None:
         about = entry.metadata
         rows.append(
             (
-                "*" * (entry.name == DEFAULT_MODEL) + "+" * entry.installed,
+                _marks(entry),
                 entry.name,
                 byte_size(about.size) if about.size else "?",
                 about.architecture,
@@ -94,3 +119,21 @@ def models(as_json: bool) -> None:
             )
         )
     print_table(rows, right=(2, 5))
+    for entry in entries:
+        if entry.problem is not None:
+            note(printable(f"broken: {entry.name}: {entry.problem}"))
+
+
+def _marks(entry: CatalogueEntry) -> str:
+    from llama_runner.loaders.catalogue import DEFAULT_MODEL
+
+    return (
+        "*" * (entry.name == DEFAULT_MODEL)
+        + "+" * entry.installed
+        + "~" * _interrupted(entry)
+        + "!" * (entry.problem is not None)
+    )
+
+
+def _interrupted(entry: CatalogueEntry) -> bool:
+    return entry.problem is None and not entry.installed and entry.bytes_in_cache > 0

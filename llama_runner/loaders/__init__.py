@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalogue import (
         CatalogueEntry,
-        default_model,
-        default_name,
-        find_model,
         list_models,
-        remove,
-        resolve_model,
         verify,
     )
-    from .download import pull
+    from .download import pull, remove
     from .estimate import MemoryEstimate, estimate_memory
     from .gguf import GgufInfo, TensorInfo
     from .header import GgufArray
@@ -27,6 +22,7 @@ if TYPE_CHECKING:
     from .metadata import ModelMetadata, SamplingDefaults, load_model
     from .projector import validate_mmproj
     from .reading import read_gguf
+    from .resolve import default_model, default_name, find_model, resolve_model
     from .validation import ValidationReport, validate_model
 
 __all__ = [
@@ -63,16 +59,16 @@ _HOME = {
     "SamplingDefaults": "metadata",
     "TensorInfo": "gguf",
     "ValidationReport": "validation",
-    "default_model": "catalogue",
-    "default_name": "catalogue",
+    "default_model": "resolve",
+    "default_name": "resolve",
     "estimate_memory": "estimate",
-    "find_model": "catalogue",
+    "find_model": "resolve",
     "list_models": "catalogue",
     "load_model": "metadata",
     "pull": "download",
     "read_gguf": "reading",
-    "remove": "catalogue",
-    "resolve_model": "catalogue",
+    "remove": "download",
+    "resolve_model": "resolve",
     "validate_lora": "lora",
     "validate_mmproj": "projector",
     "validate_model": "validation",

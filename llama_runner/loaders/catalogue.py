@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..errors import (
     InvalidParameterError,
+    LlamaSystemError,
+    ModelError,
     ModelMetadataError,
     ModelNotFoundError,
     ModelValidationError,
 )
-from .header import ModelPath, quoted
+from .files import is_file, is_there, path_text
+from .header import quoted
 from .metadata import ModelMetadata, read_metadata
 from .reading import part_names
 from .sources import HubSource, parse_source
@@ -32,13 +34,11 @@ __all__ = [
     "CatalogueEntry",
     "cache_directory",
     "catalogue_directory",
-    "default_model",
-    "default_name",
+    "entry_from_hub",
     "find_entry",
-    "find_model",
+    "find_installed",
+    "is_name",
     "list_models",
-    "remove",
-    "resolve_model",
     "verify",
 ]
 
@@ -46,6 +46,7 @@ DEFAULT_MODEL: Final = "smollm2-135m"
 SIDECAR: Final = "model.json"
 _EMBEDDED: Final = Path(__file__).with_name("catalogue")
 _HASH_BLOCK: Final = 1 << 20
+_AGAIN: Final = "remove it with llama-runner rm, and pull it again"
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes done, the bytes in all, and the stage: ``download``, ``unpack``,
@@ -59,19 +60,33 @@ class CatalogueEntry:
     Attributes:
         name: What to call it: a name of the catalogue, or ``hf:OWNER/REPO:FILE.gguf``.
         metadata: Its description.
-        path: Where its file is, or will be once it is pulled.
+        path: Where its file is, or will be once it is pulled; of a split model, the first. Of a
+            model whose description is broken, that description.
         folder: The model's own folder in the cache; None for a file of the user's.
+        problem: What is wrong with its description, if something is; it cannot be used then.
     """
 
     name: str
     metadata: ModelMetadata
     path: Path
     folder: Path | None
+    problem: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Its file, or all the files that it is split over."""
+        return [self.path.with_name(name) for name in part_names(self.path.name)]
 
     @property
     def installed(self) -> bool:
-        """Whether the file is there."""
-        return self.path.is_file()
+        """Whether all its files are there."""
+        return self.problem is None and all(map(is_file, self.files))
+
+    @property
+    def bytes_in_cache(self) -> int:
+        """The bytes that its folder in the cache takes, also those of an interrupted pull."""
+        below = self.folder.rglob("*") if self.folder is not None else ()
+        return sum(file.stat().st_size for file in below if file.is_file())
 
 
 def cache_directory() -> Path:
@@ -96,18 +111,28 @@ def catalogue_directory() -> Path:
 def list_models() -> list[CatalogueEntry]:
     """Every model that can be called by name, sorted by name.
 
-    They come from the package, from the user's own descriptions, and from Hugging Face.
+    They come from the package, from the user's own descriptions, and from Hugging Face, of which
+    pulls that were interrupted are listed, too. A description that is not valid is an entry with a
+    ``problem``.
 
     Raises:
-        ModelMetadataError: One of the user's descriptions is not valid.
+        LlamaSystemError: The catalogue's or the cache's directory cannot be read.
     """
-    entries = {name: _entry(name, path) for name, path in _descriptions().items()}
+    entries = {name: _entry_or_problem(name, path) for name, path in _descriptions().items()}
     named = {entry.path for entry in entries.values()}
-    for sidecar in (cache_directory() / "hf").glob(f"*/*/*/{SIDECAR}"):
-        source = read_metadata(sidecar).source
-        if source is not None and (entry := entry_from_hub(source)).path not in named:
-            entries[source] = entry
+    hub = cache_directory() / "hf"
+    for folder in _listed(hub, "*/*/*"):
+        owner, repository, place = folder.relative_to(hub).parts
+        if folder.is_dir():
+            entry = entry_from_hub(f"hf:{owner}/{repository}:{unquote(place)}.gguf")
+            if entry.path not in named and entry.bytes_in_cache:
+                entries[entry.name] = entry
     return [entries[name] for name in sorted(entries)]
+
+
+def is_name(text: str) -> bool:
+    """Whether the catalogue has a model of this name."""
+    return text.startswith("hf:") or text in _descriptions()
 
 
 def find_entry(name: str) -> CatalogueEntry:
@@ -116,9 +141,11 @@ def find_entry(name: str) -> CatalogueEntry:
     Raises:
         ModelNotFoundError: No such name; the message lists the known ones.
         ModelMetadataError: Its description is not valid.
-        InvalidParameterError: It starts with ``hf:`` but does not go on as it should.
+        InvalidParameterError: It is no string, or starts with ``hf:`` but does not go on as it
+            should.
+        LlamaSystemError: The catalogue's directory cannot be read.
     """
-    if name.startswith("hf:"):
+    if path_text(name, "name").startswith("hf:"):
         return entry_from_hub(name)
     descriptions = _descriptions()
     if name not in descriptions:
@@ -130,114 +157,73 @@ def find_entry(name: str) -> CatalogueEntry:
     return _entry(name, descriptions[name])
 
 
-def find_model(name_or_path: ModelPath) -> Path:
-    """The file of a model given by path or by name.
+def find_installed(name: str) -> CatalogueEntry:
+    """The catalogue's entry of this name, whose files are on this machine.
 
     Raises:
-        As :func:`resolve_model`.
-    """
-    return resolve_model(name_or_path)[0]
-
-
-def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
-    """The file of a model given by path or by name, and its description where it has one.
-
-    A file that exists wins over a name.
-
-    A path to a ``.json`` description gives the model file that it describes. A folder that is no
-    name of the catalogue is given back too: the validator says best what is wrong with it.
-
-    Raises:
-        ModelNotFoundError: Neither a file nor a known name, or not pulled yet; the message says
-            what to do.
-        ModelMetadataError: The description is not valid.
-    """
-    given = os.fspath(name_or_path)
-    path = Path(given).expanduser()
-    if path.suffix == ".json" and path.is_file():
-        metadata = read_metadata(path)
-        return _described_file(path, metadata), metadata
-    if path.is_file() or (path.is_dir() and given not in ("", *_descriptions())):
-        return path, None
-    if _looks_like_path(given):
-        raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
-    entry = find_entry(given)
-    if not entry.installed:
-        raise ModelNotFoundError(
-            f"the model {given!r} is not on this machine yet; run: llama-runner pull {given}",
-            field="model",
-        )
-    return entry.path, entry.metadata
-
-
-def default_name() -> str:
-    """What to call the model to use when none is given: a name or a path."""
-    return os.environ.get("LLAMA_RUNNER_MODEL") or DEFAULT_MODEL
-
-
-def default_model() -> tuple[Path, str]:
-    """The model to use when none is given, and the words to tell the user which it is.
-
-    Raises:
-        ModelNotFoundError: ``LLAMA_RUNNER_MODEL`` names no model, or the default model was not
-            pulled yet.
-    """
-    name = default_name()
-    why = "LLAMA_RUNNER_MODEL" if os.environ.get("LLAMA_RUNNER_MODEL") else "the default model"
-    return find_model(name), f"{name} ({why})"
-
-
-def remove(name: str) -> int:
-    """Delete a pulled model's files; returns the bytes freed. Its description stays.
-
-    Raises:
-        ModelNotFoundError: No such name, or nothing to delete.
+        ModelNotFoundError: No such name, or not pulled yet, or not all of it.
+        ModelMetadataError: Its description is not valid.
+        InvalidParameterError: As :func:`find_entry`.
     """
     entry = find_entry(name)
-    if entry.folder is None:
+    if entry.problem is not None:
+        raise ModelMetadataError(f"{entry.problem}; run: llama-runner pull {name}")
+    if not entry.installed and entry.folder is None:
+        missing = next(file for file in entry.files if not is_file(file))
         raise ModelNotFoundError(
-            f"the file of {name!r} is your own, at {os.fspath(entry.path)!r}; delete it there",
+            f"no model file at {quoted(os.fspath(missing), 200)}, where the description of "
+            f"{name!r} has it",
             field="model",
         )
     if not entry.installed:
-        raise ModelNotFoundError(f"the model {name!r} is not on this machine", field="model")
-    freed = sum(file.stat().st_size for file in entry.folder.rglob("*") if file.is_file())
-    shutil.rmtree(entry.folder)
-    return freed
+        raise ModelNotFoundError(
+            f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",
+            field="model",
+        )
+    return entry
 
 
 def verify(name: str, progress: Progress | None = None) -> None:
-    """Compare a model's file with its description: length, hash and header.
+    """Compare a model's files with its description: length, hash and header.
 
     Raises:
         ModelNotFoundError: No such name, or not on this machine.
-        ModelValidationError: The file is damaged.
+        ModelValidationError: A file is damaged.
         ModelMetadataError: The description contradicts the file.
     """
-    entry = find_entry(name)
-    if not entry.installed:
-        raise ModelNotFoundError(f"the model {name!r} is not on this machine", field="model")
-    verify_file(entry.path, entry.metadata, progress)
+    entry = find_installed(name)
+    verify_files(entry.files, entry.metadata, progress)
     entry.metadata.check(entry.path)
 
 
-def verify_file(path: Path, metadata: ModelMetadata, progress: Progress | None = None) -> None:
-    """Compare a file's length and hash with a description.
+def verify_files(
+    files: list[Path], metadata: ModelMetadata, progress: Progress | None = None
+) -> None:
+    """Compare the length and the hashes of a model's files with a description.
 
     Raises:
         ModelValidationError: They differ.
+        ModelMetadataError: The description is of another number of files.
     """
-    size = path.stat().st_size
+    where = os.fspath(files[0])
+    size = sum(file.stat().st_size for file in files)
     if metadata.size is not None and size != metadata.size:
+        of_all = f" in {len(files)} files" * (len(files) > 1)
         raise ModelValidationError(
-            f"{os.fspath(path)!r} has {size} bytes instead of {metadata.size}; pull it again",
+            f"{where!r} has {size} bytes{of_all} instead of {metadata.size}; {_AGAIN}",
             field="size",
         )
-    if metadata.sha256 is not None and sha256_of(path, progress) != metadata.sha256:
-        raise ModelValidationError(
-            f"{os.fspath(path)!r} does not have the expected sha256; pull it again",
+    if metadata.hashes and len(metadata.hashes) != len(files):
+        raise ModelMetadataError(
+            f"the description of {where!r} has {len(metadata.hashes)} sha256 for {len(files)} "
+            "files: give one for each",
             field="sha256",
         )
+    for file, expected in zip(files, metadata.hashes, strict=False):
+        if sha256_of(file, progress) != expected:
+            raise ModelValidationError(
+                f"{os.fspath(file)!r} does not have the expected sha256; {_AGAIN}", field="sha256"
+            )
 
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
@@ -259,12 +245,23 @@ def _descriptions() -> dict[str, Path]:
     return {
         path.stem: path
         for folder in (_EMBEDDED, catalogue_directory())
-        for path in _json_files(folder)
+        for path in _listed(folder, "*.json")
     }
 
 
-def _json_files(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("*.json"))
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder, which need not be there."""
+    try:
+        folder.stat()
+        return sorted(folder.glob(pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no path has such characters"
+        raise LlamaSystemError(
+            f"the directory {quoted(os.fspath(folder), 200)} cannot be read: {reason}; choose "
+            "another with LLAMA_RUNNER_CATALOGUE or LLAMA_RUNNER_CACHE"
+        ) from None
 
 
 def _entry(name: str, description: Path) -> CatalogueEntry:
@@ -279,6 +276,13 @@ def _entry(name: str, description: Path) -> CatalogueEntry:
     return CatalogueEntry(name, metadata, folder / PurePosixPath(source.member).name, folder)
 
 
+def _entry_or_problem(name: str, description: Path) -> CatalogueEntry:
+    try:
+        return _entry(name, description)
+    except ModelError as error:
+        return CatalogueEntry(name, _undescribed(name), description, None, str(error))
+
+
 def entry_from_hub(spec: str) -> CatalogueEntry:
     """An entry for ``hf:OWNER/REPO:FILE.gguf``, pulled or not.
 
@@ -289,12 +293,18 @@ def entry_from_hub(spec: str) -> CatalogueEntry:
     if not isinstance(source, HubSource):
         raise InvalidParameterError(f"{quoted(spec, 200)} is not hf:OWNER/REPO:FILE.gguf")
     path, folder = _hub_place(source)
-    sidecar = folder / SIDECAR
-    if sidecar.is_file():
-        metadata = read_metadata(sidecar)
-    else:
-        metadata = ModelMetadata(name=path.stem, source=spec, architecture="unknown")
-    return CatalogueEntry(spec, metadata, path, folder)
+    metadata, problem = _undescribed(path.stem, spec), None
+    if is_there(folder / SIDECAR):
+        try:
+            metadata = read_metadata(folder / SIDECAR)
+        except ModelError as error:
+            problem = str(error)
+    return CatalogueEntry(spec, metadata, path, folder, problem)
+
+
+def _undescribed(name: str, source: str | None = None) -> ModelMetadata:
+    printable = name.encode("utf-8", "replace").decode()
+    return ModelMetadata(name=printable, source=source, architecture="unknown")
 
 
 def _hub_place(source: HubSource) -> tuple[Path, Path]:
@@ -306,17 +316,3 @@ def _hub_place(source: HubSource) -> tuple[Path, Path]:
     place = quote(str(inside.with_name(name).with_suffix("")), safe="")
     folder = cache_directory() / "hf" / owner / repository / place
     return folder / name, folder
-
-
-def _described_file(description: Path, metadata: ModelMetadata) -> Path:
-    if metadata.path is None:
-        raise ModelMetadataError(
-            f"{os.fspath(description)!r} names a source but no path; put it into "
-            f"{os.fspath(catalogue_directory())!r} and pull it by name",
-            field="path",
-        )
-    return metadata.path
-
-
-def _looks_like_path(given: str) -> bool:
-    return not given.startswith("hf:") and (given.endswith(".gguf") or os.sep in given)

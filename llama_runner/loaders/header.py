@@ -6,15 +6,17 @@ is checked before its loop, a length before its read, and everything against a f
 
 from __future__ import annotations
 
+import io
 import os
-import stat
+import reprlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ..errors import ModelNotFoundError, ModelValidationError
+from ..errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
+from .files import open_regular, path_text, refuse_special
 from .ggml_types import STRING, VALUE_TYPES
 
 if TYPE_CHECKING:
@@ -54,48 +56,50 @@ def quoted(text: str | bytes, limit: int = 60) -> str:
 def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a model file once, as a regular file; one that is open already is left open.
 
+    It is about files: names of the catalogue and descriptions are resolve_model()'s business.
+
     Yields:
         The file, and the path to name it by.
 
     Raises:
         ModelNotFoundError: Nothing there.
         ModelValidationError: A directory, a device, a pipe, or a file that may not be read.
+        InvalidParameterError: Neither a path nor an open file.
     """
-    if not isinstance(model, str | os.PathLike):
-        path = Path(str(model.name))
-        _require_regular(model, path)
-        yield model, path
-        return
-    path = Path(model)
-    name = quoted(str(path), limit=200)
+    opened = None if isinstance(model, str | os.PathLike) else model
+    if opened is not None and not _is_open_file(opened):
+        raise InvalidParameterError(
+            f"model={reprlib.repr(model)}: must be a path, or a file open for reading bytes",
+            field="model",
+        )
+    given = path_text(model) if opened is None else str(opened.name)
+    path = Path(given)
+    name = quoted(given, limit=200)
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
-        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+        file = open_regular(path) if opened is None else opened
+        refuse_special(os.fstat(file.fileno()).st_mode)
     except FileNotFoundError:
-        raise ModelNotFoundError(f"no model file at {name}", field="path") from None
-    except IsADirectoryError:
-        raise _not_a_file(path, "a directory") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ModelValidationError(f"{name} cannot be opened: {reason}", field="path") from None
-    with file:
-        _require_regular(file, path)
+        named = "" if path.name != given or path.suffix else "; find_model() takes names, too"
+        raise ModelNotFoundError(f"no model file at {name}{named}", field="path") from None
+    except OSError as error:
+        raise ModelValidationError(
+            f"{name} cannot be opened: {error.strerror}; give the path of a .gguf file",
+            field="path",
+        ) from None
+    try:
         yield file, path
+    finally:
+        if opened is None:
+            file.close()
 
 
-def _require_regular(file: IO[bytes], path: Path) -> None:
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
-        raise _not_a_file(path, "a directory" if stat.S_ISDIR(mode) else "a special file")
-
-
-def _not_a_file(path: Path, what: str) -> ModelValidationError:
-    name = quoted(str(path), limit=200)
-    return ModelValidationError(f"{name} is {what}; give the path of a .gguf file", field="path")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _is_open_file(model: object) -> bool:
+    """Whether it gives bytes of a file of the operating system, as no BytesIO does."""
+    number = getattr(model, "fileno", None)
+    try:
+        return number is not None and number() >= 0 and not isinstance(model, io.TextIOBase)
+    except (OSError, ValueError):
+        return False
 
 
 class GgufArray:

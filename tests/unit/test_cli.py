@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,7 @@ from llama_runner.cli import main, output
 from llama_runner.cli.chat import _lines
 from llama_runner.cli.options import CONTEXT, GENERATION
 from llama_runner.errors import ContextFullError, DownloadError, ModelLoadError
+from llama_runner.loaders import validate_model
 from llama_runner.params import ContextParams, GenerationParams
 from llama_runner.results import (
     Chunk,
@@ -32,8 +35,9 @@ from llama_runner.results import (
     Timings,
     Usage,
 )
-from tests.unit.loaders.gguf_writer import U32
+from tests.unit.loaders.gguf_writer import F32, U32
 from tests.unit.loaders.model_files import tiny_llama
+from tests.unit.loaders.test_reading import write_split
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -482,7 +486,7 @@ def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) ->
     pulled.write_bytes(pulled.read_bytes()[:-1] + b"x")
     status, out, err = run("verify", "mine")
     assert (status, out) == (1, "")
-    assert "sha256; pull it again" in err
+    assert "sha256; remove it with llama-runner rm, and pull it again" in err
 
 
 def test_verify_refuses_what_could_not_be_loaded(run: Run, tmp_path: Path, pulled: Path) -> None:
@@ -504,6 +508,19 @@ def test_rm_deletes_the_file_and_keeps_the_name(run: Run, pulled: Path) -> None:
     status, out, err = run("rm", "mine")
     assert (status, out) == (1, "")
     assert "not on this machine" in err
+
+
+def test_what_is_broken_or_half_here_is_listed(run: Run, tmp_path: Path, pulled: Path) -> None:
+    (tmp_path / "catalogue" / "bad.json").write_text("{")
+    pulled.rename(pulled.with_suffix(".partial"))
+    status, out, err = run("models")
+    assert status == 0
+    marks = {line.split()[1]: line.split()[0] for line in out.splitlines()[1:] if line[0] in "~!"}
+    assert marks == {"mine": "~", "bad": "!"}
+    assert "broken: bad: " in err
+    assert "bad.json" in err
+    assert run("rm", "mine")[0] == 0
+    assert not pulled.parent.exists()
 
 
 def test_n_ctx_may_be_what_fits(fake: type[FakeRunner], model: Path, run: Run) -> None:
@@ -536,9 +553,10 @@ def test_doctor_says_what_is_missing(run: Run) -> None:
 
 
 def test_doctor_is_content_with_a_model(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llama_runner._core")
+    model = tiny_llama().write(tmp_path / "sound.gguf")
     monkeypatch.setenv("LLAMA_RUNNER_MODEL", str(model))
     status, out, _ = run("doctor", "--json")
     report = json.loads(out)
@@ -598,3 +616,75 @@ def test_help_loads_neither_the_core_nor_what_is_slow() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "generate" in done.stdout
+
+
+# ---- where it prints to, and what it is given ---------------------------------------------------
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command.replace("llama-runner", f"'{sys.executable}' -m llama_runner")],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize("command", ["models", "models --json", "info {}", "info --json {}"])
+def test_output_that_cannot_be_written_is_an_error(command: str, model: Path) -> None:
+    done = shell(f"llama-runner {command.format(model)} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:
+    assert shell(f"llama-runner info --tensors {model} | true").stderr == ""
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_are_like_empty_ones(closing: str, model: Path) -> None:
+    done = shell(f"llama-runner info {model} {closing}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nouser/x.gguf"])
+def test_a_name_that_nothing_can_have_is_one_line(run: Run, name: str) -> None:
+    for command in (("info", name), ("generate", "-m", name, "Hi")):
+        status, _, err = run(*command)
+        assert status == 1
+        assert err.startswith("error: no model file")
+        assert err.count("\n") == 1
+
+
+def test_json_has_only_numbers_that_json_knows(run: Run, tmp_path: Path) -> None:
+    path = tiny_llama().with_keys(general__odd=(F32, math.nan)).write(tmp_path / "odd.gguf")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(run("info", "--json", path)[1], parse_constant=refuse)
+    assert found["keys"]["general.odd"] == "nan"
+
+
+def test_doctor_looks_into_the_default_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_RUNNER_MODEL", "/etc/passwd")
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert "missing: '/etc/passwd' is not a valid model" in out
+
+
+def test_info_lists_the_parts_of_a_split_model(run: Run, tmp_path: Path) -> None:
+    parts = write_split(tmp_path)
+    out = run("info", parts[1])[1]
+    assert "3 files" in out
+    assert all(part.name in out for part in parts)
+    found = json.loads(run("info", "--json", parts[1])[1])
+    assert [part["path"] for part in found["parts"]] == [str(part) for part in parts]
+
+
+def test_info_shows_oddities(run: Run, tmp_path: Path) -> None:
+    path = replace(tiny_llama(), tail=bytes(1000)).write(tmp_path / "longer.gguf")
+    notes = validate_model(path).notes
+    assert notes
+    assert notes[0] in run("info", path)[1]
+    assert json.loads(run("info", "--json", path)[1])["notes"] == list(notes)

@@ -13,12 +13,12 @@ import pytest
 import llama_runner
 from llama_runner import errors
 from llama_runner.errors import LlamaError
-from llama_runner.opening import RunnerOptions
 from llama_runner.params import (
     ContextParams,
     GenerationOptions,
     GenerationParams,
     ModelParams,
+    RunnerOptions,
 )
 
 PUBLIC = [

@@ -19,7 +19,9 @@ import pytest
 from llama_runner.errors import (
     DownloadError,
     MissingDependencyError,
+    ModelMetadataError,
     ModelNotFoundError,
+    ModelValidationError,
     NoDiskSpaceError,
 )
 from llama_runner.loaders import find_model, list_models, pull, remove, verify
@@ -185,6 +187,82 @@ def test_a_split_model_comes_with_all_its_parts(home: Path, hub: Hub) -> None:
     assert len(list(path.parent.glob("*.gguf"))) == 3
     assert hub.starts == [0, 0, 0]
     assert find_model("hf:owner/repo:tiny-00001-of-00003.gguf") == path
+
+
+SPLIT_SPEC = "hf:owner/repo:tiny-00001-of-00003.gguf"
+
+
+def test_a_split_model_is_all_its_parts(home: Path, hub: Hub) -> None:
+    for part in write_split(home):
+        hub.files[part.name] = part.read_bytes()
+    path = pull(SPLIT_SPEC)
+    verify(SPLIT_SPEC)
+    last = path.with_name("tiny-00003-of-00003.gguf")
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelValidationError, match=last.name):
+        verify(SPLIT_SPEC)
+    last.unlink()
+    for use in (find_model, verify):
+        with pytest.raises(ModelNotFoundError, match="llama-runner pull"):
+            use(SPLIT_SPEC)
+    assert pull(SPLIT_SPEC) == path
+    verify(SPLIT_SPEC)
+    remove(SPLIT_SPEC)
+    assert not cached_files(home) or all(name.endswith(".lock") for name in cached_files(home))
+
+
+def test_a_described_split_model_is_compared_part_by_part(home: Path, hub: Hub) -> None:
+    parts = write_split(home)
+    for part in parts:
+        hub.files[part.name] = part.read_bytes()
+    hashes = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
+    size = sum(part.stat().st_size for part in parts)
+    describe(home, source=SPLIT_SPEC, size=size, sha256=hashes[0])
+    with pytest.raises(DownloadError, match="1 sha256 for 3 files"):
+        pull("tiny")
+    describe(home, source=SPLIT_SPEC, size=size, sha256=[*hashes[:2], "0" * 64])
+    with pytest.raises(DownloadError, match=r"00003-of-00003\.gguf' does not have"):
+        pull("tiny")
+    describe(home, source=SPLIT_SPEC, size=size, sha256=hashes)
+    pull("tiny")
+    verify("tiny")
+
+
+def test_a_broken_sidecar_is_listed_and_blocks_nothing(hub: Hub) -> None:
+    path = pull(SPEC)
+    sidecar = path.with_name("model.json")
+    sidecar.write_text("{")
+    assert "model.json" in str({entry.name: entry for entry in list_models()}[SPEC].problem)
+    with pytest.raises(ModelMetadataError, match="llama-runner pull"):
+        find_model(SPEC)
+    assert pull(SPEC) == path
+    verify(SPEC)
+    sidecar.write_text("{")
+    assert remove(SPEC) > len(MODEL)
+    assert SPEC not in {entry.name for entry in list_models()}
+
+
+def test_an_interrupted_pull_is_listed_and_can_be_removed(home: Path, hub: Hub) -> None:
+    def interrupt(done: int, total: int, stage: str) -> None:
+        if done > HALF:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(LARGE_SPEC, interrupt)
+    entry = {entry.name: entry for entry in list_models()}[LARGE_SPEC]
+    assert not entry.installed
+    assert remove(LARGE_SPEC) > 0
+    assert LARGE_SPEC not in {entry.name for entry in list_models()}
+    with pytest.raises(ModelNotFoundError):
+        remove(LARGE_SPEC)
+
+
+def test_what_the_callback_raises_comes_back_as_it_is(hub: Hub) -> None:
+    def fail(done: int, total: int, stage: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pull(SPEC, fail)
 
 
 def test_a_page_instead_of_a_model(home: Path, hub: Hub) -> None:

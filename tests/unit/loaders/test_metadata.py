@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,19 @@ def test_a_broken_model_file_is_refused(tmp_path: Path) -> None:
         ({"sampling": {"temperature": -1}}, "sampling"),
         ({"tags": "one"}, "tags"),
         ({"n_gpu_layers": -2}, "n_gpu_layers"),
+        ({"n_gpu_layers": 10**20}, "n_gpu_layers"),
+        ({"context_length": "4096"}, "context_length"),
+        ({"context_length": True}, "context_length"),
+        ({"sampling": {"top_k": 10**20}}, "sampling.top_k"),
+        ({"sampling": {"repeat_penalty": 0.001}}, "sampling.repeat_penalty"),
+        ({"sampling": {"temprature": 1}}, "sampling.temprature"),
+        ({"sampling": 3}, "sampling"),
+        ({"source": "hf:owner/repo:../../x.gguf"}, "source"),
+        ({"path": 3}, "path"),
+        ({"chat_template": 3}, "chat_template"),
+        ({"size": 1.5}, "size"),
+        ({"sha256": []}, "sha256"),
+        ({"tags": [3]}, "tags"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
@@ -139,6 +154,48 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: s
     assert str(caught.value.field).startswith(field)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not re.search("(?i)input|extra|pattern|valid ", str(caught.value))
+
+
+def test_an_unknown_field_names_the_nearest_known(tmp_path: Path) -> None:
+    for fields in ({"contxt_length": 5}, {"sampling": {"temprature": 1}}):
+        with pytest.raises(
+            ModelMetadataError, match=r"did you mean '(context_length|temperature)'"
+        ):
+            load_model(described(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ModelMetadata(name="x"),  # type: ignore[call-arg]
+        lambda: ModelMetadata.model_validate({"name": "x", "architecture": 3}),
+        lambda: ModelMetadata.model_validate(3),
+        lambda: ModelMetadata.model_validate_json(b'{"name": ""}'),
+        lambda: ModelMetadata.model_validate_json(b"{"),
+        lambda: ModelMetadata.model_validate_strings({"name": "x"}),
+        lambda: ModelMetadata(name="x", architecture="y").model_copy(update={"size": -1}),
+        lambda: SamplingDefaults(top_k=-1),
+        lambda: SamplingDefaults.model_validate({"top_k": -1}),
+    ],
+)
+def test_every_way_to_make_one_checks_it(make: Callable[[], object]) -> None:
+    with pytest.raises(ModelMetadataError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_description_comes_back_from_its_own_json() -> None:
+    metadata = ModelMetadata(
+        name="x",
+        architecture="llama",
+        path=Path("x.gguf"),
+        sha256=("0" * 64, "1" * 64),
+        tags=("a",),
+        sampling=SamplingDefaults(top_k=3),
+    )
+    assert ModelMetadata.model_validate_json(metadata.model_dump_json()) == metadata
+    assert ModelMetadata.model_validate(metadata) is metadata
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -155,8 +157,13 @@ def test_a_users_description_replaces_the_embedded_one(home: Path) -> None:
 
 def test_a_broken_description_is_named(home: Path) -> None:
     (home / "catalogue" / "broken.json").write_text("{")
-    with pytest.raises(ModelMetadataError, match=r"broken\.json"):
-        list_models()
+    entries = {entry.name: entry for entry in list_models()}
+    assert "broken.json" in str(entries["broken"].problem)
+    assert not entries["broken"].installed
+    assert entries[DEFAULT_MODEL].problem is None
+    for use in (find_model, pull, verify, remove):
+        with pytest.raises(ModelMetadataError, match=r"broken\.json"):
+            use("broken")
 
 
 # ---- sources -----------------------------------------------------------------------------------
@@ -257,6 +264,32 @@ def test_an_index_that_cannot_be_reached(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(DownloadError, match="check the network connection"):
         pull("tiny")
+
+
+def test_pip_ends_with_a_pull_that_is_told_to_end(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe(home)
+    with socket.create_server(("127.0.0.1", 0)) as index:  # it takes calls and never answers
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llama_runner", "pull", "tiny"],
+            cwd=Path(__file__).parents[3],
+            stderr=subprocess.DEVNULL,
+        )
+        index.settimeout(60)
+        connection, _ = index.accept()
+        with connection:
+            child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+    assert child
+    assert not Path("/proc", child[0]).exists()
+    assert cached_files(home) == [".tiny.lock"]
 
 
 def test_a_disk_without_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""Files that a user names: what may name one, opening it, and writing it whole or not at all.
+
+A name can be anything: no path at all, too long, a directory, a pipe that nobody writes to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import reprlib
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+from ..errors import InvalidParameterError, LlamaSystemError, ModelNotFoundError, NoDiskSpaceError
+
+__all__ = ["is_file", "is_there", "open_regular", "path_text", "refuse_special", "write_file"]
+
+_SPECIAL: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def path_text(given: object, what: str = "model") -> str:
+    """The path, or the name, that a user gave, as text.
+
+    Raises:
+        InvalidParameterError: It is neither a string nor path-like.
+        ModelNotFoundError: It is empty; as a path, that would be the current directory.
+    """
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InvalidParameterError(
+            f"{what}={reprlib.repr(given)}: must be a string or a path, not {type(given).__name__}",
+            field=what,
+        )
+    if not text:
+        raise ModelNotFoundError(f"{what}='': an empty name names no model", field=what)
+    return text
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; of a name that no path can have, pathlib would raise."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is there, be it a link to nothing."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading, if it is a regular one, without waiting for anybody.
+
+    Raises:
+        OSError: ``strerror`` says what is wrong with it.
+    """
+    try:
+        refuse_special(path.stat().st_mode)  # a socket cannot be opened to find out
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    except ValueError:
+        raise OSError(errno.EINVAL, "no path has such characters") from None
+    try:
+        refuse_special(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def refuse_special(mode: int) -> None:
+    """Refuse what is no regular file, by its ``st_mode``.
+
+    Raises:
+        OSError: ``strerror`` says what it is.
+    """
+    if not stat.S_ISREG(mode):
+        kind = _SPECIAL.get(stat.S_IFMT(mode), "a special file")
+        raise OSError(errno.EINVAL, f"it is {kind}")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part.
+
+    Raises:
+        NoDiskSpaceError: The disk has no room.
+        LlamaSystemError: It cannot be written there.
+    """
+    beside = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        refuse_special(path.stat().st_mode if path.exists() else stat.S_IFREG)
+        with beside.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = getattr(error, "strerror", None) or "no path has such characters"
+        kind = NoDiskSpaceError if full else LlamaSystemError
+        raise kind(f"{os.fspath(path)!r} cannot be written: {reason}", field="path") from None
+    finally:
+        with suppress(OSError, ValueError):  # it is not there once it has its name
+            beside.unlink()

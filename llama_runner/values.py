@@ -1,0 +1,146 @@
+"""Values that a user sets, field by field: checked however they are made, refused in one line."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llama_runner.errors import LlamaError
+
+__all__ = ["Values", "nearest"]
+
+
+class Values(BaseModel):
+    """Base of what a user sets, field by field: immutable, strict, with one-line errors.
+
+    Nothing is converted silently: a bool is not an integer, a string is not a number. Every way
+    to make one checks.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+    refusal: ClassVar[type[LlamaError]]
+    """The error to raise."""
+    kind_of_name: ClassVar[str]
+    """What a field is called in it."""
+
+    def __init__(self, /, **values: Any) -> None:
+        with _in_our_words(type(self), values):
+            super().__init__(**{name: _plain(value) for name, value in values.items()})
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        with _in_our_words(cls, obj):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        with _in_our_words(cls, {}):
+            return super().model_validate_json(json_data, **options)
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
+        with _in_our_words(cls, obj):
+            return super().model_validate_strings(obj, **options)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        # pydantic's own copy takes the update unchecked.
+        return self._with(update) if update else super().model_copy(deep=deep)
+
+    def _with(self, changes: Mapping[str, Any]) -> Self:
+        chosen = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**chosen | dict(changes))
+
+
+def _plain(value: object) -> object:
+    """The Python number that a numpy scalar stands for; everything else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+@contextmanager
+def _in_our_words(kind: type[Values], values: object) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        known = values if isinstance(values, Mapping) else {}
+        raise _refusal(kind, known, error) from None
+
+
+def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> LlamaError:
+    schema = kind.model_json_schema()["properties"]
+    problems: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        cause = detail.get("ctx", {}).get("error")
+        if not detail["loc"]:
+            if isinstance(cause, LlamaError):
+                return cause
+            return kind.refusal(f"no {kind.__name__}: {' '.join(detail['msg'].split())}")
+        name = str(detail["loc"][0])
+        if isinstance(cause, LlamaError):
+            inner = f".{cause.field}" if isinstance(cause, kind.refusal) else ""
+            problems[name + inner] = f"{name}: {cause.message}"
+        elif detail["type"] == "missing":
+            problems[name] = f"{name}: is missing"
+        elif detail["type"] == "default_factory_not_called":
+            continue  # a default that could not be worked out because of another field's error
+        elif name in schema:
+            given = _plain(values.get(name, detail["input"]))
+            shown = " ".join(reprlib.repr(given).split())
+            problems[name] = f"{name}={shown}: must be {_allowed(schema[name])}"
+        else:
+            problems[name] = f"unknown {kind.kind_of_name} {name!r}{nearest(name, list(schema))}"
+    return kind.refusal("; ".join(problems.values()), field=next(iter(problems)))
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """What to add to a message about an unknown name."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known are {', '.join(known)}"
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a field accepts, in words, from its JSON schema."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        return " or ".join(_allowed(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    if "const" in schema:
+        return repr(schema["const"])
+    match schema["type"]:
+        case "integer":
+            return "an integer" + _range(schema)
+        case "number":
+            return "a number" + _range(schema)
+        case "boolean":
+            return "True or False"
+        case "string":
+            return "a string"
+        case "null":
+            return "None"
+        case "array":
+            if "prefixItems" in schema["items"]:
+                return f"a mapping of at most {schema['maxItems']} names to numbers" + _range(
+                    schema["items"]["prefixItems"][1]
+                )
+            return f"at most {schema['maxItems']} non-empty strings"
+    raise AssertionError(f"no words for the schema {schema}")
+
+
+def _range(schema: dict[str, Any]) -> str:
+    if "exclusiveMinimum" in schema:
+        return f" above {schema['exclusiveMinimum']:g} and at most {schema['maximum']:g}"
+    return f" between {_short(schema['minimum'])} and {_short(schema['maximum'])}"
+
+
+def _short(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -1,0 +1,142 @@
+"""What users give as a model: whatever it is, the answer is one clear line, and nothing waits."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_runner.errors import (
+    InvalidParameterError,
+    LlamaError,
+    LlamaSystemError,
+    ModelMetadataError,
+    ModelNotFoundError,
+    ModelValidationError,
+)
+from llama_runner.loaders import (
+    ModelMetadata,
+    estimate_memory,
+    find_model,
+    list_models,
+    load_model,
+    pull,
+    read_gguf,
+    remove,
+    validate_model,
+    verify,
+)
+from tests.unit.loaders.model_files import tiny_llama
+
+pytestmark = pytest.mark.usefixtures("home")
+
+TAKING_A_MODEL = [
+    estimate_memory,
+    find_model,
+    load_model,
+    ModelMetadata.from_gguf,
+    read_gguf,
+    validate_model,
+]
+TAKING_A_NAME = [pull, verify, remove]
+ODD_NAMES = ["", "x" * 300, "x" * 5000, "a\0b", "\ud800", "~nouser/x.gguf", "x" * 300 + ".gguf"]
+
+
+def refusal(use: Callable[[Any], object], given: object) -> LlamaError:
+    with pytest.raises(LlamaError) as caught:
+        use(given)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("use", TAKING_A_MODEL + TAKING_A_NAME)
+@pytest.mark.parametrize("given", [None, 3, b"x", io.BytesIO(b"GGUF"), io.StringIO(), ["x"]])
+def test_what_is_no_path(use: Callable[[Any], object], given: object) -> None:
+    error = refusal(use, given)
+    assert isinstance(error, InvalidParameterError)
+    assert "must be a" in str(error)
+
+
+@pytest.mark.parametrize("use", TAKING_A_MODEL + TAKING_A_NAME)
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_nothing_can_have(use: Callable[[Any], object], name: str) -> None:
+    error = refusal(use, name)
+    assert len(str(error)) < 500
+    assert "directory" not in str(error)
+
+
+@pytest.mark.parametrize("use", [use for use in TAKING_A_MODEL if use is not find_model])
+@pytest.mark.parametrize("ending", [".gguf", ".json", ""])
+def test_what_is_no_file_is_named(
+    use: Callable[[Any], object], ending: str, tmp_path: Path
+) -> None:
+    def place(name: str) -> Path:
+        return tmp_path / f"{name}{ending}"
+
+    os.mkfifo(place("fifo"))
+    place("folder").mkdir()
+    place("loop").symlink_to(place("loop"))
+    with socket.socket(socket.AF_UNIX) as server:
+        folder = os.open(tmp_path, os.O_RDONLY)  # a socket's whole path may have 108 bytes
+        server.bind(f"/proc/self/fd/{folder}/socket{ending}")
+        os.close(folder)
+    kinds = {"fifo": "a pipe", "folder": "a directory", "socket": "a socket", "loop": "symbolic"}
+    for name, words in kinds.items():
+        assert words in str(refusal(use, place(name)))
+    assert "a device" in str(refusal(use, "/dev/null"))
+
+
+def test_a_pipe_in_the_catalogue_does_not_block_it(home: Path) -> None:
+    os.mkfifo(home / "catalogue" / "pipe.json")
+    assert "a pipe" in str({entry.name: entry for entry in list_models()}["pipe"].problem)
+
+
+def test_functions_about_files_say_who_takes_names() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"find_model\(\)"):
+        read_gguf("smollm2-135m")
+
+
+def test_a_model_file_is_no_description(tmp_path: Path) -> None:
+    with pytest.raises(ModelMetadataError, match="from_gguf"):
+        load_model(tiny_llama().write(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.parametrize("variable", ["LLAMA_RUNNER_CACHE", "LLAMA_RUNNER_CATALOGUE"])
+def test_a_directory_that_cannot_be(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "/" + "x" * 5000)
+    with pytest.raises(LlamaSystemError, match=variable):
+        list_models()
+    refusal(find_model, "smollm2-135m")
+    refusal(pull, "hf:owner/repo:tiny.gguf")
+
+
+def test_a_description_whose_path_is_too_long(tmp_path: Path) -> None:
+    description = tmp_path / "long.json"
+    description.write_text(
+        '{"name": "Long", "architecture": "llama", "path": "%s.gguf"}' % ("x" * 300)
+    )
+    assert isinstance(refusal(estimate_memory, description), ModelValidationError)
+
+
+@pytest.mark.parametrize(
+    "place", ["missing/x.json", ".", "x" * 300, "a\0b", "\ud800", None, 3], ids=repr
+)
+def test_a_description_that_cannot_be_saved_there(place: Any, tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    refusal(metadata.save, str(tmp_path / place) if isinstance(place, str) else place)
+    assert list(tmp_path.glob("*.part")) == list(tmp_path.glob(".*.part")) == []
+
+
+def test_a_saved_description_is_as_readable_as_other_files(tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    before = os.umask(0o022)
+    try:
+        metadata.save(tmp_path / "tiny.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "tiny.json").stat().st_mode & 0o777 == 0o644
