@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model, set_log_level
 from llama_runner.errors import InvalidParameterError, LlamaError, ModelLoadError
+from tests.unit.loaders.model_files import tiny_llama
 
 
 def broken_file(model_path: Path, folder: Path) -> Path:
@@ -42,6 +45,21 @@ def test_error_carries_the_line_that_llama_cpp_logged(model_path: Path, tmp_path
     assert "tensor" in caught.value.native
     assert str(caught.value).endswith(f"(llama.cpp: {caught.value.native})")
     assert "\n" not in str(caught.value)
+
+
+def test_broken_weights_are_told_to_logging(tmp_path: Path, capfd, caplog) -> None:
+    path = tiny_llama(2).write(tmp_path / "broken.gguf")
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + struct.pack("<f", math.nan))
+    set_log_level("error")
+    try:
+        with pytest.raises(ModelLoadError) as caught:
+            LlamaRunner(path, check_tensors=True)
+    finally:
+        set_log_level(None)
+    assert capfd.readouterr() == ("", "")
+    assert "found nan value" in caplog.text
+    assert "has invalid data" in caught.value.native  # says which tensor
 
 
 LOGGING = """
