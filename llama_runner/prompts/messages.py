@@ -10,11 +10,12 @@ from llama_runner.errors import InvalidParameterError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import TypeIs
+    from typing_extensions import Buffer, TypeIs
 
 __all__ = [
     "Message",
     "Prompt",
+    "Text",
     "TokenIds",
     "begins_turn",
     "is_messages",
@@ -24,6 +25,9 @@ __all__ = [
 
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}`` as in OpenAI's API."""
+
+Text: TypeAlias = "str | Buffer"
+"""What can be tokenised: text, or bytes of UTF-8."""
 
 TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,9 +166,36 @@ except KeyboardInterrupt:
     assert answer == "interrupted\n"
 
 
-def test_unknown_level_is_refused() -> None:
-    with pytest.raises(InvalidParameterError, match=r"level: must be one of debug, .*'loud'"):
-        set_log_level("loud")
+@pytest.mark.parametrize(
+    ("level", "kinds"),
+    [
+        ("INFO", {"INFO", "ERROR"}),
+        ("Error", {"ERROR"}),
+        (logging.DEBUG, {"DEBUG", "INFO", "ERROR"}),
+        (15, {"INFO", "ERROR"}),
+        ("critical", set()),
+        (logging.CRITICAL, set()),
+    ],
+)
+def test_levels_as_logging_has_them(
+    model_path: Path, tmp_path: Path, caplog, level: str | int, kinds: set[str]
+) -> None:
+    caplog.set_level(logging.DEBUG, "llama_runner.native")
+    set_log_level(level)
+    try:
+        with pytest.raises(ModelLoadError):
+            Model(broken_file(model_path, tmp_path))
+        Model(model_path, vocab_only=True).close()
+    finally:
+        set_log_level(None)
+    found = {record.levelname for record in caplog.records}
+    assert found - {"WARNING"} == kinds
+
+
+@pytest.mark.parametrize("level", ["loud", "", 2.5, True, b"info", ["info"]])
+def test_unknown_level_is_refused(level: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=r"level: must be one of debug, .* \(got"):
+        set_log_level(level)
 
 
 def test_debugger_is_off_before_the_core_is_loaded() -> None:
