@@ -75,6 +75,10 @@ class Tokenizer:
         Raises:
             TokenizationError: The text has lone surrogates, is too long, or is nothing that the
                 vocabulary can write.
+
+        Ctrl-C ends it, but not inside one call of llama.cpp: that takes some seconds for a
+        stretch of megabytes that has no place where it can be cut, such as a single letter over
+        and over.
         """
         if _is_long(text):
             return self._read(text, add_special, parse_special).tokens

@@ -25,7 +25,19 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_sep,
     llama_vocab_type,
 )
-from llama_runner._llama_cpp.shim cimport append_piece, detokenize
+from llama_runner._llama_cpp.shim cimport (
+    CheckSignals,
+    append_piece,
+    detokenize,
+    signal_handler_raised,
+)
+
+
+cdef CheckSignals signal_check() noexcept nogil:
+    # Python runs signal handlers in the main thread alone.
+    if PyThread_get_thread_ident() == main_thread:
+        return signal_handler_raised
+    return NULL
 
 
 cdef class Vocab:
@@ -79,7 +91,7 @@ cdef class Vocab:
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
         try:
             with nogil:
-                box.get().tokenizer.tokenize(native, options, out)
+                box.get().tokenizer.tokenize(native, options, signal_check(), out)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return 0
@@ -109,7 +121,7 @@ cdef class Vocab:
         try:
             with nogil:
                 box.get().tokenizer.tokenize_all(
-                    natives, options, threads, tokens)
+                    natives, options, threads, signal_check(), tokens)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
@@ -139,12 +151,12 @@ cdef class Vocab:
                 with nogil:
                     box.get().tokenizer.tokenize_after(
                         previous.native, previous.known, result.native, result.options,
-                        result.known)
+                        signal_check(), result.known)
             else:
                 with nogil:
                     box.get().tokenizer.tokenize_after(
                         result.native, nothing, result.native, result.options,
-                        result.known)
+                        signal_check(), result.known)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return result

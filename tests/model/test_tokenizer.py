@@ -119,6 +119,14 @@ def test_one_wrong_text_of_many_is_named(vocabulary: LlamaRunner) -> None:
         vocabulary.tokenize_batch(["a", "b\ud800"])
 
 
+def test_why_a_text_is_too_long(vocabulary: LlamaRunner) -> None:
+    words, letters = b"some words " * 500_000, b"a" * 5_500_000
+    assert vocabulary.count_tokens(words) == 1_000_001
+    for text, cause in ((words + b"\xff", "no UTF-8"), (letters, "break it up with spaces")):
+        with pytest.raises(TokenizationError, match=f"it has {len(text)} bytes .*{cause}"):
+            vocabulary.tokenize(text)
+
+
 # ---- texts that grow ---------------------------------------------------------------------------
 
 
