@@ -25,6 +25,15 @@ cdef object immutable_text(object text):
 
 cdef TextToTokenize text_to_tokenize(object text) except *:
     """The UTF-8 of an immutable_text(), which lives as long as the text does."""
+    cdef TextToTokenize native = bytes_of_text(text)
+    if native.size > INT_MAX:
+        raise TokenizationError(
+            f"the text has {native.size} bytes: tokenize it in parts below 2 GiB")
+    native.valid = isinstance(text, str) or is_utf8(text)
+    return native
+
+
+cdef TextToTokenize bytes_of_text(object text) except *:
     cdef TextToTokenize native
     cdef Py_ssize_t size
     if isinstance(text, str):
@@ -34,13 +43,9 @@ cdef TextToTokenize text_to_tokenize(object text) except *:
             raise TokenizationError(
                 f"the text has a lone surrogate at index {error.start}: it is no Unicode text"
             ) from None
-        native.valid = True
     else:
         native.data = PyBytes_AS_STRING(text)
         size = PyBytes_GET_SIZE(text)
-        native.valid = is_utf8(text)
-    if size > INT_MAX:
-        raise TokenizationError(f"the text has {size} bytes: tokenize it in parts below 2 GiB")
     native.size = size
     return native
 
@@ -99,7 +104,7 @@ cdef class TokenizedText:
     def common_prefix(self, text):
         """Bytes of UTF-8 that this text and another begin with both."""
         kept = immutable_text(text)
-        return common_prefix(self.native, text_to_tokenize(kept))
+        return common_prefix(self.native, bytes_of_text(kept))
 
     def __len__(self):
         return self.known.tokens.size()
