@@ -266,6 +266,12 @@ def test_what_feeds_tokens(vocabulary: LlamaRunner) -> None:
         Detokenizer(vocabulary)  # type: ignore[arg-type]
 
 
+def test_special_tokens_may_be_left_out(vocabulary: LlamaRunner) -> None:
+    tokens = vocabulary.tokenize("Hi<|im_end|>")
+    assert vocabulary.detokenize(tokens) == "Hi<|im_end|>"
+    assert vocabulary.detokenize(tokens, unparse_special=False) == "Hi"
+
+
 # ---- special tokens ----------------------------------------------------------------------------
 
 
