@@ -291,6 +291,7 @@ runner.close()
 
 WORDS = """
 import itertools, random, re
+import numpy  # an import inside the call would look for signals, too
 
 digits = random.Random(1).randbytes(6_000_000).hex()
 letters = digits.translate(str.maketrans("0123456789", "ghijklmnop"))
