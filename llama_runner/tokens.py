@@ -198,7 +198,7 @@ class Detokenizer:
         Raises:
             TokenizationError: An id is out of range, or no integer.
         """
-        ids = token_array([tokens] if isinstance(tokens, int | Integral) else tokens)
+        ids = [tokens] if isinstance(tokens, int | Integral) else token_array(tokens)
         data = self._vocab.detokenize(
             ids, unparse_special=self._unparse_special, strip_prefix=not self._begun
         )
