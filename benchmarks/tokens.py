@@ -10,6 +10,8 @@ first    all parts one after the other, in a process that has seen no text befor
 again    the same once more: all words have been seen, as in a process that runs for a while.
 batch    all parts, eight times over, in one call on 1 and on 2 processors, when the words have been
          seen. Eight times, because a system takes milliseconds to wake a second processor.
+
+Not called tokenize.py: the scripts in this folder would then import it instead of Python's own.
 """
 
 from __future__ import annotations

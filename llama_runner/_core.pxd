@@ -43,7 +43,7 @@ cdef class Vocab:
     cdef const llama_vocab * ptr
     cdef readonly int n_tokens
     cdef const llama_vocab * alive(self) except NULL
-    cdef int check_token(self, long long token) except -1
+    cdef llama_token one_of_mine(self, object item) except -1
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1
 

@@ -19,7 +19,7 @@ from llama_runner.params import (
     generation_params,
 )
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import Prompt, TokenIds, is_messages, read_messages
+from llama_runner.prompts.messages import Prompt, Text, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.session import Reuse, Session
 from llama_runner.tokens import Tokenizer
@@ -288,15 +288,16 @@ class LlamaRunner:
     # ---- text ----------------------------------------------------------------------------------
 
     def tokenize(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+        self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> NDArray[np.int32]:
         """Token ids of a text: numpy int32 array, shape (n,).
 
         Of a long text that has grown since it was tokenised last, only what was appended is
-        tokenised. The last few are kept for that until :meth:`clear_context` or :meth:`close`.
+        tokenised. The last few, up to 8 MiB, are kept for that until :meth:`clear_context`,
+        :meth:`close` or ``tokenizer.forget()``.
 
         Args:
-            text: Text, or bytes of UTF-8.
+            text: Text, or bytes of UTF-8 in any object that is like bytes.
             add_special: Add BOS/EOS where the model wants them.
             parse_special: Read special tokens written out in the text as those tokens.
 
@@ -307,7 +308,7 @@ class LlamaRunner:
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def tokenize_batch(
-        self, texts: Iterable[str | bytes], *, add_special: bool = True, parse_special: bool = True
+        self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
     ) -> list[NDArray[np.int32]]:
         """What :meth:`tokenize` gives for each of many texts, on all processors."""
         return self.tokenizer.tokenize_batch(
@@ -315,20 +316,29 @@ class LlamaRunner:
         )
 
     def count_tokens(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+        self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> int:
         """How many tokens :meth:`tokenize` gives."""
         return self.tokenizer.count_tokens(
             text, add_special=add_special, parse_special=parse_special
         )
 
-    def detokenize(self, tokens: TokenIds) -> str:
+    def detokenize(
+        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = True
+    ) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            tokens: Token ids; an int32 array is read where it lies.
+            remove_special: Leave out the BOS/EOS that tokenising added.
+            unparse_special: Write special tokens as text instead of leaving them out.
 
         Raises:
             TokenizationError: An id is out of range.
         """
-        return self.tokenizer.detokenize(tokens)
+        return self.tokenizer.detokenize(
+            tokens, remove_special=remove_special, unparse_special=unparse_special
+        )
 
     @property
     def chat_template(self) -> str | None:

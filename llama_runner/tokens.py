@@ -7,15 +7,17 @@ processors, and makes batches and samplers for those who run a model by themselv
 from __future__ import annotations
 
 import codecs
+import reprlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, Unpack
 
-from llama_runner._core import Sampler, TokenizedText, Vocab
-from llama_runner.errors import InvalidParameterError
+from llama_runner._core import Sampler, TokenizedText, Vocab, token_array
+from llama_runner.errors import InvalidParameterError, TokenizationError
 from llama_runner.params import (
     SEED_MAX,
     GenerationOptions,
@@ -28,17 +30,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llama_runner.prompts.messages import TokenIds
+    from llama_runner.prompts.messages import Text, TokenIds
 
 __all__ = ["Batch", "Detokenizer", "Tokenizer", "build_batch", "create_sampler"]
 
-# Shorter texts are tokenised faster than looked up.
+# Of the texts that are kept. Shorter ones are tokenised faster than looked up; all together they
+# have room for some sixty transcripts of 30,000 tokens.
 _SHORTEST_KEPT = 4096
-_MOST_KEPT = 8
+_BYTES_KEPT = 8 * 1024 * 1024
+_MOST_KEPT = 16
+
+_LAST_POSITION = 2**31 - 1
 
 
 class Tokenizer:
-    """Tokenises with a vocabulary and keeps the last long texts with their tokens.
+    """Tokenises with a vocabulary and keeps the last long texts, up to 8 MiB, with their tokens.
 
     Of a text that was tokenised before and has grown, only what was appended is tokenised; the
     tokens are those of the whole text all the same. Threads may share one.
@@ -46,33 +52,40 @@ class Tokenizer:
     Args:
         vocab: From :attr:`Model.vocab`. Single tokens are looked up there: the special ones as
             attributes (``vocab.eos``), the bytes of one with ``vocab.token_to_piece()``.
+
+    Raises:
+        InvalidParameterError: ``vocab`` is something else.
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        self.vocab = vocab
-        # By the options they were tokenised with; newest first.
-        self._kept: dict[tuple[bool, bool], tuple[TokenizedText, ...]] = {}
+        self.vocab = _vocab_of(vocab)
+        # With the options they were tokenised with; newest first.
+        self._kept: tuple[tuple[tuple[bool, bool], TokenizedText], ...] = ()
 
     def tokenize(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+        self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> NDArray[np.int32]:
         """Token ids of a text: numpy int32 array, shape (n,).
 
         Args:
-            text: Text, or bytes of UTF-8.
+            text: Text, or bytes of UTF-8 in any object that is like bytes.
             add_special: Add BOS/EOS where the model wants them.
             parse_special: Read special tokens written out in the text as those tokens.
 
         Raises:
             TokenizationError: The text has lone surrogates, is too long, or is nothing that the
                 vocabulary can write.
+
+        Ctrl-C ends it, but not inside one call of llama.cpp: that takes some seconds for a
+        stretch of megabytes that has no place where it can be cut, such as a single letter over
+        and over.
         """
         if _is_long(text):
             return self._read(text, add_special, parse_special).tokens
         return self.vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def count_tokens(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+        self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> int:
         """How many tokens :meth:`tokenize` gives."""
         if _is_long(text):
@@ -80,7 +93,7 @@ class Tokenizer:
         return self.vocab.count_tokens(text, add_special=add_special, parse_special=parse_special)
 
     def tokenize_batch(
-        self, texts: Iterable[str | bytes], *, add_special: bool = True, parse_special: bool = True
+        self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
     ) -> list[NDArray[np.int32]]:
         """What :meth:`tokenize` gives for each of many texts, on all processors."""
         return self.vocab.tokenize_batch(
@@ -110,7 +123,7 @@ class Tokenizer:
 
     def forget(self) -> None:
         """Drop the texts that are kept."""
-        self._kept.clear()
+        self._kept = ()
 
     def detokenizer(self, *, unparse_special: bool = True) -> Detokenizer:
         """A detokenizer for tokens that come one after the other."""
@@ -121,18 +134,42 @@ class Tokenizer:
         return usable_cpus()
 
     def _read(self, text: str | bytes, add_special: bool, parse_special: bool) -> TokenizedText:
-        kept = self._kept.get((add_special, parse_special), ())
-        previous = max(kept, key=lambda known: known.common_prefix(text), default=None)
+        options = (add_special, parse_special)
+        kept = self._kept
+        alike = (known for its_options, known in kept if its_options == options)
+        previous = max(alike, key=lambda known: known.common_prefix(text), default=None)
         read = self.vocab.read(text, previous, add_special=add_special, parse_special=parse_special)
+        if read.n_bytes > _BYTES_KEPT:
+            return read
         # A text that has grown takes its own place; another that begins the same does not.
         has_grown = previous is not None and previous.common_prefix(text) == previous.n_bytes
-        others = (known for known in kept if not (has_grown and known is previous))
-        self._kept[add_special, parse_special] = (read, *others)[:_MOST_KEPT]
+        others = (one for one in kept if not (has_grown and one[1] is previous))
+        self._kept = tuple(_that_fit(((options, read), *others)))
         return read
 
 
-def _is_long(text: str | bytes) -> bool:
+def _that_fit(
+    newest_first: Iterable[tuple[tuple[bool, bool], TokenizedText]],
+) -> Iterator[tuple[tuple[bool, bool], TokenizedText]]:
+    n_bytes = 0
+    for kept in islice(newest_first, _MOST_KEPT):
+        if n_bytes + kept[1].n_bytes <= _BYTES_KEPT:
+            n_bytes += kept[1].n_bytes
+            yield kept
+
+
+def _is_long(text: Text) -> TypeGuard[str | bytes]:
     return isinstance(text, str | bytes) and len(text) >= _SHORTEST_KEPT
+
+
+def _vocab_of(source: Vocab | Tokenizer) -> Vocab:
+    vocab = source.vocab if isinstance(source, Tokenizer) else source
+    if not isinstance(vocab, Vocab):
+        raise InvalidParameterError(
+            f"vocab: must be a Vocab, such as runner.tokenizer.vocab (got {type(vocab).__name__})",
+            field="vocab",
+        )
+    return vocab
 
 
 class Detokenizer:
@@ -142,12 +179,15 @@ class Detokenizer:
     tokens; each token is looked at once.
 
     Args:
-        vocab: From :attr:`Model.vocab`.
+        vocab: A :class:`Tokenizer`, or the vocabulary of one.
         unparse_special: Write special tokens as text instead of leaving them out.
+
+    Raises:
+        InvalidParameterError: ``vocab`` is something else.
     """
 
-    def __init__(self, vocab: Vocab, *, unparse_special: bool = True) -> None:
-        self._vocab = vocab
+    def __init__(self, vocab: Vocab | Tokenizer, *, unparse_special: bool = True) -> None:
+        self._vocab = _vocab_of(vocab)
         self._unparse_special = unparse_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun = False
@@ -156,9 +196,9 @@ class Detokenizer:
         """The text that one more token, or more of them, completes; it may be empty.
 
         Raises:
-            TokenizationError: An id is out of range.
+            TokenizationError: An id is out of range, or no integer.
         """
-        ids: TokenIds = [int(tokens)] if isinstance(tokens, int | Integral) else tokens
+        ids = [tokens] if isinstance(tokens, int | Integral) else token_array(tokens)
         data = self._vocab.detokenize(
             ids, unparse_special=self._unparse_special, strip_prefix=not self._begun
         )
@@ -189,9 +229,9 @@ class Batch:
 
 
 def build_batch(
-    sequences: Sequence[TokenIds],
+    sequences: Iterable[TokenIds],
     *,
-    positions: Sequence[int] | None = None,
+    positions: Iterable[int] | None = None,
     logits: Literal["last", "all", "none"] = "last",
 ) -> Batch:
     """Lay tokens of several sequences out as one batch, to look at or to feed a model of your own.
@@ -204,20 +244,33 @@ def build_batch(
         logits: After which tokens of each sequence logits are wanted.
 
     Raises:
-        InvalidParameterError: Another number of positions than of sequences, or a negative one.
+        InvalidParameterError: Another number of positions than of sequences, or one that is
+            negative or too large; another value of ``logits``.
+        TokenizationError: Token ids that are none.
     """
     import numpy as np
 
-    starts = [0] * len(sequences) if positions is None else list(positions)
-    if len(starts) != len(sequences) or any(start < 0 for start in starts):
+    if not isinstance(logits, str) or logits not in ("last", "all", "none"):
         raise InvalidParameterError(
-            f"positions: needs {len(sequences)} numbers from 0 up (got {starts})",
+            f"logits: must be 'last', 'all' or 'none' (got {logits!r})", field="logits"
+        )
+    runs = [token_array(tokens) for tokens in _items(sequences, "sequences")]
+    for i, run in enumerate(runs):
+        for at in np.flatnonzero(run < 0):
+            raise TokenizationError(
+                f"sequences[{i}]: token id {run[at]} at index {at} is out of range: "
+                "ids are 0 and above"
+            )
+    lengths = [len(run) for run in runs]
+    starts = [0] * len(runs) if positions is None else _items(positions, "positions")
+    if len(starts) != len(runs) or not all(map(_is_position, starts, lengths)):
+        raise InvalidParameterError(
+            f"positions: needs {len(runs)} numbers from 0 up, none beyond {_LAST_POSITION} "
+            f"(got {reprlib.repr(starts)})",
             field="positions",
         )
     empty = np.empty(0, np.int32)
-    runs = [np.asarray(tokens, np.int32) for tokens in sequences]
-    places = [np.arange(start, start + len(run)) for start, run in zip(starts, runs, strict=True)]
-    lengths = [len(run) for run in runs]
+    places = [int(start) + np.arange(n) for start, n in zip(starts, lengths, strict=True)]
     wanted = np.full(sum(lengths), logits == "all")
     if logits == "last":
         wanted[[end - 1 for end, n in zip(np.cumsum(lengths), lengths, strict=True) if n]] = True
@@ -227,6 +280,22 @@ def build_batch(
         sequence_ids=np.repeat(np.arange(len(runs), dtype=np.int32), lengths),
         logits=wanted,
     )
+
+
+def _items(values: Iterable[Any], field: str) -> list[Any]:
+    try:
+        items = iter(values)
+    except TypeError:
+        raise InvalidParameterError(
+            f"{field}: must be a list (got {type(values).__name__})", field=field
+        ) from None
+    return list(items)
+
+
+def _is_position(start: Any, n: int) -> bool:
+    """Can n tokens stand from there on?"""
+    is_number = isinstance(start, Integral) and not isinstance(start, bool)
+    return is_number and 0 <= int(start) <= _LAST_POSITION + 1 - max(n, 1)
 
 
 def create_sampler(

@@ -29,6 +29,7 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
         PyObject * out_of_memory
         PyObject * runtime
     PythonErrors & python_errors()
+    bool signal_handler_raised() noexcept
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
     int32_t settle(llama_context * ctx, string & error)
     int32_t append_piece(
@@ -47,6 +48,9 @@ cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
         const llama_vocab * vocab, const llama_token * tokens, size_t n, bool strip_prefix,
         bool remove_special, bool unparse_special, string & out) except +set_python_error
 
+cdef extern from "interrupt.hpp" namespace "llama_runner" nogil:
+    ctypedef bool (* CheckSignals)() noexcept
+
 cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
     cdef struct TokenizeOptions:
         bool add_special
@@ -61,15 +65,15 @@ cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
     size_t common_prefix(const TextToTokenize & a, const TextToTokenize & b)
     cdef cppclass Tokenizer:
         void tokenize(
-            const TextToTokenize & text, TokenizeOptions options,
+            const TextToTokenize & text, TokenizeOptions options, CheckSignals check_signals,
             vector[llama_token] & out) except +set_python_error
         void tokenize_after(
             const TextToTokenize & known_text, const KnownTokens & known,
-            const TextToTokenize & text, TokenizeOptions options,
+            const TextToTokenize & text, TokenizeOptions options, CheckSignals check_signals,
             KnownTokens & out) except +set_python_error
         void tokenize_all(
             const vector[TextToTokenize] & texts, TokenizeOptions options, size_t n_threads,
-            vector[vector[llama_token]] & out) except +set_python_error
+            CheckSignals check_signals, vector[vector[llama_token]] & out) except +set_python_error
 
 cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     long process_id()

@@ -65,24 +65,23 @@ def set_log_level(level=None):
     Lines below the level are dropped before the GIL is taken.
 
     Args:
-        level: "debug", "info", "warning" or "error"; None sends nothing (the default).
+        level: "debug", "info", "warning" or "error", or a level as :mod:`logging` has it; None
+            sends nothing (the default).
 
     Raises:
         InvalidParameterError: Another level.
     """
-    cdef dict native = {
-        "debug": <int> GGML_LOG_LEVEL_DEBUG,
-        "info": <int> GGML_LOG_LEVEL_INFO,
-        "warning": <int> GGML_LOG_LEVEL_WARN,
-        "error": <int> GGML_LOG_LEVEL_ERROR,
-    }
+    names = _logging.getLevelNamesMapping()
+    number = names.get(level.upper()) if isinstance(level, str) else level
     if level is None:
         log_threshold.store(LOG_OFF)
-    elif level in native:
-        log_threshold.store(<int> native[level])
+    elif isinstance(number, int) and not isinstance(number, bool):
+        enough = [native for native, python in _LEVELS.items() if python >= number]
+        log_threshold.store(min(enough, default=LOG_OFF))
     else:
         raise InvalidParameterError(
-            f"level: must be one of {', '.join(native)} or None (got {level!r})", field="level"
+            "level: must be one of debug, info, warning, error, a level of logging, or None "
+            f"(got {level!r})", field="level"
         )
 
 

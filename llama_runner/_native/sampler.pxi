@@ -302,6 +302,28 @@ cdef SamplerRecipe read_recipe(object params) except *:
     return recipe
 
 
+cdef float[::1] read_logits(object logits) except *:
+    """Logits to sample from: those that are given, or a copy that can be changed meanwhile."""
+    cdef float[::1] values
+    if logits is not None and not hides_values(logits):
+        try:
+            values = logits
+            return values
+        except (TypeError, ValueError, BufferError):
+            pass
+        import numpy
+        try:
+            found = numpy.asarray(logits)
+        except (TypeError, ValueError):
+            found = None
+        if found is not None and found.ndim == 1 and found.dtype.kind in "fiu":
+            values = numpy.array(found, numpy.float32)
+            return values
+    raise InvalidParameterError(
+        f"logits: must be an array of numbers, shape (n_vocab,) (got {type(logits).__name__})",
+        field="logits")
+
+
 cdef class Sampler:
     """One recipe's sampler, applied to logits of the caller's own.
 
@@ -318,29 +340,32 @@ cdef class Sampler:
     def __init__(self, params, *, bint use_chain=False):
         prepare_sampler(self.state, read_recipe(params), use_chain)
 
-    def sample(self, float[::1] logits not None, history=()):
+    def sample(self, logits, history=()):
         """The next token id.
 
         Args:
-            logits: float32 buffer, shape (n_vocab,); the same after the call.
+            logits: Numbers, shape (n_vocab,); the same after the call. A float32 array is read
+                where it lies, anything else is converted.
             history: Token ids so far, oldest first, for the penalties.
 
         Raises:
+            InvalidParameterError: ``logits`` is something else.
             DecodeError: No logit is finite.
             TokenizationError: A history token is not an index of ``logits``.
         """
         cdef vector[llama_token] recent
         cdef llama_token token
         cdef size_t i
-        cdef int n = <int> logits.shape[0]
-        read_tokens(history, recent)
+        cdef float[::1] values = read_logits(logits)
+        cdef int n = <int> values.shape[0]
+        read_tokens(history, recent, n - 1)
         for i in range(recent.size()):
             if not 0 <= recent[i] < n:
-                raise TokenizationError(f"history token {recent[i]} is out of range: 0 to {n - 1}")
+                raise no_such_token(recent[i], i, n - 1)
         if n == 0:
             raise DecodeError("there are no logits to sample from")
         with nogil:
-            token = sample_token(self.state, &logits[0], n, recent.data(), recent.size())
+            token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
         if token < 0:
             raise DecodeError("no logit is a finite number")
         return token

@@ -104,13 +104,11 @@ cdef class Sequence:
         cdef vector[llama_token] added
         cdef size_t i
         cdef NativeSequence * native = self.idle()
-        read_tokens(tokens, added)
+        cdef int last = self.context.engine.traits.n_vocab - 1
+        read_tokens(tokens, added, last)
         for i in range(added.size()):
-            if not 0 <= added[i] < self.context.engine.traits.n_vocab:
-                raise TokenizationError(
-                    f"token id at index {i} is out of range: this vocabulary has ids 0 to "
-                    f"{self.context.engine.traits.n_vocab - 1}"
-                )
+            if not 0 <= added[i] <= last:
+                raise no_such_token(added[i], i, last)
         native.tokens.insert(native.tokens.end(), added.begin(), added.end())
 
     def truncate(self, Py_ssize_t n):

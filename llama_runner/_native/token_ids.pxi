@@ -22,18 +22,26 @@ cdef object new_token_array(const llama_token * tokens, size_t n):
     return array
 
 
-cdef int read_tokens(object source, vector[llama_token] & out) except -1:
+def token_array(tokens):
+    """Token ids in any form that is taken for them, as a numpy int32 array of its own.
+
+    Raises:
+        TokenizationError: They are no integers, or no vocabulary has one of them.
+    """
+    cdef vector[llama_token] copy
+    read_tokens(tokens, copy)
+    return new_token_array(copy.data(), copy.size())
+
+
+cdef int read_tokens(object source, vector[llama_token] & out, int last=INT_MAX) except -1:
     """Copy token ids from a buffer of int32 or int64 (no Python per token) or an iterable of ints.
 
-    What does not fit int32 becomes -1, which no vocabulary has.
+    All fit int32; whether they are 0 to `last`, the caller sees.
     """
     cdef const int32_t[:] narrow
     cdef const int64_t[:] wide
     cdef Py_ssize_t i
-    cdef int64_t token
-    # Bytes would pass for a sequence of integers, but who has bytes has text.
-    if source is None or isinstance(source, (str, bytes, bytearray)):
-        raise not_token_ids(source)
+    check_source(source)
     out.clear()
     if not isinstance(source, (list, tuple)):
         try:
@@ -52,32 +60,68 @@ cdef int read_tokens(object source, vector[llama_token] & out) except -1:
         else:
             out.resize(wide.shape[0])
             for i in range(wide.shape[0]):
-                out[i] = <llama_token> wide[i] if INT_MIN <= wide[i] <= INT_MAX else -1
+                if not INT_MIN <= wide[i] <= INT_MAX:
+                    raise no_such_token(wide[i], i, last)
+                out[i] = <llama_token> wide[i]
             return 0
     try:
         items = iter(source)
     except TypeError:
         raise not_token_ids(source) from None
     for item in items:
-        try:
-            if isinstance(item, bool):
-                raise TypeError
-            token = _index(item)
-        except TypeError:
-            raise TokenizationError(
-                f"token ids must be integers (got {one_line(_shown(item))} of type "
-                f"{type(item).__name__})"
-            ) from None
-        except OverflowError:
-            token = -1
-        out.push_back(<llama_token> token if INT_MIN <= token <= INT_MAX else -1)
+        out.push_back(read_token(item, out.size(), last))
     return 0
+
+
+cdef llama_token read_token(object item, object index, int last) except? -1:
+    """One token id of any integer type."""
+    cdef int64_t token
+    try:
+        if isinstance(item, bool):
+            raise TypeError
+        number = _index(item)
+    except TypeError:
+        raise TokenizationError(
+            f"token ids must be integers (got {one_line(_shown(item))} of type "
+            f"{type(item).__name__})"
+        ) from None
+    try:
+        token = number
+    except OverflowError:
+        raise no_such_token(f"of {number.bit_length()} bits", index, last) from None
+    if not INT_MIN <= token <= INT_MAX:
+        raise no_such_token(number, index, last)
+    return <llama_token> token
+
+
+cdef int check_source(object source) except -1:
+    """Refuse what would pass for token ids, but is none."""
+    # Who has bytes has text. None would pass for a view of nothing.
+    if source is None or isinstance(source, (str, bytes, bytearray)):
+        raise not_token_ids(source)
+    if isinstance(source, (list, tuple)):
+        return 0
+    if hides_values(source):
+        raise not_token_ids(source)
+    return 0
+
+
+cdef bint hides_values(object source):
+    """Is this a numpy array of records, or with a mask? Their buffers pass for plain ones."""
+    dtype = getattr(source, "dtype", None)
+    is_masked = hasattr(source, "mask") and hasattr(source, "fill_value")
+    return is_masked or getattr(dtype, "names", None) is not None
 
 
 cdef object not_token_ids(object source):
     return TokenizationError(
         f"token ids must be a sequence of integers (got {type(source).__name__})"
     )
+
+
+cdef object no_such_token(object token, object index, int last):
+    place = "" if index is None else f" at index {index}"
+    return TokenizationError(f"token id {token}{place} is out of range: ids are 0 to {last}")
 
 
 cdef class _TokenIds:
@@ -88,10 +132,10 @@ cdef class _TokenIds:
     cdef size_t size
 
 
-cdef _TokenIds token_ids(object source):
+cdef _TokenIds token_ids(object source, int last):
     cdef _TokenIds ids = _TokenIds.__new__(_TokenIds)
-    # None would pass for a view of nothing.
-    if not (source is None or isinstance(source, (list, tuple))):
+    check_source(source)
+    if not isinstance(source, (list, tuple)):
         try:
             ids.view = source
         except (TypeError, ValueError, BufferError):
@@ -100,7 +144,7 @@ cdef _TokenIds token_ids(object source):
             ids.size = ids.view.shape[0]
             ids.data = &ids.view[0] if ids.size else NULL
             return ids
-    read_tokens(source, ids.copy)
+    read_tokens(source, ids.copy, last)
     ids.data = ids.copy.data()
     ids.size = ids.copy.size()
     return ids

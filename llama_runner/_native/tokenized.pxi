@@ -1,4 +1,5 @@
 # Texts on their way to the tokenizer, and what is kept of them.
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 
 from llama_runner._llama_cpp.shim cimport (
@@ -9,8 +10,30 @@ from llama_runner._llama_cpp.shim cimport (
 )
 
 
+cdef object immutable_text(object text):
+    """The text as it is now: a str, or bytes of UTF-8 out of whatever is like bytes."""
+    if isinstance(text, (str, bytes)):
+        return text
+    try:
+        view = memoryview(text)
+        if view.format in ("B", "b", "c"):
+            return view.tobytes()
+    except (TypeError, ValueError, BufferError):
+        pass
+    raise TokenizationError(f"text must be str or bytes (got {type(text).__name__})")
+
+
 cdef TextToTokenize text_to_tokenize(object text) except *:
-    """The UTF-8 of a text, which lives as long as the text does."""
+    """The UTF-8 of an immutable_text(), which lives as long as the text does."""
+    cdef TextToTokenize native = bytes_of_text(text)
+    if native.size > INT_MAX:
+        raise TokenizationError(
+            f"the text has {native.size} bytes: tokenize it in parts below 2 GiB")
+    native.valid = isinstance(text, str) or is_utf8(text)
+    return native
+
+
+cdef TextToTokenize bytes_of_text(object text) except *:
     cdef TextToTokenize native
     cdef Py_ssize_t size
     if isinstance(text, str):
@@ -20,22 +43,16 @@ cdef TextToTokenize text_to_tokenize(object text) except *:
             raise TokenizationError(
                 f"the text has a lone surrogate at index {error.start}: it is no Unicode text"
             ) from None
-        native.valid = True
-    elif isinstance(text, bytes):
-        native.data = text
-        size = len(text)
-        native.valid = is_utf8(text)
     else:
-        raise TokenizationError(f"text must be str or bytes (got {type(text).__name__})")
-    if size > INT_MAX:
-        raise TokenizationError(f"the text has {size} bytes: tokenize it in parts below 2 GiB")
+        native.data = PyBytes_AS_STRING(text)
+        size = PyBytes_GET_SIZE(text)
     native.size = size
     return native
 
 
-cdef bint is_utf8(bytes text):
+cdef bint is_utf8(object text):
     try:
-        text.decode()
+        bytes.decode(text)
     except UnicodeDecodeError:
         return False
     return True
@@ -86,8 +103,8 @@ cdef class TokenizedText:
 
     def common_prefix(self, text):
         """Bytes of UTF-8 that this text and another begin with both."""
-        cdef TextToTokenize other = text_to_tokenize(text)
-        return common_prefix(self.native, other)
+        kept = immutable_text(text)
+        return common_prefix(self.native, bytes_of_text(kept))
 
     def __len__(self):
         return self.known.tokens.size()

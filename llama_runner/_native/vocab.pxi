@@ -25,7 +25,19 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_sep,
     llama_vocab_type,
 )
-from llama_runner._llama_cpp.shim cimport append_piece, detokenize
+from llama_runner._llama_cpp.shim cimport (
+    CheckSignals,
+    append_piece,
+    detokenize,
+    signal_handler_raised,
+)
+
+
+cdef CheckSignals signal_check() noexcept nogil:
+    # Python runs signal handlers in the main thread alone.
+    if PyThread_get_thread_ident() == main_thread:
+        return signal_handler_raised
+    return NULL
 
 
 cdef class Vocab:
@@ -38,13 +50,11 @@ cdef class Vocab:
         self.model.alive()
         return self.ptr
 
-    cdef int check_token(self, long long token) except -1:
+    cdef llama_token one_of_mine(self, object item) except -1:
+        cdef llama_token token = read_token(item, None, self.n_tokens - 1)
         if not 0 <= token < self.n_tokens:
-            raise TokenizationError(
-                f"token id {token} is out of range: this vocabulary has ids 0 to "
-                f"{self.n_tokens - 1}"
-            )
-        return 0
+            raise no_such_token(token, None, self.n_tokens - 1)
+        return token
 
     # ---- text to tokens ------------------------------------------------------------------------
 
@@ -52,7 +62,7 @@ cdef class Vocab:
         """Token ids of a text.
 
         Args:
-            text: str, or bytes of UTF-8 (bytes that are not are tokenised as they are).
+            text: str, or bytes of UTF-8 in any form (bytes that are not are tokenised as they are).
             add_special: Add BOS/EOS where the model wants them.
             parse_special: Read "<|im_end|>" and the like as one special token.
 
@@ -76,11 +86,12 @@ cdef class Vocab:
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1:
         cdef shared_ptr[ModelBox] box = self.model.alive()
-        cdef TextToTokenize native = text_to_tokenize(text)
+        kept = immutable_text(text)
+        cdef TextToTokenize native = text_to_tokenize(kept)
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
         try:
             with nogil:
-                box.get().tokenizer.tokenize(native, options, out)
+                box.get().tokenizer.tokenize(native, options, signal_check(), out)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return 0
@@ -90,7 +101,7 @@ cdef class Vocab:
         """Token ids of each of many texts: a list of what :meth:`tokenize` gives.
 
         Args:
-            texts: Iterable of str or bytes.
+            texts: Iterable of str or bytes; one text alone is refused.
             add_special, parse_special: As for :meth:`tokenize`.
             n_threads: How many processors to use, this thread's among them.
 
@@ -99,7 +110,7 @@ cdef class Vocab:
         """
         cdef shared_ptr[ModelBox] box = self.model.alive()
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
-        cdef list kept = list(texts)
+        cdef list kept = texts_of(texts)
         cdef vector[TextToTokenize] natives
         cdef vector[vector[llama_token]] tokens
         cdef size_t threads = max(n_threads, 1)
@@ -109,7 +120,8 @@ cdef class Vocab:
             natives.push_back(text_to_tokenize(text))
         try:
             with nogil:
-                box.get().tokenizer.tokenize_all(natives, options, threads, tokens)
+                box.get().tokenizer.tokenize_all(
+                    natives, options, threads, signal_check(), tokens)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
@@ -130,8 +142,8 @@ cdef class Vocab:
         cdef shared_ptr[ModelBox] box = self.model.alive()
         cdef TokenizedText result = TokenizedText.__new__(TokenizedText)
         cdef KnownTokens nothing
-        result.text = text
-        result.native = text_to_tokenize(text)
+        result.text = immutable_text(text)
+        result.native = text_to_tokenize(result.text)
         result.options = tokenize_options(add_special, parse_special)
         result.model = self.model
         try:
@@ -139,11 +151,12 @@ cdef class Vocab:
                 with nogil:
                     box.get().tokenizer.tokenize_after(
                         previous.native, previous.known, result.native, result.options,
-                        result.known)
+                        signal_check(), result.known)
             else:
                 with nogil:
                     box.get().tokenizer.tokenize_after(
-                        result.native, nothing, result.native, result.options, result.known)
+                        result.native, nothing, result.native, result.options,
+                        signal_check(), result.known)
         except LlamaRuntimeError as error:
             raise cannot_tokenize(error) from None
         return result
@@ -167,25 +180,21 @@ cdef class Vocab:
             TokenizationError: An id out of range.
         """
         cdef shared_ptr[ModelBox] box = self.model.alive()
-        cdef _TokenIds ids = token_ids(tokens)
+        cdef _TokenIds ids = token_ids(tokens, self.n_tokens - 1)
         cdef string text
         cdef int64_t wrong
         with nogil:
             wrong = detokenize(self.ptr, ids.data, ids.size, strip_prefix, remove_special,
                                unparse_special, text)
         if wrong >= 0:
-            raise TokenizationError(
-                f"token id at index {wrong} is out of range: this vocabulary has ids 0 to "
-                f"{self.n_tokens - 1}"
-            )
+            raise no_such_token(ids.data[wrong], wrong, self.n_tokens - 1)
         return <bytes> text
 
     def token_to_piece(self, token, *, bint special=True):
         """The bytes of one token; ``special=False`` gives b"" for a control token."""
         cdef string piece, error
         cdef shared_ptr[ModelBox] weights = self.model.alive()
-        self.check_token(token)
-        if append_piece(self.ptr, token, special, piece, error) != 0:
+        if append_piece(self.ptr, self.one_of_mine(token), special, piece, error) != 0:
             raise TokenizationError(error.decode("utf-8", "replace"))
         return <bytes> piece
 
@@ -193,13 +202,11 @@ cdef class Vocab:
 
     def is_eog(self, token):
         """Does this token end a generation (EOS, EOT and their like)?"""
-        self.check_token(token)
-        return llama_vocab_is_eog(self.alive(), token)
+        return llama_vocab_is_eog(self.alive(), self.one_of_mine(token))
 
     def is_control(self, token):
         """Is this a control token, which stands for no text?"""
-        self.check_token(token)
-        return llama_vocab_is_control(self.alive(), token)
+        return llama_vocab_is_control(self.alive(), self.one_of_mine(token))
 
     @property
     def add_bos(self):
@@ -277,7 +284,26 @@ cdef class Vocab:
         return optional_token(llama_vocab_fim_sep(self.alive()))
 
     def __len__(self):
+        self.alive()
         return self.n_tokens
+
+    def __repr__(self):
+        state = " (closed)" if self.model.closed else ""
+        return f"<Vocab of {self.model.path!r}, {self.n_tokens} tokens{state}>"
+
+
+cdef list texts_of(object texts):
+    """Texts that can be read without changing meanwhile."""
+    # The letters of a text would pass for texts.
+    if isinstance(texts, (str, bytes, bytearray, memoryview)):
+        raise TokenizationError(
+            f"texts must be a list of texts (got {type(texts).__name__}): put it in a list")
+    try:
+        items = iter(texts)
+    except TypeError:
+        raise TokenizationError(
+            f"texts must be a list of texts (got {type(texts).__name__})") from None
+    return [immutable_text(text) for text in items]
 
 
 cdef object optional_token(llama_token token):

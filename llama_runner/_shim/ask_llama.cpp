@@ -6,7 +6,6 @@
 #include <exception>
 #include <functional>
 #include <new>
-#include <stdexcept>
 
 #include "llama-vocab.h"
 
@@ -16,10 +15,9 @@ namespace {
 
 // Most pre-tokenizers are a std::regex, which recurses for each character of a run; this is more
 // than it was seen to take.
-constexpr size_t kStackPerByte   = 1024;
-constexpr size_t kStackBase      = 1024 * 1024;
-constexpr size_t kSmallStretch   = 512;  // bytes that the stack of any thread has room for
-constexpr size_t kLongestStretch = 4 * 1024 * 1024;
+constexpr size_t kStackPerByte = 1024;
+constexpr size_t kStackBase    = 1024 * 1024;
+constexpr size_t kSmallStretch = 512;  // bytes that the stack of any thread has room for
 
 struct Job {
     const std::function<void()> & call;
@@ -80,6 +78,10 @@ void run_on_stack(size_t bytes, const std::function<void()> & call) {
 
 }  // namespace
 
+bool too_long_for_llama(const llama_vocab & vocab, size_t stretch) {
+    return vocab.get_type() == LLAMA_VOCAB_TYPE_BPE && stretch > kLongestStretch;
+}
+
 void ask_llama(const llama_vocab & vocab, const std::string & text, size_t stretch,
                TokenizeOptions options, std::vector<llama_token> & out) {
     std::vector<llama_token> tokens;
@@ -88,13 +90,8 @@ void ask_llama(const llama_vocab & vocab, const std::string & text, size_t stret
     };
     if (vocab.get_type() != LLAMA_VOCAB_TYPE_BPE || stretch <= kSmallStretch) {
         ask();
-    } else if (stretch <= kLongestStretch) {
-        run_on_stack(kStackBase + stretch * kStackPerByte, ask);
     } else {
-        throw std::runtime_error(
-            "it has " + std::to_string(stretch) +
-            " bytes without a place where it can be cut: break it up with spaces, or tokenize "
-            "parts of up to " + std::to_string(kLongestStretch) + " bytes");
+        run_on_stack(kStackBase + stretch * kStackPerByte, ask);
     }
     out.insert(out.end(), tokens.begin(), tokens.end());
 }

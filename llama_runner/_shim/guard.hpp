@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "interrupt.hpp"
 #include "llama.h"
 #include "memory.hpp"
 
@@ -35,6 +36,8 @@ inline PythonErrors & python_errors() {
 inline void set_python_error() {
     try {
         throw;
+    } catch (const Interrupted &) {
+        // The exception that signal_handler_raised() left is set.
     } catch (const std::bad_alloc &) {
         PyErr_SetString(python_errors().out_of_memory, "llama.cpp ran out of memory");
     } catch (const std::exception & error) {
@@ -42,6 +45,14 @@ inline void set_python_error() {
     } catch (...) {
         PyErr_SetString(python_errors().runtime, "llama.cpp threw an unknown exception");
     }
+}
+
+// For Interrupt: the exception stays this thread's Python error.
+inline bool signal_handler_raised() {
+    const PyGILState_STATE state  = PyGILState_Ensure();
+    const bool             raised = PyErr_CheckSignals() != 0;
+    PyGILState_Release(state);
+    return raised;
 }
 
 template <typename Call>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <stdexcept>
 
 #include "ask_llama.hpp"
 #include "llama-vocab.h"
@@ -26,9 +27,9 @@ void Piecewise::fragment(std::string_view text, bool opens) {
     if (text.empty()) {
         return;
     }
-    if (!cuts_) {
+    if (!valid_ || !tables_.boundaries) {
         emit();
-        ask_llama(vocab_, std::string(text), text.size(), {false, false}, out_);
+        ask_for(std::string(text), text.size(), out_);
         return;
     }
     std::string prefixed;
@@ -152,16 +153,32 @@ bool Piecewise::resolve_together() {
 // line break, from which any piece can be cut off, and the tokens of the two are taken away.
 void Piecewise::ask(const std::string & text, size_t stretch) {
     if (!tables_.space_prefix) {
-        ask_llama(vocab_, text, stretch, {false, false}, tokens_);
+        ask_for(text, stretch, tokens_);
         return;
     }
     const auto n_before = static_cast<std::ptrdiff_t>(tokens_.size());
-    ask_llama(vocab_, '\n' + text, stretch, {false, false}, tokens_);
+    ask_for('\n' + text, stretch, tokens_);
     tokens_.erase(tokens_.begin() + n_before, tokens_.begin() + n_before + tables_.n_newline);
+}
+
+void Piecewise::ask_for(const std::string & text, size_t stretch,
+                        std::vector<llama_token> & out) {
+    interrupt_.check();
+    if (too_long_for_llama(vocab_, stretch)) {
+        const char * why = !valid_ ? "and some are no UTF-8, so that it cannot be cut: mend them"
+                           : !tables_.boundaries
+                               ? "and with this vocabulary a text cannot be cut: shorten it"
+                               : "without a place where it can be cut: break it up with spaces";
+        throw std::runtime_error("it has " + std::to_string(stretch) + " bytes " + why +
+                                 ", or tokenize parts of up to " +
+                                 std::to_string(kLongestStretch) + " bytes");
+    }
+    ask_llama(vocab_, text, stretch, {false, false}, out);
 }
 
 // Write what is planned.
 void Piecewise::emit() {
+    interrupt_.check();
     resolve();
     for (const Item & item : plan_) {
         if (item.slot) {

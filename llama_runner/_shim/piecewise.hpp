@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "boundaries.hpp"
+#include "interrupt.hpp"
 #include "llama.h"
 #include "piece_table.hpp"
 #include "special_tokens.hpp"
@@ -22,13 +23,15 @@ struct Tables {
 
 class Piecewise {
   public:
-    // cuts: may the text be cut?
-    Piecewise(const llama_vocab & vocab, const Tables & tables, PieceTable & known, bool cuts,
-              std::vector<llama_token> & out)
-        : vocab_(vocab), tables_(tables), known_(known), cuts_(cuts), out_(out) {}
+    // valid: is the text UTF-8?
+    Piecewise(const llama_vocab & vocab, const Tables & tables, PieceTable & known, bool valid,
+              Interrupt & interrupt, std::vector<llama_token> & out)
+        : vocab_(vocab), tables_(tables), known_(known), valid_(valid), interrupt_(interrupt),
+          out_(out) {}
 
     // Append the tokens of a text, or of a part of one up to a cut.
     //   opens: the part is the text's first.
+    // Throws Interrupted, and what std::exception describes.
     void run(std::string_view text, bool opens, bool parse_special);
 
   private:
@@ -55,12 +58,14 @@ class Piecewise {
     void resolve();
     bool resolve_together();
     void ask(const std::string & text, size_t stretch);
+    void ask_for(const std::string & text, size_t stretch, std::vector<llama_token> & out);
     void emit();
 
     const llama_vocab &        vocab_;
     const Tables &             tables_;
     PieceTable &               known_;
-    const bool                 cuts_;
+    const bool                 valid_;
+    Interrupt &                interrupt_;
     std::vector<llama_token> & out_;
 
     std::vector<Item> plan_;

@@ -4,10 +4,10 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <future>
 #include <stdexcept>
 #include <string>
 #include <system_error>
-#include <thread>
 
 #include "ask_llama.hpp"
 #include "llama-vocab.h"
@@ -63,7 +63,8 @@ std::shared_ptr<PieceTable> Tokenizer::pieces() {
 }
 
 void Tokenizer::tokenize_part(const TextToTokenize & text, size_t begin, size_t end,
-                              TokenizeOptions options, std::vector<llama_token> & out) {
+                              TokenizeOptions options, Interrupt & interrupt,
+                              std::vector<llama_token> & out) {
     const Tables &                    tables = this->tables();
     const std::shared_ptr<PieceTable> pieces = this->pieces();
     const auto [opening, closing] = options.add_special ? around() : Around{};
@@ -71,7 +72,7 @@ void Tokenizer::tokenize_part(const TextToTokenize & text, size_t begin, size_t 
     if (begin == 0 && opening) {
         out.push_back(*opening);
     }
-    Piecewise(*vocab_, tables, *pieces, text.valid && tables.boundaries, out)
+    Piecewise(*vocab_, tables, *pieces, text.valid, interrupt, out)
         .run(text.view().substr(begin, end - begin), begin == 0, options.parse_special);
     if (end == text.size && closing) {
         out.push_back(*closing);
@@ -79,13 +80,15 @@ void Tokenizer::tokenize_part(const TextToTokenize & text, size_t begin, size_t 
 }
 
 void Tokenizer::tokenize(const TextToTokenize & text, TokenizeOptions options,
-                         std::vector<llama_token> & out) {
-    tokenize_part(text, 0, text.size, options, out);
+                         CheckSignals check_signals, std::vector<llama_token> & out) {
+    Interrupt interrupt(check_signals);
+    tokenize_part(text, 0, text.size, options, interrupt, out);
 }
 
 void Tokenizer::tokenize_after(const TextToTokenize & known_text, const KnownTokens & known,
                                const TextToTokenize & text, TokenizeOptions options,
-                               KnownTokens & out) {
+                               CheckSignals check_signals, KnownTokens & out) {
+    Interrupt    interrupt(check_signals);
     const size_t n_same = common_prefix(known_text, text);
     size_t       n_cuts = known.cuts.size();
     while (n_cuts > 0 && (known.cuts[n_cuts - 1].byte > n_same ||
@@ -100,7 +103,7 @@ void Tokenizer::tokenize_after(const TextToTokenize & known_text, const KnownTok
     size_t begin = start.byte;
     do {
         const size_t end = next_cut(text, begin, options.parse_special);
-        tokenize_part(text, begin, end, options, out.tokens);
+        tokenize_part(text, begin, end, options, interrupt, out.tokens);
         if (end < text.size) {
             out.cuts.push_back({end, out.tokens.size()});
         }
@@ -162,38 +165,55 @@ Tokenizer::Around Tokenizer::around() const {
 }
 
 void Tokenizer::tokenize_all(const std::vector<TextToTokenize> & texts, TokenizeOptions options,
-                             size_t n_threads, std::vector<std::vector<llama_token>> & out) {
+                             size_t n_threads, CheckSignals check_signals,
+                             std::vector<std::vector<llama_token>> & out) {
     out.resize(texts.size());
     size_t n_bytes = 0;
     for (const TextToTokenize & text : texts) {
         n_bytes += text.size;
     }
     std::atomic<size_t> next{0};
-    std::atomic<bool>   failed{false};
+    std::atomic<bool>   stopped{false};
     std::exception_ptr  error;
-    const auto work = [&]() noexcept {
+    const auto work = [&](Interrupt interrupt) {
         try {
-            for (size_t i; !failed.load() && (i = next.fetch_add(1)) < texts.size();) {
-                tokenize(texts[i], options, out[i]);
+            for (size_t i; !stopped.load() && (i = next.fetch_add(1)) < texts.size();) {
+                interrupt.check();
+                tokenize_part(texts[i], 0, texts[i].size, options, interrupt, out[i]);
             }
+        } catch (const Interrupted &) {
+            throw;
         } catch (...) {
-            if (!failed.exchange(true)) {
+            if (!stopped.exchange(true)) {
                 error = std::current_exception();
             }
         }
     };
-    std::vector<std::thread> others;
     const size_t n_useful = std::min({n_threads, texts.size(), 1 + n_bytes / kBytesPerThread});
+    std::vector<std::future<void>> others;
     try {
         while (others.size() + 1 < n_useful) {
-            others.emplace_back(work);
+            others.push_back(std::async(std::launch::async, work, Interrupt(nullptr, &stopped)));
         }
     } catch (const std::system_error &) {
         // No more threads to be had: the ones there are do the work.
     }
-    work();
-    for (std::thread & other : others) {
-        other.join();
+    Interrupt interrupt(check_signals);
+    bool      interrupted = false;
+    try {
+        work(interrupt);
+        for (std::future<void> & other : others) {
+            while (other.wait_for(Interrupt::kInterval) != std::future_status::ready) {
+                interrupt.check();
+            }
+        }
+    } catch (const Interrupted &) {
+        interrupted = true;
+        stopped.store(true);
+    }
+    others.clear();  // waits for them
+    if (interrupted) {
+        throw Interrupted();
     }
     if (error) {
         std::rethrow_exception(error);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "ask_llama.hpp"
+#include "interrupt.hpp"
 #include "llama.h"
 #include "piece_table.hpp"
 #include "piecewise.hpp"
@@ -44,22 +45,25 @@ struct KnownTokens {
     size_t                   n_reused = 0;  // tokens that came from a text known before
 };
 
-// Any number of threads may use one at once. All members throw what std::exception describes.
+// Any number of threads may use one at once. All members throw what std::exception describes, and
+// Interrupted if check_signals says so.
 class Tokenizer {
   public:
     explicit Tokenizer(const llama_vocab * vocab) : vocab_(vocab) {}
 
     // Append the tokens of a text to `out`.
-    void tokenize(const TextToTokenize & text, TokenizeOptions options,
+    void tokenize(const TextToTokenize & text, TokenizeOptions options, CheckSignals check_signals,
                   std::vector<llama_token> & out);
 
     // The same in place of `out`, with what is known of a text that may begin like this one.
     void tokenize_after(const TextToTokenize & known_text, const KnownTokens & known,
-                        const TextToTokenize & text, TokenizeOptions options, KnownTokens & out);
+                        const TextToTokenize & text, TokenizeOptions options,
+                        CheckSignals check_signals, KnownTokens & out);
 
     // Tokenise each text into its place in `out`, on this thread and up to n_threads - 1 others.
     void tokenize_all(const std::vector<TextToTokenize> & texts, TokenizeOptions options,
-                      size_t n_threads, std::vector<std::vector<llama_token>> & out);
+                      size_t n_threads, CheckSignals check_signals,
+                      std::vector<std::vector<llama_token>> & out);
 
   private:
     // What goes around a text with add_special.
@@ -70,7 +74,8 @@ class Tokenizer {
 
     // Append the tokens of text[begin:end], each an end of the text or a cut.
     void tokenize_part(const TextToTokenize & text, size_t begin, size_t end,
-                       TokenizeOptions options, std::vector<llama_token> & out);
+                       TokenizeOptions options, Interrupt & interrupt,
+                       std::vector<llama_token> & out);
 
     // Are the tokens of text[:at] and of text[at:] those of the text?
     bool can_cut(const TextToTokenize & text, size_t at, bool parse_special);

@@ -11,11 +11,12 @@ from llama_runner.errors import InvalidParameterError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import TypeIs
+    from typing_extensions import Buffer, TypeIs
 
 __all__ = [
     "Message",
     "Prompt",
+    "Text",
     "TokenIds",
     "begins_turn",
     "is_messages",
@@ -31,6 +32,9 @@ Message: TypeAlias = Mapping[str, Any]
 KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
 # Far more than any call of a tool needs; parsers and templates recurse.
 MAX_DEPTH = 100
+
+Text: TypeAlias = "str | Buffer"
+"""What can be tokenised: text, or bytes of UTF-8."""
 
 TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 

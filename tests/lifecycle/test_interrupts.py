@@ -287,3 +287,65 @@ other.close()
 runner.close()
 """
     )
+
+
+WORDS = """
+import itertools, random, re
+import numpy  # an import inside the call would look for signals, too
+
+digits = random.Random(1).randbytes(6_000_000).hex()
+letters = digits.translate(str.maketrans("0123456789", "ghijklmnop"))
+words = re.sub("(.{9})", r"\\1 ", letters)  # most of them never seen before
+runner = new_runner(vocab_only=True)
+vocab = runner.tokenizer.vocab
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "runner.tokenize(words)",
+        "vocab.tokenize(words)",
+        "vocab.count_tokens(words)",
+        "vocab.tokenize_batch([words[:100_000]] * 100, n_threads=1)",
+        "vocab.tokenize_batch([words, words], n_threads=2)",
+    ],
+)
+def test_ctrl_c_while_a_text_is_tokenised(python, call: str) -> None:
+    # Without a look in between, one tick would be seen: when the call has ended.
+    answer = python(
+        WORDS
+        + f"""
+ticks = itertools.count(1)
+signal_when(lambda: next(ticks) == 4)
+try:
+    {call}
+except KeyboardInterrupt:
+    print("interrupted")
+print(runner.count_tokens("Why?"))
+"""
+    )
+    assert answer == "interrupted\n2\n"
+
+
+def test_signals_that_do_not_raise_change_no_tokens(python) -> None:
+    answer = python(
+        WORDS
+        + """
+words = words[:3_000_000]
+expected = vocab.tokenize(words).tolist()
+n_ticks = 0
+
+def tick(*_):  # tokenises inside of tokenising
+    global n_ticks
+    n_ticks += 1
+    runner.tokenize(words[:50_000])
+
+signal.signal(signal.SIGALRM, tick)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.05)
+one, (other, _) = new_runner(vocab_only=True).tokenize(words), runner.tokenize_batch([words, "a"])
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(one.tolist() == other.tolist() == expected, n_ticks > 3)
+"""
+    )
+    assert answer == "True True\n"

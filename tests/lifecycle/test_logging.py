@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model, set_log_level
 from llama_runner.errors import InvalidParameterError, LlamaError, ModelLoadError
+from tests.unit.loaders.model_files import tiny_llama
 
 
 def broken_file(model_path: Path, folder: Path) -> Path:
@@ -42,6 +47,21 @@ def test_error_carries_the_line_that_llama_cpp_logged(model_path: Path, tmp_path
     assert "tensor" in caught.value.native
     assert str(caught.value).endswith(f"(llama.cpp: {caught.value.native})")
     assert "\n" not in str(caught.value)
+
+
+def test_broken_weights_are_told_to_logging(tmp_path: Path, capfd, caplog) -> None:
+    path = tiny_llama(2).write(tmp_path / "broken.gguf")
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + struct.pack("<f", math.nan))
+    set_log_level("error")
+    try:
+        with pytest.raises(ModelLoadError) as caught:
+            LlamaRunner(path, check_tensors=True)
+    finally:
+        set_log_level(None)
+    assert capfd.readouterr() == ("", "")
+    assert "found nan value" in caplog.text
+    assert "has invalid data" in caught.value.native  # says which tensor
 
 
 LOGGING = """
@@ -146,9 +166,36 @@ except KeyboardInterrupt:
     assert answer == "interrupted\n"
 
 
-def test_unknown_level_is_refused() -> None:
-    with pytest.raises(InvalidParameterError, match=r"level: must be one of debug, .*'loud'"):
-        set_log_level("loud")
+@pytest.mark.parametrize(
+    ("level", "kinds"),
+    [
+        ("INFO", {"INFO", "ERROR"}),
+        ("Error", {"ERROR"}),
+        (logging.DEBUG, {"DEBUG", "INFO", "ERROR"}),
+        (15, {"INFO", "ERROR"}),
+        ("critical", set()),
+        (logging.CRITICAL, set()),
+    ],
+)
+def test_levels_as_logging_has_them(
+    model_path: Path, tmp_path: Path, caplog, level: str | int, kinds: set[str]
+) -> None:
+    caplog.set_level(logging.DEBUG, "llama_runner.native")
+    set_log_level(level)
+    try:
+        with pytest.raises(ModelLoadError):
+            Model(broken_file(model_path, tmp_path))
+        Model(model_path, vocab_only=True).close()
+    finally:
+        set_log_level(None)
+    found = {record.levelname for record in caplog.records}
+    assert found - {"WARNING"} == kinds
+
+
+@pytest.mark.parametrize("level", ["loud", "", 2.5, True, b"info", ["info"]])
+def test_unknown_level_is_refused(level: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=r"level: must be one of debug, .* \(got"):
+        set_log_level(level)
 
 
 def test_debugger_is_off_before_the_core_is_loaded() -> None:

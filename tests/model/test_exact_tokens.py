@@ -332,14 +332,6 @@ def test_a_long_run_of_one_character(pair: Pair, letter: str) -> None:
         assert pair.vocab.detokenize(tokens).decode() == text
 
 
-@pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "deepseek-llm"])
-def test_a_megabyte_of_one_letter(name: str) -> None:
-    text = "a" * 1_000_000
-    with Model(TREE / "models" / f"ggml-vocab-{name}.gguf", vocab_only=True) as model:
-        tokens = model.vocab.tokenize(text, add_special=False)
-        assert model.vocab.detokenize(tokens).decode() == text
-
-
 def test_what_is_too_long_for_one_piece_is_refused() -> None:
     with Model(TREE / "models" / "ggml-vocab-gpt-2.gguf", vocab_only=True) as model:
         with pytest.raises(TokenizationError, match="without a place where it can be cut"):

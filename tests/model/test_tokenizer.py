@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ long_texts = st.tuples(texts, st.integers(50, 400)).map(lambda made: ("So, " + m
 def vocabulary(model_path: Path) -> Iterator[LlamaRunner]:
     with LlamaRunner(model_path, vocab_only=True) as vocabulary:
         yield vocabulary
+
+
+def array_of_bytes(data: bytes) -> array[int]:
+    return array("B", data)
 
 
 def whole(vocabulary: LlamaRunner, text: str | bytes, **options: bool) -> list[int]:
@@ -71,7 +76,7 @@ def test_threads_may_share_a_tokenizer(model_path: Path) -> None:
         assert [tokens.tolist() for tokens in found] == [whole(fresh, part) for part in parts]
 
 
-@pytest.mark.parametrize("wrong", [None, 3, ["a"], bytearray(b"a")])
+@pytest.mark.parametrize("wrong", [None, 3, ["a"], np.array([504, 3575]), array("u", "a")])
 def test_what_is_no_text_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
     for call in (
         vocabulary.tokenize,
@@ -82,9 +87,44 @@ def test_what_is_no_text_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None
             call(wrong)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, "abc", b"abc", bytearray(b"abc"), memoryview(b"abc")])
+def test_one_text_is_no_list_of_texts(vocabulary: LlamaRunner, wrong: Any) -> None:
+    with pytest.raises(TokenizationError, match=f"list of texts.*{type(wrong).__name__}"):
+        vocabulary.tokenize_batch(wrong)
+
+
+class Name(str):
+    """Not str itself."""
+
+
+@pytest.mark.parametrize("form", [bytes, bytearray, memoryview, np.bytes_, array_of_bytes, Name])
+def test_text_in_any_form(vocabulary: LlamaRunner, form: Callable[[Any], Any]) -> None:
+    for text in ("So, näive 漢字", "So, näive 漢字. " * 1000):  # the second is kept
+        given_text = form(text) if form is Name else form(text.encode())
+        expected = whole(vocabulary, text)
+        assert vocabulary.tokenize(given_text).tolist() == expected
+        assert vocabulary.count_tokens(given_text) == len(expected)
+        assert vocabulary.tokenize_batch([given_text])[0].tolist() == expected
+
+
+def test_a_text_that_is_changed_afterwards(vocabulary: LlamaRunner) -> None:
+    text = bytearray(b"some words " * 1000)
+    before = vocabulary.tokenize(text).tolist()
+    text[:4] = b"many"
+    assert vocabulary.tokenize(text).tolist() == whole(vocabulary, bytes(text)) != before
+
+
 def test_one_wrong_text_of_many_is_named(vocabulary: LlamaRunner) -> None:
     with pytest.raises(TokenizationError, match="lone surrogate at index 1"):
         vocabulary.tokenize_batch(["a", "b\ud800"])
+
+
+def test_why_a_text_is_too_long(vocabulary: LlamaRunner) -> None:
+    words, letters = b"some words " * 500_000, b"a" * 5_500_000
+    assert vocabulary.count_tokens(words) == 1_000_001
+    for text, cause in ((words + b"\xff", "no UTF-8"), (letters, "break it up with spaces")):
+        with pytest.raises(TokenizationError, match=f"it has {len(text)} bytes .*{cause}"):
+            vocabulary.tokenize(text)
 
 
 # ---- texts that grow ---------------------------------------------------------------------------
@@ -125,6 +165,25 @@ def test_conversations_take_turns_and_stay_known(vocabulary: LlamaRunner) -> Non
         for i in range(len(talks)):
             talks[i] += f"Turn {turn}! "
             assert vocabulary.tokenize(talks[i]).tolist() == whole(vocabulary, talks[i])
+
+
+def test_what_is_kept_is_bounded(vocabulary: LlamaRunner) -> None:
+    def kept() -> list[int]:
+        return [known.n_bytes for _, known in vocabulary.tokenizer._kept]
+
+    vocabulary.tokenizer.forget()
+    grown = "Some words are said, and others. " * 2000
+    vocabulary.tokenize(grown)
+    too_large = grown * 200
+    for _ in range(2):
+        assert vocabulary.count_tokens(too_large) > 0
+    assert kept() == [len(grown)]
+    for i in range(40):
+        vocabulary.count_tokens(f"{i} " * 200_000, add_special=i % 2 > 0)
+    assert 1 < len(kept()) <= 16
+    assert sum(kept()) <= 8 * 2**20
+    vocabulary.tokenizer.forget()
+    assert kept() == []
 
 
 # ---- tokens that come one by one ---------------------------------------------------------------
@@ -178,8 +237,39 @@ def test_the_space_before_a_text_is_no_part_of_it() -> None:
 def test_ids_out_of_range_are_refused(vocabulary: LlamaRunner) -> None:
     for wrong in (-1, len(vocabulary.model.vocab), 2**40):
         for call in (vocabulary.detokenize, Detokenizer(vocabulary.model.vocab).feed):
-            with pytest.raises(TokenizationError, match="index 1 is out of range"):
+            with pytest.raises(TokenizationError, match=f"{wrong} at index 1 is out of range"):
                 call([5, wrong])
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, True, "5", b"5", {}, [5, True], [5.0], [[5]]])
+def test_what_is_no_token_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
+    detokenizer = vocabulary.tokenizer.detokenizer()
+    if wrong != {}:
+        with pytest.raises(TokenizationError, match="must be"):
+            detokenizer.feed(wrong)
+    vocab = vocabulary.tokenizer.vocab
+    for call in (vocab.token_to_piece, vocab.is_eog, vocab.is_control):
+        with pytest.raises(TokenizationError, match="must be integers"):
+            call(wrong)
+        for token in (-1, len(vocab), 2**70):
+            with pytest.raises(TokenizationError, match=f"out of range.* 0 to {len(vocab) - 1}"):
+                call(token)
+    assert vocab.token_to_piece(np.int16(5)) == vocab.token_to_piece(5)
+
+
+def test_what_feeds_tokens(vocabulary: LlamaRunner) -> None:
+    text = "Some words"
+    tokens = vocabulary.tokenize(text, add_special=False).tolist()
+    for source in (vocabulary.tokenizer, vocabulary.tokenizer.vocab):
+        assert Detokenizer(source).feed(token for token in tokens) == text
+    with pytest.raises(InvalidParameterError, match=r"vocab.*got LlamaRunner"):
+        Detokenizer(vocabulary)  # type: ignore[arg-type]
+
+
+def test_special_tokens_may_be_left_out(vocabulary: LlamaRunner) -> None:
+    tokens = vocabulary.tokenize("Hi<|im_end|>")
+    assert vocabulary.detokenize(tokens) == "Hi<|im_end|>"
+    assert vocabulary.detokenize(tokens, unparse_special=False) == "Hi"
 
 
 # ---- special tokens ----------------------------------------------------------------------------
@@ -233,8 +323,12 @@ def test_a_closed_runner_tokenises_no_more(model_path: Path) -> None:
     for call in (runner.tokenize, runner.count_tokens, lambda text: runner.tokenize_batch([text])):
         with pytest.raises(ClosedError):
             call(text)
+    for call in (tokenizer.detokenizer().feed, tokenizer.vocab.is_eog):
+        with pytest.raises(ClosedError):
+            call(5)
     with pytest.raises(ClosedError):
-        tokenizer.detokenizer().feed(5)
+        len(tokenizer.vocab)
+    assert repr(tokenizer.vocab).endswith("(closed)>")
 
 
 # ---- for those who run a model by themselves ---------------------------------------------------
@@ -255,10 +349,44 @@ def test_a_batch_has_positions_sequences_and_wanted_logits() -> None:
     assert len(build_batch([])) == 0
 
 
-@pytest.mark.parametrize("positions", [[0], [0, -1], [0, 1, 2]])
-def test_positions_must_fit_the_sequences(positions: list[int]) -> None:
-    with pytest.raises(InvalidParameterError, match="positions: needs 2 numbers from 0 up"):
-        build_batch([[1], [2]], positions=positions)
+@pytest.mark.parametrize(
+    "positions", [[0], [0, -1], [0, 1, 2], [0, 2**31 - 1], [0, 1.0], [0, True], [0, None], 5]
+)
+def test_positions_must_fit_the_sequences(positions: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="positions: "):
+        build_batch([[1], [2, 3]], positions=positions)
+
+
+def test_the_last_position() -> None:
+    last = 2**31 - 1
+    batch = build_batch([[1, 2], []], positions=np.array([last - 1, last]))
+    assert batch.positions.tolist() == [last - 1, last]
+
+
+WRONG_SEQUENCES = [
+    (None, InvalidParameterError, "sequences: must be a list"),
+    ("ab", TokenizationError, "sequence of integers"),
+    ([1, 2], TokenizationError, "sequence of integers"),
+    ([np.array([2**40])], TokenizationError, "token id 1099511627776 at index 0"),
+    ([[1], [2, -5]], TokenizationError, r"sequences\[1\]: token id -5 at index 1"),
+    ([[1.7]], TokenizationError, "must be integers"),
+    ([[True]], TokenizationError, "must be integers"),
+    ([[[1]]], TokenizationError, "must be integers"),
+]
+
+
+@pytest.mark.parametrize(("sequences", "kind", "message"), WRONG_SEQUENCES)
+def test_a_batch_of_what_are_no_tokens_is_refused(
+    sequences: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        build_batch(sequences)
+
+
+@pytest.mark.parametrize("logits", ["bogus", True, None, ["last"], np.array([1, 2])])
+def test_other_logits_are_refused(logits: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="logits: must be 'last', 'all' or 'none'"):
+        build_batch([[1]], logits=logits)
 
 
 def test_a_sampler_for_logits_of_ones_own() -> None:

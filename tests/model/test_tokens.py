@@ -116,6 +116,16 @@ def test_token_ids_in_any_form(runner: LlamaRunner, form: Callable[[list[int]], 
         assert completion.usage == expected.usage
 
 
+@pytest.mark.parametrize("kind", ["i4", "i8", "u2"])
+def test_arrays_that_hide_their_values_are_no_token_ids(runner: LlamaRunner, kind: str) -> None:
+    records = np.array([(1,), (2,)], dtype=[("id", kind)])
+    masked = np.ma.array([1, 2], mask=[False, True], dtype=kind)
+    for wrong in (records, masked):
+        for call in (runner.detokenize, runner.generate_stateless):
+            with pytest.raises(TokenizationError, match="sequence of integers"):
+                call(wrong)
+
+
 def test_parse_special_of_a_prompt(runner: LlamaRunner) -> None:
     text = "<|im_start|>user\nHi<|im_end|>\n"
     for generate in (runner.generate_stateless, runner.generate_stateful):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_runner._core import Sampler
-from llama_runner.errors import DecodeError, TokenizationError
+from llama_runner.errors import DecodeError, InvalidParameterError, TokenizationError
 from llama_runner.params import GenerationParams
 
 Logits = NDArray[np.float32]
@@ -214,6 +216,49 @@ def test_the_logits_are_as_before(
     history = np.argsort(-logits)[:12].tolist()
     Sampler(GenerationParams(**recipe, **penalty)).sample(logits, history)
     assert np.array_equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda logits: logits.astype(np.float64),
+        lambda logits: logits.tolist(),
+        lambda logits: np.repeat(logits, 2)[::2],
+        lambda logits: memoryview(logits).toreadonly(),
+        lambda logits: logits.astype(">f4"),
+    ],
+    ids=["float64", "list", "strided", "read-only", "big-endian"],
+)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_in_any_form(form: Callable[[Logits], Any], temperature: float) -> None:
+    logits = distinct_logits(seed=6, size=700, spread=2.0)
+    params = GenerationParams(temperature=temperature, seed=1, repeat_penalty=2)
+    history = np.argsort(-logits)[:12]
+    expected = Sampler(params).sample(logits, history)
+    assert Sampler(params).sample(form(logits), history) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        5,
+        "abc",
+        ["1.5"],
+        [None],
+        [[1.0], [2.0]],
+        [1j],
+        [True],
+        iter([1.0]),
+        np.ones((2, 3), np.float32),
+        np.ma.array([1, 2], mask=[True, False], dtype=np.float32),
+        np.array([(1.0,)], dtype=[("logit", "f4")]),
+    ],
+    ids=repr,
+)
+def test_what_are_no_logits_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="logits: must be an array of numbers"):
+        Sampler(GenerationParams(seed=1)).sample(wrong)
 
 
 @pytest.mark.parametrize("token", [-1, 700, 2**40])
