@@ -57,7 +57,11 @@ class Generation:
         """
         self.request.run()
         while self.request.paused and make_room is not None:
-            make_room(self)
+            try:
+                make_room(self)
+            except BaseException:
+                self.request.close()  # the error may be kept, and with it the request
+                raise
             self.request.run()
         return self.completion()
 

@@ -255,7 +255,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
     sequence.n_exact = INT_MAX
     sequence.parked.reset()
     sequence.n_parked = 0
-    donor = best_donor(engine, sequence, &n)
+    donor = best_donor(engine, box, sequence, &n)
     if (donor is not NULL and n > n_own
             and share_cells(engine, box, donor, wanting, arrival, n)):
         return n
@@ -297,7 +297,7 @@ cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSeque
     return n if n >= MIN_SHARED else 0
 
 
-cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
+cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
                                  int32_t * n_common) noexcept nogil:
     """The sequence in memory with the longest beginning in common, NULL if not worth it."""
     cdef NativeSequence * best = NULL
@@ -310,6 +310,10 @@ cdef NativeSequence * best_donor(Engine * engine, NativeSequence * sequence,
         if other is NULL or other == sequence:
             continue
         n = n_in_common(engine, sequence, other, other.n_kv)
+        # A saved state has of a window what its last token sees; come back, it cannot be cut.
+        if engine.traits.n_swa > 0 and n < other.n_kv and llama_memory_seq_pos_min(
+                llama_get_memory(box.context), other.slot) > max(0, n - engine.traits.n_swa):
+            continue
         if n > n_common[0]:
             n_common[0] = n
             best = other

@@ -186,7 +186,8 @@ cdef class Request:
         native.finish = Finish.Cancelled
         native.t_end = now_us()
         native.released = native.text.size()
-        native.sequence.get().busy = False
+        if not self.lent:  # or whoever has the sequence now would lose it
+            native.sequence.get().busy = False
         if native.temporary and self.sequence.context.box:
             box = self.sequence.context.box.get()
             with nogil:
@@ -207,6 +208,7 @@ cdef class Request:
         Whoever does so keeps others away from it.
         """
         if self.native.get().paused:
+            self.lent = True
             self.sequence.native.get().busy = False
 
     def resume(self, int pause_at=0):
@@ -219,8 +221,11 @@ cdef class Request:
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
         if native.phase != Phase.Done:
+            if self.lent and native.sequence.get().busy:
+                raise ContextBusyError("another generation on this sequence has begun meanwhile")
             native.pause_at = pause_at
             native.paused = False
+            self.lent = False
             native.sequence.get().busy = True
 
     cdef Engine * _shared_engine(self) except NULL:

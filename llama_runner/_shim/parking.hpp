@@ -1,9 +1,12 @@
 // Where the state of a sequence waits while others use its cells: in RAM, else in a file.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,7 +49,6 @@ struct Parking {
     // A state may end in any thread: with the sequence that has it.
     std::atomic<size_t> ram_used{0};
     std::atomic<size_t> disk_used{0};
-    uint64_t    n_files = 0;
 };
 
 inline size_t save_state(
@@ -117,11 +119,17 @@ inline ParkedPtr park_state(
             return 0;
         }
         if (on_disk) {
-            state->path = parking.directory + "/" + std::to_string(parking.n_files++) + ".kv";
-            if (!write_file(state->path, state->bytes)) {
-                state->path.clear();
+            // A new file that only this user can read: other contexts may use the directory, too.
+            std::string path       = parking.directory + "/llama_runner.XXXXXX";
+            const int   descriptor = mkstemp(path.data());
+            if (descriptor < 0) {
                 return 0;
             }
+            close(descriptor);
+            if (!write_file(path, state->bytes)) {
+                return 0;
+            }
+            state->path = path;
             std::vector<uint8_t>().swap(state->bytes);
         }
         state->account = in_ram ? &parking.ram_used : &parking.disk_used;
