@@ -239,7 +239,7 @@ signal.signal(signal.SIGUSR1, handler)
 signal_when(lambda: len(ledger) > before.used + 10, signal.SIGUSR1)
 text = runner.generate_stateful("Why?", 100, **ENDLESS).text
 runner.clear_context()
-runner.generate_stateful("The sky is", 8, **GREEDY)
+runner.generate_stateful("1, 2, 3, 4,", 8, **GREEDY)
 print(runner.generate_stateful("Why?", 100, **ENDLESS).text == text)
 runner.close()
 """
