@@ -126,7 +126,7 @@ class Session:
 
     def generate(
         self,
-        prompt: Prompt | None = None,
+        prompt: Prompt = (),
         max_tokens: int = 200,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -134,7 +134,7 @@ class Session:
         """Add a prompt, generate, and keep both. A call that raises leaves all as it was.
 
         Args:
-            prompt: Text or token ids to go on with, or messages; None to answer what is there.
+            prompt: Text or token ids to go on with, or messages; () to answer what is there.
             max_tokens: Most tokens to generate.
             params: How to sample and when to stop; ``overrides`` are changes to it.
 
@@ -152,7 +152,7 @@ class Session:
 
     def stream(
         self,
-        prompt: Prompt | None = None,
+        prompt: Prompt = (),
         max_tokens: int = 200,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -183,18 +183,19 @@ class Session:
                 self._transcript.add_raw(prompt, parse_special=parse_special)
             self._collector.make_room_for_prompt()
 
-    def _begin(self, prompt: Prompt | None, params: GenerationParams) -> Generation:
+    def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
         self._collector.cleaned = False
         difference: tuple[int, int] | None = None
-        if prompt is None and not self._transcript.parts:
+        nothing_new = isinstance(prompt, tuple) and not prompt
+        if nothing_new and not self._transcript.parts:
             raise InvalidParameterError(
                 "prompt: there is nothing to answer in an empty conversation", field="prompt"
             )
-        if prompt is None and not self._transcript.messages:
+        if nothing_new and not self._transcript.messages:
             pass  # raw text goes on by itself
-        elif prompt is None or is_messages(prompt):
-            given = [] if prompt is None else read_messages(prompt)
+        elif nothing_new or is_messages(prompt):
+            given = read_messages(prompt)  # type: ignore[arg-type]
             stops, difference = self._add_messages(given, for_answer=True)
             params = params.merged(stop=(*params.stop, *stops)) if stops else params
         else:

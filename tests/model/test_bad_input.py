@@ -194,7 +194,7 @@ def test_what_is_no_token_id(
         ([{"role": "user"}], InvalidParameterError, "content"),
         ([{"role": "user", "content": "a"}, "b"], InvalidParameterError, "prompt[1]"),
         ([{"role": "user", "content": 5}], ChatTemplateError, "content"),
-        ([{"role": "user", "content": object()}], ChatTemplateError, "JSON"),
+        ([{"role": "user", "content": object()}], InvalidParameterError, "JSON"),
         ([{"role": "user", "content": "\ud800"}], ChatTemplateError, "surrogate"),
         ("a\ud800", TokenizationError, "surrogate"),
     ],
