@@ -87,7 +87,6 @@ cdef class Sequence:
 cdef class Request:
     cdef readonly Sequence sequence
     cdef RequestPtr native
-    cdef bint lent  # whoever makes room may change the sequence meanwhile
     cdef int raise_failure(self) except -1
     cdef Engine * _shared_engine(self) except NULL
     cdef bint _cancel(self)

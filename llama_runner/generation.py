@@ -55,14 +55,14 @@ class Generation:
         Args:
             make_room: Called when the request pauses because its context fills up; resumes it.
         """
-        self.request.run()
-        while self.request.paused and make_room is not None:
-            try:
-                make_room(self)
-            except BaseException:
-                self.request.close()  # the error may be kept, and with it the request
-                raise
+        try:
             self.request.run()
+            while self.request.paused and make_room is not None:
+                make_room(self)
+                self.request.run()
+        except BaseException:
+            self.request.close()  # the error may be kept for long, and the request with it
+            raise
         return self.completion()
 
     def completion(self) -> Completion:

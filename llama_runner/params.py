@@ -224,12 +224,13 @@ class ContextParams(Parameters):
     gc_threshold: float = Field(default=0.8, gt=0, le=1)
     """Share of the context above which the oldest turns are dropped."""
     parking_ram: int = Field(default=2**30, ge=0, le=2**62)
-    """Bytes of RAM for idle conversations that had to leave the KV cache for others. What does
-    not fit there or on disk is computed again on its next use."""
+    """Bytes of RAM for idle conversations that had to leave the KV cache for others. Those that
+    left longest ago make room for the next; what is neither there nor on disk is computed again on
+    its next use."""
     parking_disk: int = Field(default=0, ge=0, le=2**62)
     """Bytes on disk for those that no longer fit in RAM; needs parking_dir."""
     parking_dir: str | None = None
-    """An existing directory for them. The files go with their conversations."""
+    """An existing directory for them. Their files have no names and go with the process."""
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     """Base frequency of RoPE. None is the model's."""
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)

@@ -94,7 +94,7 @@ cdef extern from "handles.hpp" namespace "llama_runner" nogil:
 cdef extern from "parking.hpp" namespace "llama_runner" nogil:
     cdef cppclass ParkedState:
         int32_t n_tokens
-        size_t size
+        bool dropped()
     ctypedef shared_ptr[ParkedState] ParkedPtr
     cdef cppclass Parking:
         size_t ram_limit
@@ -107,8 +107,8 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
         size_t size)
     ParkedPtr park_state(
         Parking & parking, llama_context * context, llama_seq_id slot, int32_t n_tokens)
-    ParkedPtr adopt_state(
-        const uint8_t * data, size_t size, int32_t n_tokens) except +set_python_error
+    ParkedPtr adopt_state(Parking & parking, const uint8_t * data, size_t size,
+                          int32_t n_tokens) except +set_python_error
     bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot)
 
@@ -165,7 +165,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t n_exact
         llama_seq_id slot
         uint64_t last_used
-        bool busy
+        const void * user
         ParkedPtr parked
         int32_t n_parked
         bool warm
@@ -231,7 +231,6 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         const llama_vocab * vocab
         int32_t n_vocab
         int32_t n_swa
-        bool window
         bool recurrent
         bool can_shift
         bool unified
@@ -271,6 +270,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t prefill_tokens
         void * interrupt
 
+    void append_tokens(Engine & engine, NativeSequence & sequence,
+                       const vector[llama_token] & added) except +set_python_error
     void forget_unparked(vector[WeakSequencePtr] & sequences)
     void sort_by_arrival(vector[NativeRequest *] & requests)
     void keep_same_adapters(vector[NativeRequest *] & requests)

@@ -80,11 +80,15 @@ cdef void limit_parked(NativeSequence * sequence, int32_t n) noexcept nogil:
         sequence.parked.reset()
 
 
+cdef inline int32_t oldest_needed(Engine * engine, int32_t n) noexcept nogil:
+    """The position from which on the cells must be there to go on behind the first n tokens."""
+    return max(0, n - engine.traits.n_swa + 1) if engine.traits.n_swa > 0 else 0
+
+
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                      int32_t n) noexcept nogil:
     """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
     cdef llama_memory_t memory = llama_get_memory(box.context)
-    cdef int32_t oldest_needed = 0
     limit_parked(sequence, n)
     if sequence.n_kv <= n:
         return
@@ -92,10 +96,8 @@ cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         drop_cells(engine, box, sequence)
         return
     # A window cache says yes even when the cells before n are gone: look.
-    if engine.traits.n_swa > 0:
-        oldest_needed = max(0, n - engine.traits.n_swa)
     if (llama_memory_seq_pos_max(memory, sequence.slot) != n - 1
-            or llama_memory_seq_pos_min(memory, sequence.slot) > oldest_needed):
+            or llama_memory_seq_pos_min(memory, sequence.slot) > oldest_needed(engine, n)):
         drop_cells(engine, box, sequence)
         return
     limit_sharing(engine, sequence.slot, n)
@@ -229,40 +231,44 @@ cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
         if sequence.parked:
-            forget_unparked(engine.parked)
-            engine.parked.push_back(<WeakSequencePtr> held)
+            note_parked(engine, held)
     drop_cells(engine, box, sequence)
     if sequence.parked:
         sequence.n_exact = exact
 
 
+cdef void note_parked(Engine * engine, SequencePtr & sequence) noexcept nogil:
+    """Others may take over from a sequence's state that is kept aside."""
+    forget_unparked(engine.parked)
+    engine.parked.push_back(<WeakSequencePtr> sequence)
+
+
 cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
                       uint64_t arrival) noexcept nogil:
-    """Fill a sequence that is not in the memory: from the sequence that is there and has the
-    longest beginning in common, from one kept aside, or from its own state kept aside.
+    """Have as much of a sequence in the memory as can be had without computing it: what is there
+    already or was kept aside, unless another, there or kept aside, has more in common with it.
 
     Returns how many tokens it took over from another.
     """
     cdef NativeSequence * sequence = wanting.get()
     cdef ParkedPtr own = sequence.parked
     cdef ParkedPtr others
-    cdef int32_t n_own = sequence.n_parked
+    cdef int32_t n_own = sequence.n_parked if own and not own.get().dropped() else 0
     cdef int32_t exact = sequence.n_exact
     cdef NativeSequence * donor
-    cdef int32_t n
-    if sequence.n_kv > 0:
-        return 0
-    sequence.n_exact = INT_MAX
+    cdef int32_t n_donor, n_parked
+    donor = best_donor(engine, box, sequence, &n_donor)
+    others = best_parked(engine, sequence, &n_parked)
+    if sequence.n_kv > 0 and max(n_donor, n_parked) < sequence.n_kv + MIN_SHARED:
+        return 0  # not worth giving up its own cells
+    drop_cells(engine, box, sequence)
     sequence.parked.reset()
     sequence.n_parked = 0
-    donor = best_donor(engine, box, sequence, &n)
-    if (donor is not NULL and n > n_own
-            and share_cells(engine, box, donor, wanting, arrival, n)):
-        return n
-    others = best_parked(engine, sequence, &n)
-    if others and n > n_own and unpark_cells(engine, box, others, wanting, arrival, n):
-        return n
-    if own and n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
+    if n_donor > n_own and share_cells(engine, box, donor, wanting, arrival, n_donor):
+        return n_donor
+    if n_parked > n_own and unpark_cells(engine, box, others, wanting, arrival, n_parked):
+        return n_parked
+    if n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
         sequence.n_exact = exact
     return 0
 
@@ -282,24 +288,30 @@ cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
 
 
 cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSequence * other,
-                         int32_t n_cells) noexcept nogil:
-    """How many of another's first cells a sequence could have, 0 if not worth taking over."""
+                         int32_t n_known, int32_t n_cells, int32_t oldest) noexcept nogil:
+    """How many of another's first cells a sequence could have, 0 if not worth taking over.
+
+    Of the other's n_cells, the first n_known still are those of its tokens; of layers with a
+    window, only cells from the position ``oldest`` on are there.
+    """
     cdef int32_t n = 0
-    cdef int32_t limit = min(min(n_cells, other.n_exact), <int32_t> sequence.tokens.size())
+    cdef int32_t limit = min(n_known, other.n_exact)
+    limit = min(limit, <int32_t> sequence.tokens.size() - 1)  # the last one's logits are needed
     if not (other.adapters == sequence.adapters):
         return 0
+    engine.monitor.lock()
     while n < limit and other.tokens[n] == sequence.tokens[n]:
         n += 1
-    # What cannot be cut is had whole, and the last token's logits are needed besides.
-    if ((engine.traits.recurrent or engine.traits.window)
-            and (n < n_cells or n >= <int32_t> sequence.tokens.size())):
-        return 0
+    engine.monitor.unlock()
+    if n < n_cells and (engine.traits.recurrent or oldest > oldest_needed(engine, n)):
+        return 0  # what is there cannot be cut to these
     return n if n >= MIN_SHARED else 0
 
 
 cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
                                  int32_t * n_common) noexcept nogil:
     """The sequence in memory with the longest beginning in common, NULL if not worth it."""
+    cdef llama_memory_t memory = llama_get_memory(box.context)
     cdef NativeSequence * best = NULL
     cdef NativeSequence * other
     cdef size_t i
@@ -309,11 +321,8 @@ cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequen
         other = engine.slots[i].get()
         if other is NULL or other == sequence:
             continue
-        n = n_in_common(engine, sequence, other, other.n_kv)
-        # A saved state has of a window what its last token sees; come back, it cannot be cut.
-        if engine.traits.n_swa > 0 and n < other.n_kv and llama_memory_seq_pos_min(
-                llama_get_memory(box.context), other.slot) > max(0, n - engine.traits.n_swa):
-            continue
+        n = n_in_common(engine, sequence, other, other.n_kv, other.n_kv,
+                        llama_memory_seq_pos_min(memory, other.slot))
         if n > n_common[0]:
             n_common[0] = n
             best = other
@@ -326,16 +335,19 @@ cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
     cdef ParkedPtr best
     cdef SequencePtr other
     cdef size_t i
-    cdef int32_t n
+    cdef int32_t n, n_cells, oldest
     n_common[0] = 0
     forget_unparked(engine.parked)
     for i in range(engine.parked.size()):
         other = engine.parked[i].lock()
         if not other or other.get() == sequence:
             continue
-        n = n_in_common(engine, sequence, other.get(), other.get().n_parked)
+        n_cells = other.get().parked.get().n_tokens
+        # llama.cpp saves of a window what its last token sees.
+        oldest = max(0, n_cells - engine.traits.n_swa) if engine.traits.n_swa > 0 else 0
+        n = n_in_common(engine, sequence, other.get(), other.get().n_parked, n_cells, oldest)
         # It comes back whole and needs room for all of it.
-        if n > n_common[0] and 2 * n >= other.get().parked.get().n_tokens:
+        if n > n_common[0] and 2 * n >= n_cells:
             n_common[0] = n
             best = other.get().parked
     return best
@@ -349,7 +361,7 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
     donor.last_used = engine.clock + 1
     if not make_room(engine, box, taker, arrival, 0) or donor.slot < 0:
         return False
-    sequence.n_exact = donor.n_exact
+    sequence.n_exact = donor.n_exact if donor.n_exact < n else INT_MAX
     if not engine.traits.unified or engine.traits.recurrent:
         # Another stream or a recurrent state can be had whole only.
         llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)

@@ -197,7 +197,6 @@ cdef class Context:
             return
         self.engine.slots.resize(n_seq_max)
         self.engine.shared.resize(n_seq_max * n_seq_max)
-        self.engine.traits.window = self.memory_kind == "swa" and not swa_full
         self._learn_traits(weights.get().model)
         _live_contexts.add(self)
 
@@ -370,7 +369,7 @@ cdef class _Exclusive:
     cdef Context context
     cdef bint to_close
     cdef Sequence sequence
-    cdef SequencePtr busy
+    cdef SequencePtr taken
 
     def __cinit__(self, Context context, bint to_close, Sequence sequence):
         self.context = context
@@ -379,8 +378,8 @@ cdef class _Exclusive:
 
     def __enter__(self):
         if self.sequence is not None:
-            self.sequence.idle().busy = True
-            self.busy = self.sequence.native
+            self.sequence.idle().user = <void *> self
+            self.taken = self.sequence.native
         try:
             self._acquire()
         except BaseException:
@@ -396,8 +395,8 @@ cdef class _Exclusive:
         emit_deferred_log()
 
     def _let_go(self):
-        if self.busy:
-            self.busy.get().busy = False
+        if self.taken:
+            self.taken.get().user = NULL
 
     def _acquire(self):
         cdef Engine * engine = self.context.engine

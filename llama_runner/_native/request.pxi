@@ -29,16 +29,20 @@ cdef class Request:
     """
 
     def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
-        sequence.idle().busy = True  # first: nobody else changes it from here on
+        sequence.idle()
+        self.sequence = sequence
+        self.native = make_shared[NativeRequest]()
+        self.native.get().sequence = sequence.native
+        sequence.native.get().user = self.native.get()  # nobody else changes it from here on
         try:
             self._prepare(sequence, params, temporary)
         except BaseException:
-            sequence.native.get().busy = False
+            self.close()
             raise
 
     def _prepare(self, Sequence sequence, params, bint temporary):
         cdef Engine * engine = sequence.context.engine
-        cdef NativeRequest * native
+        cdef NativeRequest * native = self.native.get()
         cdef llama_token token
         n_tokens, room = len(sequence), sequence.context.n_ctx_seq
         if n_tokens == 0:
@@ -50,10 +54,6 @@ cdef class Request:
                 f"{room:,}, one of them for the answer: shorten it by {n_tokens - room + 1:,} "
                 "tokens or raise n_ctx"
             )
-        self.sequence = sequence
-        self.native = make_shared[NativeRequest]()
-        native = self.native.get()
-        native.sequence = sequence.native
         native.temporary = temporary
         native.max_tokens = params.max_tokens
         native.n_prompt = n_tokens
@@ -186,9 +186,7 @@ cdef class Request:
         native.finish = Finish.Cancelled
         native.t_end = now_us()
         native.released = native.text.size()
-        if not self.lent:  # or whoever has the sequence now would lose it
-            native.sequence.get().busy = False
-        if native.temporary and self.sequence.context.box:
+        if let_go(native) and native.temporary and self.sequence.context.box:
             box = self.sequence.context.box.get()
             with nogil:
                 give_up_slot(engine, box, native.sequence)
@@ -208,25 +206,28 @@ cdef class Request:
         Whoever does so keeps others away from it.
         """
         if self.native.get().paused:
-            self.lent = True
-            self.sequence.native.get().busy = False
+            let_go(self.native.get())
 
     def resume(self, int pause_at=0):
         """Let a paused request go on, or set its mark before it begins.
 
         Args:
             pause_at: Ledger length at which to pause (again); 0 is never.
+
+        Raises:
+            ContextBusyError: It was lent, and something else has the sequence now.
+            ClosedError: The sequence was closed meanwhile.
         """
         cdef NativeRequest * native = self.native.get()
+        if native.phase == Phase.Done:
+            return
+        if self.sequence.alive().user != <const void *> native:
+            self.sequence.idle()
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
-        if native.phase != Phase.Done:
-            if self.lent and native.sequence.get().busy:
-                raise ContextBusyError("another generation on this sequence has begun meanwhile")
-            native.pause_at = pause_at
-            native.paused = False
-            self.lent = False
-            native.sequence.get().busy = True
+        native.sequence.get().user = native
+        native.pause_at = pause_at
+        native.paused = False
 
     cdef Engine * _shared_engine(self) except NULL:
         # Whose monitor may be waited for: not that of another process.

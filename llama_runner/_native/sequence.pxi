@@ -15,8 +15,8 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_is_control,
 )
 from llama_runner._llama_cpp.shim cimport (
-    WeakSequencePtr,
     adopt_state,
+    append_tokens,
     restore_state,
     save_state,
 )
@@ -50,7 +50,7 @@ cdef class Sequence:
 
     cdef NativeSequence * idle(self) except NULL:
         cdef NativeSequence * native = self.alive()
-        if native.busy:
+        if native.user is not NULL:
             raise ContextBusyError(
                 "this conversation is generating: finish, close or cancel its stream first"
             )
@@ -70,7 +70,7 @@ cdef class Sequence:
     @property
     def busy(self):
         """Is a generation on this sequence begun and not yet done or closed?"""
-        return self.native.get().busy if self.native else False
+        return self.native.get().user is not NULL if self.native else False
 
     @property
     def tokens(self):
@@ -109,7 +109,8 @@ cdef class Sequence:
         for i in range(added.size()):
             if not 0 <= added[i] <= last:
                 raise no_such_token(added[i], i, last)
-        native.tokens.insert(native.tokens.end(), added.begin(), added.end())
+        with nogil:
+            append_tokens(self.context.engine[0], native[0], added)
 
     def truncate(self, Py_ssize_t n):
         """Forget all but the first n tokens."""
@@ -192,11 +193,12 @@ cdef class Sequence:
             if native.n_kv > 0:
                 with nogil:
                     shared = share_cells(engine, box, native, child.native, 0, native.n_kv)
-            if not shared:
+            if not shared and native.parked:
                 # Not in the memory, or moved out of the only slot.
                 child.native.get().parked = native.parked
                 child.native.get().n_parked = native.n_parked
                 child.native.get().n_exact = native.n_exact
+                note_parked(engine, child.native)
         return child
 
     def next_logits(self):
@@ -317,10 +319,11 @@ cdef class Sequence:
                 f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
         with self._held():
             drop_cells(engine, self.context.box.get(), native)
-            native.parked = adopt_state(&state[0], state.shape[0], <int32_t> n)
+            with nogil:
+                native.parked = adopt_state(engine.parking, &state[0], state.shape[0], <int32_t> n)
             native.n_parked = <int32_t> n
             native.n_exact = INT_MAX if n_exact >= n else <int32_t> max(0, n_exact)
-            engine.parked.push_back(<WeakSequencePtr> self.native)
+            note_parked(engine, self.native)
 
     @property
     def n_exact(self):
@@ -356,8 +359,7 @@ cdef class Sequence:
             return
         with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, 0)
-        native.parked.reset()
-        native.adapters = wanted
+            native.adapters = wanted
 
     @property
     def positions(self):

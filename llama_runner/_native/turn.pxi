@@ -122,7 +122,7 @@ cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * requ
     engine.clock += 1
     sequence.last_used = engine.clock
     sequence.warm = False
-    if sequence.n_kv == 0:
+    if sequence.n_kv == 0 or not request.begun:
         n_shared = bring_in(engine, box, request.sequence, request.arrival)
     # The last token's logits are needed, so at least that one is decoded (again).
     trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
@@ -282,13 +282,22 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
             request.paused = True
 
 
+cdef bint let_go(NativeRequest * request) noexcept nogil:
+    """Free the request's sequence for other uses; False where it was not the request's."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    if sequence.user != <const void *> request:
+        return False
+    sequence.user = NULL
+    return True
+
+
 cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
                  Finish reason) noexcept nogil:
     request.finish = reason
     request.phase = Phase.Done
     request.t_end = now_us()
     request.released = request.text.size()
-    request.sequence.get().busy = False
+    let_go(request)
     if request.temporary and not engine.closed and not engine.broken.load():
         drop_cells(engine, box, request.sequence.get())
 

@@ -1,54 +1,129 @@
 // Where the state of a sequence waits while others use its cells: in RAM, else in a file.
+//
+// The newest is worth most. For its sake those parked longest ago move on from RAM to the disk, and
+// from there they are dropped: their tokens are decoded again.
 #pragma once
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "guard.hpp"
-#include "handles.hpp"
 #include "llama.h"
 
 namespace llama_runner {
 
+// A file that nobody else can open, and that goes with the process whatever happens to it.
+class NamelessFile {
+  public:
+    NamelessFile() = default;
+    NamelessFile(const NamelessFile &) = delete;
+    ~NamelessFile() { close(); }
+
+    // False where the disk, or the process, has no room for it.
+    bool write(const std::string & directory, const std::vector<uint8_t> & bytes) {
+        std::string path = directory + "/llama_runner.XXXXXX";
+        descriptor_      = mkstemp(path.data());
+        if (descriptor_ < 0) {
+            return false;
+        }
+        unlink(path.c_str());
+        fcntl(descriptor_, F_SETFD, FD_CLOEXEC);
+        const bool whole = transfer(bytes.size(), [&](size_t at, size_t n) {
+            return pwrite(descriptor_, bytes.data() + at, n, static_cast<off_t>(at));
+        });
+        if (!whole) {
+            close();
+        }
+        return whole;
+    }
+
+    bool read(std::vector<uint8_t> & bytes) const {
+        return transfer(bytes.size(), [&](size_t at, size_t n) {
+            return pread(descriptor_, bytes.data() + at, n, static_cast<off_t>(at));
+        });
+    }
+
+    bool is_open() const { return descriptor_ >= 0; }
+
+    void close() {
+        if (is_open()) {
+            ::close(descriptor_);
+            descriptor_ = -1;
+        }
+    }
+
+  private:
+    template <typename Call>
+    static bool transfer(size_t size, Call && call) {
+        constexpr size_t most = size_t(1) << 30;  // of what systems take at once
+        for (size_t done = 0; done < size;) {
+            const ssize_t n = call(done, std::min(size - done, most));
+            if (n <= 0 && !(n < 0 && errno == EINTR)) {
+                return false;
+            }
+            done += n > 0 ? n : 0;
+        }
+        return true;
+    }
+
+    int descriptor_ = -1;
+};
+
 // A sequence's cells as bytes, so that they need not be computed again.
 struct ParkedState {
-    int32_t              n_tokens = 0;
-    std::vector<uint8_t> bytes;   // empty when in `path`
-    std::string          path;    // a file of our own, removed with the state
-    size_t               size = 0;
-    const long           owner = process_id();
-    // The tier's bytes in use, given back at the end; the context outlives its sequences.
+    const int32_t        n_tokens;
+    const size_t         size;
+    std::vector<uint8_t> bytes;  // empty when in `file`
+    NamelessFile         file;
+    // The tier's bytes in use, given back at the end; null once dropped. The context outlives its
+    // sequences.
     std::atomic<size_t> * account = nullptr;
 
-    ParkedState() = default;
+    ParkedState(int32_t n, size_t n_bytes) : n_tokens(n), size(n_bytes) {}
     ParkedState(const ParkedState &) = delete;
-    ~ParkedState() {
+    ~ParkedState() { drop(); }
+
+    bool dropped() const { return account == nullptr; }
+
+    void count_on(std::atomic<size_t> & tier) {
         if (account) {
             *account -= size;
         }
-        if (!path.empty() && process_id() == owner) {  // a forked child must leave it alone
-            std::remove(path.c_str());
+        account = &tier;
+        *account += size;
+    }
+
+    // Its sequences may have it still; there is nothing in it for them any more.
+    void drop() {
+        if (account) {
+            *account -= size;
         }
+        account = nullptr;
+        std::vector<uint8_t>().swap(bytes);
+        file.close();
     }
 };
 
 using ParkedPtr = std::shared_ptr<ParkedState>;
 
-// Limits in bytes; a tier of 0 is not used.
+// Limits in bytes; a tier of 0 is not used. Changed by the holder of the loop only, but for what is
+// in use: a state may end in any thread, with the sequence that has it.
 struct Parking {
     size_t      ram_limit  = 0;
     size_t      disk_limit = 0;
     std::string directory;
-    // A state may end in any thread: with the sequence that has it.
     std::atomic<size_t> ram_used{0};
     std::atomic<size_t> disk_used{0};
+    std::vector<std::weak_ptr<ParkedState>> states;  // in the order in which they were parked
 };
 
 inline size_t save_state(
@@ -77,88 +152,113 @@ inline bool restore_state(
     return restored;
 }
 
-inline bool write_file(const std::string & path, const std::vector<uint8_t> & bytes) noexcept {
-    std::FILE * file = std::fopen(path.c_str(), "wb");
-    if (!file) {
-        return false;
+// The state of a tier that was parked longest ago, null where it has none.
+inline ParkedPtr oldest_on(Parking & parking, const std::atomic<size_t> & tier) {
+    for (const std::weak_ptr<ParkedState> & weak : parking.states) {
+        ParkedPtr state = weak.lock();
+        if (state && state->account == &tier) {
+            return state;
+        }
     }
-    const bool whole  = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-    const bool closed = std::fclose(file) == 0;
-    if (!whole || !closed) {
-        std::remove(path.c_str());
-    }
-    return whole && closed;
+    return nullptr;
 }
 
-inline bool read_file(const std::string & path, std::vector<uint8_t> & bytes) noexcept {
-    std::FILE * file = std::fopen(path.c_str(), "rb");
-    if (!file) {
+// From RAM to the disk, where older ones make room for it; false if it stays where it was.
+inline bool move_to_disk(Parking & parking, ParkedState & state) {
+    if (state.size > parking.disk_limit) {
         return false;
     }
-    const bool whole = std::fread(bytes.data(), 1, bytes.size(), file) == bytes.size();
-    std::fclose(file);
-    return whole;
+    while (parking.disk_used + state.size > parking.disk_limit) {
+        const ParkedPtr oldest = oldest_on(parking, parking.disk_used);
+        if (!oldest) {
+            return false;
+        }
+        oldest->drop();
+    }
+    if (!state.file.write(parking.directory, state.bytes)) {
+        return false;
+    }
+    state.count_on(parking.disk_used);
+    std::vector<uint8_t>().swap(state.bytes);
+    return true;
 }
 
-// Null where no tier has room, or the state cannot be had.
+// Room in RAM for so many bytes, or all of it.
+inline void make_ram_room(Parking & parking, size_t size) {
+    while (parking.ram_used + size > parking.ram_limit) {
+        const ParkedPtr oldest = oldest_on(parking, parking.ram_used);
+        if (!oldest) {
+            return;
+        }
+        if (!move_to_disk(parking, *oldest)) {
+            oldest->drop();
+        }
+    }
+}
+
+inline void book(Parking & parking, const ParkedPtr & state) {
+    const auto ended = [](const std::weak_ptr<ParkedState> & weak) {
+        const ParkedPtr known = weak.lock();
+        return !known || known->dropped();
+    };
+    auto & states = parking.states;
+    states.erase(std::remove_if(states.begin(), states.end(), ended), states.end());
+    states.push_back(state);
+}
+
+// Null where no tier is large enough, or the state cannot be had.
 inline ParkedPtr park_state(
         Parking & parking, llama_context * context, llama_seq_id slot, int32_t n_tokens) noexcept {
     ParkedPtr   parked;
     std::string error;
     guarded(error, [&] {
         const size_t size = llama_state_seq_get_size_ext(context, slot, 0);
-        const bool   in_ram  = parking.ram_used + size <= parking.ram_limit;
-        const bool   on_disk = !in_ram && parking.disk_used + size <= parking.disk_limit;
-        if (size == 0 || (!in_ram && !on_disk)) {
+        if (size == 0 || size > std::max(parking.ram_limit, parking.disk_limit)) {
             return 0;
         }
-        auto state      = std::make_shared<ParkedState>();
-        state->n_tokens = n_tokens;
-        state->size     = size;
+        const auto state  = std::make_shared<ParkedState>(n_tokens, size);
+        const bool in_ram = size <= parking.ram_limit;
+        if (in_ram) {
+            make_ram_room(parking, size);
+        }
         if (save_state(context, slot, 0, state->bytes) != size) {
             return 0;
         }
-        if (on_disk) {
-            // A new file that only this user can read: other contexts may use the directory, too.
-            std::string path       = parking.directory + "/llama_runner.XXXXXX";
-            const int   descriptor = mkstemp(path.data());
-            if (descriptor < 0) {
-                return 0;
-            }
-            close(descriptor);
-            if (!write_file(path, state->bytes)) {
-                return 0;
-            }
-            state->path = path;
-            std::vector<uint8_t>().swap(state->bytes);
+        if (in_ram) {
+            state->count_on(parking.ram_used);
+        } else if (!move_to_disk(parking, *state)) {
+            return 0;
         }
-        state->account = in_ram ? &parking.ram_used : &parking.disk_used;
-        *state->account += size;
-        parked = std::move(state);
+        book(parking, state);
+        parked = state;
         return 0;
     });
     return parked;
 }
 
-// A state that the caller has; counted on no tier.
-inline ParkedPtr adopt_state(const uint8_t * data, size_t size, int32_t n_tokens) {
-    auto state      = std::make_shared<ParkedState>();
-    state->n_tokens = n_tokens;
-    state->size     = size;
+// A state that the caller has. It is kept however large it is, until the next one comes.
+inline ParkedPtr adopt_state(
+        Parking & parking, const uint8_t * data, size_t size, int32_t n_tokens) {
+    auto state = std::make_shared<ParkedState>(n_tokens, size);
     state->bytes.assign(data, data + size);
+    if (size <= parking.ram_limit || !move_to_disk(parking, *state)) {
+        make_ram_room(parking, size);
+        state->count_on(parking.ram_used);
+    }
+    book(parking, state);
     return state;
 }
 
 inline bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot) noexcept {
-    if (parked.path.empty()) {
+    if (!parked.file.is_open()) {
         return restore_state(context, slot, 0, parked.bytes.data(), parked.bytes.size());
     }
     std::string error;
     bool        restored = false;
     guarded(error, [&] {
         std::vector<uint8_t> bytes(parked.size);
-        restored = read_file(parked.path, bytes)
+        restored = parked.file.read(bytes)
             && restore_state(context, slot, 0, bytes.data(), bytes.size());
         return 0;
     });

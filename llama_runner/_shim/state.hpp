@@ -2,7 +2,8 @@
 //
 // Who may touch what: `Engine::monitor` guards `active`, `orphans`, the `running` and `closed`
 // flags and every field of a Request that its caller reads. Sequence contents, the batch and the
-// llama_context belong to whoever holds the loop (`running == true`).
+// llama_context belong to whoever holds the loop (`running == true`). The tokens of an idle sequence
+// are its owner's, who may append to them meanwhile: others look at them with the monitor held.
 #pragma once
 
 #include <algorithm>
@@ -113,7 +114,7 @@ struct Sequence {
     int32_t                  n_exact   = INT32_MAX;      // from here on, cells depend on tokens now gone
     llama_seq_id             slot      = -1;
     uint64_t                 last_used = 0;
-    bool                     busy      = false;  // a request or a memory operation uses it
+    const void *             user      = nullptr;  // the request or memory operation that has it
     ParkedPtr                parked;             // what left the memory, of which the first
     int32_t                  n_parked  = 0;      // tokens still are this ledger's
     bool                     warm      = false;  // leaves the memory after those that are not
@@ -180,7 +181,6 @@ struct Traits {
     const llama_vocab * vocab     = nullptr;
     int32_t             n_vocab   = 0;
     int32_t             n_swa     = 0;      // sliding window in tokens, 0 without one
-    bool                window    = false;  // its cells outside the window are forgotten
     bool                recurrent = false;  // a state that cannot be rewound
     bool                can_shift = false;
     bool                unified   = true;
@@ -224,10 +224,22 @@ struct Engine {
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
 
+// Not in place: the holder of the loop may be comparing these tokens with others'.
+inline void append_tokens(Engine & engine, Sequence & sequence,
+                          const std::vector<llama_token> & added) {
+    std::vector<llama_token> all;
+    all.reserve(sequence.tokens.size() + added.size());
+    all.insert(all.end(), sequence.tokens.begin(), sequence.tokens.end());
+    all.insert(all.end(), added.begin(), added.end());
+    engine.monitor.lock();
+    sequence.tokens.swap(all);
+    engine.monitor.unlock();
+}
+
 inline void forget_unparked(std::vector<WeakSequencePtr> & sequences) {
     const auto back = [](const WeakSequencePtr & weak) {
         const SequencePtr sequence = weak.lock();
-        return !sequence || !sequence->parked;
+        return !sequence || !sequence->parked || sequence->parked->dropped();
     };
     sequences.erase(std::remove_if(sequences.begin(), sequences.end(), back), sequences.end());
 }

@@ -12,7 +12,7 @@ import pytest
 
 from llama_runner import GenerationParams, LlamaRunner
 from llama_runner._core import Request
-from llama_runner.errors import ClosedError, ContextBusyError, LlamaError
+from llama_runner.errors import ClosedError, ContextBusyError, ContextFullError, LlamaError
 
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
 
@@ -48,6 +48,23 @@ def resident(runner: LlamaRunner) -> Iterator[Callable[[], int]]:
 
 
 # ---- abandoned generations ---------------------------------------------------------------------
+
+
+def test_a_kept_error_does_not_touch_what_comes_later(model_path: Path) -> None:
+    """It may hold its request, which had paused to have room made."""
+    with new_runner(model_path, n_ctx=256, n_seq_max=1) as runner, runner.session() as session:
+        session.generate("One, two, three, four, five,", 8, **ENDLESS)
+        session.pin()
+        with pytest.raises(ContextFullError) as kept:
+            session.generate("And on it goes, " * 12, 500, **ENDLESS)
+        session.unpin()
+        with session.stream("And now,", 8, **ENDLESS) as stream:
+            next(stream)
+            del kept
+            gc.collect()
+            with pytest.raises(ContextBusyError):
+                session.clear()
+            assert len(list(stream)) > 0
 
 
 def drop(stream) -> None:

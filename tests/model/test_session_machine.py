@@ -426,6 +426,8 @@ PARKING = {"parking_ram": 2**24}
 MEMORIES = [
     ("shallow", UNIFIED | PARKING),
     ("plain", STREAMS),
+    ("swa", UNIFIED | PARKING | {"swa_full": True}),
+    ("swa", STREAMS | PARKING | {"swa_full": True}),
     ("swa", UNIFIED | {"swa_full": False}),
     ("recurrent", UNIFIED | PARKING),
     ("hybrid", STREAMS | PARKING),

@@ -21,6 +21,7 @@ from tiny_models import EOS, KINDS, N_VOCAB
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model, Request
+from llama_runner._core import Sequence as Ledger
 from llama_runner.params import GenerationParams
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
@@ -220,3 +221,72 @@ def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, unified:
             for job, result in results:
                 assert result.result() == job.answer
         assert context.n_resident == 0
+
+
+# ---- what is taken over --------------------------------------------------------------------------
+
+
+def random_tokens(n: int, seed: int = 1) -> list[int]:
+    chosen = random.Random(seed)
+    return [chosen.randrange(EOS + 1, N_VOCAB) for _ in range(n)]
+
+
+def shared_and_reused(sequence: Ledger) -> tuple[int, int]:
+    request = Request(sequence, GenerationParams(max_tokens=1, seed=0, **GREEDY))
+    request.run()
+    _, n_reused, n_shared, _ = request.counts
+    return n_shared, n_reused
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("came_back", [True, False])
+def test_a_window_serves_others_as_far_as_its_cells_are_there(
+    tiny_models: dict[str, Model], unified: bool, swa_full: bool, came_back: bool
+) -> None:
+    """Of a sliding window only what its last token sees comes back into the memory."""
+    options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
+    options |= {"swa_full": swa_full, "parking_ram": 2**24}
+    model, tokens = tiny_models["swa"], random_tokens(158)
+    with new_context(model, **options) as context, new_context(model) as reference:
+        first = context.new_sequence()
+        first.append(tokens)
+        first.next_logits()
+        if came_back:
+            first.evict()
+            first.append([5])
+            first.next_logits()
+            assert first.positions[0] > 0
+        for n in (40, 100, 140, 150, 157, 158):
+            beginning = [*tokens[:n], 7, 8]
+            fresh, second = reference.new_sequence(), context.new_sequence()
+            fresh.append(beginning)
+            second.append(beginning)
+            expected = fresh.next_logits()
+            assert np.allclose(second.next_logits(), expected, atol=1e-3 * np.ptp(expected))
+            second.close()
+            fresh.close()
+        if swa_full and not came_back:
+            second = context.new_sequence()
+            second.append([*tokens[:100], 7])
+            assert shared_and_reused(second) == (100, 0)
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+def test_a_few_own_cells_are_given_up_for_many(
+    tiny_models: dict[str, Model], unified: bool
+) -> None:
+    options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
+    tokens = random_tokens(200)
+    with new_context(tiny_models["plain"], **options) as context:
+        first, second = context.new_sequence(), context.new_sequence()
+        second.append(tokens[:8])
+        second.next_logits()
+        first.append(tokens)
+        first.next_logits()
+        second.append(tokens[8:])
+        second.append([7])
+        assert shared_and_reused(second) == (200, 0)
+        second.truncate(190)
+        second.append([*tokens[190:], 8])
+        assert shared_and_reused(second) == (0, 190)  # ten more are not worth it
