@@ -6,6 +6,7 @@ from libcpp.vector cimport vector
 from llama_runner._llama_cpp.llama cimport llama_model, llama_token, llama_vocab
 from llama_runner._llama_cpp.shim cimport (
     Adapter,
+    CellBytes,
     ChatTemplates,
     ContextBox,
     Engine,
@@ -66,6 +67,7 @@ cdef class Context:
     cdef readonly size_t kv_bytes
     cdef readonly size_t compute_bytes
     cdef readonly size_t host_bytes  # what of the three is in the machine's own memory
+    cdef CellBytes cell_bytes  # of the KV memory, for one sequence
     cdef readonly str memory_kind
     cdef readonly bint unified
     cdef readonly dict state_format  # what else than the model a sequence's cells depend on

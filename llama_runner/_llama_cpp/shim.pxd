@@ -295,3 +295,15 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         size_t compute
         size_t host
     MemoryUse memory_use(const llama_context * context) except +set_python_error
+    cdef struct CellBytes:
+        size_t cell
+        size_t window_cell
+        uint32_t n_window
+        size_t state
+    CellBytes cell_bytes(const llama_context * context) except +set_python_error
+    cdef struct ChosenParams:
+        bool flash_attention
+        bool long_rope
+        float rope_freq_base
+        float rope_freq_scale
+    ChosenParams chosen_params(const llama_context * context) except +set_python_error

@@ -48,8 +48,11 @@ from llama_runner._llama_cpp.shim cimport (
     Adapter,
     ContextBox,
     Engine,
+    ChosenParams,
     MemoryUse,
     NativeSequence,
+    cell_bytes,
+    chosen_params,
     memory_use,
     new_threadpool,
 )
@@ -176,15 +179,18 @@ cdef class Context:
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
         self.unified = unified
-        self.state_format = {
-            "llama.cpp": native_version(),
-            "memory_kind": self.memory_kind,
-            "kv_type": kv_type,
-            "flash_attention": flash_attention,
-            "swa_full": swa_full,
-            "rope_freq_base": rope_freq_base,
-            "rope_freq_scale": rope_freq_scale,
-        }
+        self.state_format = {"llama.cpp": native_version(), "memory_kind": self.memory_kind}
+        cdef ChosenParams chosen = chosen_params(created)
+        if self.memory_kind != "recurrent":
+            # Not swa_full: of layers with a window, a state has what the window shows.
+            self.state_format |= {
+                "n_streams": 1 if unified else self.n_seq_max,
+                "kv_type": kv_type,
+                "flash_attention": chosen.flash_attention,
+                "long_rope": chosen.long_rope,
+                "rope_freq_base": chosen.rope_freq_base,
+                "rope_freq_scale": chosen.rope_freq_scale,
+            }
         self.engine.parking.ram_limit = parking_ram
         if parking_dir is not None:
             self.engine.parking.disk_limit = parking_disk
@@ -192,6 +198,7 @@ cdef class Context:
         cdef MemoryUse use = memory_use(created)
         self.weights_bytes, self.kv_bytes, self.compute_bytes = use.weights, use.kv, use.compute
         self.host_bytes = use.host
+        self.cell_bytes = cell_bytes(created)
         if model.no_alloc:
             self.box.reset()
             return
@@ -226,7 +233,7 @@ cdef class Context:
 
     cdef shared_ptr[ContextBox] alive(self) except *:
         if self.closed:
-            raise ClosedError("this context is closed: create it again")
+            raise ClosedError("this runner is closed: create another")
         check_process(self.owner, "context")
         return self.box
 

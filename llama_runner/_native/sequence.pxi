@@ -45,7 +45,7 @@ cdef class Sequence:
     cdef NativeSequence * alive(self) except NULL:
         self.context.alive()
         if not self.native:
-            raise ClosedError("this sequence is closed: make another")
+            raise ClosedError("this conversation is closed: make another session")
         return self.native.get()
 
     cdef NativeSequence * idle(self) except NULL:
@@ -66,6 +66,24 @@ cdef class Sequence:
     def n_cached(self):
         """How many of the tokens, from the first, are in the KV memory."""
         return self.native.get().n_kv if self.native else 0
+
+    @property
+    def kv_bytes(self):
+        """What its tokens take in the KV memory now; cells that it shares with others in full."""
+        cdef CellBytes bytes = self.context.cell_bytes
+        cdef size_t n = self.n_cached
+        if n == 0:
+            return 0
+        return n * bytes.cell + min(n, bytes.n_window) * bytes.window_cell + bytes.state
+
+    @property
+    def n_shared(self):
+        """How many of the tokens, from the first, have cells that are another sequence's, too."""
+        cdef Engine * engine = self.context.engine
+        cdef llama_seq_id slot = self.native.get().slot if self.native else -1
+        if slot < 0:
+            return 0
+        return most_shared(engine, slot, <llama_seq_id> engine.slots.size())
 
     @property
     def busy(self):

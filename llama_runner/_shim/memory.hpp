@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "llama.h"
 
@@ -15,6 +16,25 @@ struct MemoryUse {  // bytes over all devices
 };
 
 MemoryUse memory_use(const llama_context * context);
+
+struct CellBytes {  // what a sequence's part of the memory takes
+    size_t   cell        = 0;  // of each token
+    size_t   window_cell = 0;  // of each token as well in the layers with a window,
+    uint32_t n_window    = 0;  // which have so many cells at most
+    size_t   state       = 0;  // recurrent, whatever its length
+};
+
+CellBytes cell_bytes(const llama_context * context);
+
+// What llama.cpp has chosen where it was left the choice, and what a sequence's state depends on.
+struct ChosenParams {
+    bool     flash_attention = false;
+    bool     long_rope       = false;  // the factors for long contexts, in models with two sets
+    float    rope_freq_base  = 0;
+    float    rope_freq_scale = 0;
+};
+
+ChosenParams chosen_params(const llama_context * context);
 
 // Carry out shifts and copies of cells that the next llama_decode would begin with.
 void settle_memory(llama_context * context);

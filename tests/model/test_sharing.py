@@ -290,3 +290,38 @@ def test_a_few_own_cells_are_given_up_for_many(
         second.truncate(190)
         second.append([*tokens[190:], 8])
         assert shared_and_reused(second) == (0, 190)  # ten more are not worth it
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+def test_what_is_shared_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
+    options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
+    with new_context(tiny_models["plain"], **options) as context:
+        first = context.new_sequence()
+        first.append(random_tokens(60))
+        assert first.n_shared == 0
+        first.next_logits()
+        second = first.fork()
+        assert first.n_shared == second.n_shared == (60 if unified else 0)
+        assert second.remove(10, 20) == ("rebuild" if unified else "shift")
+        assert first.n_shared == (10 if unified else 0)
+        second.close()
+        assert first.n_shared == 0
+        assert first.remove(10, 20) == "shift"
+
+
+@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_a_conversation(tiny_models: dict[str, Model], kind: str, swa_full: bool) -> None:
+    """None outside the memory; a conversation that fills the memory has all of it."""
+    with new_context(tiny_models[kind], swa_full=swa_full) as context:
+        sequence = context.new_sequence()
+        sequence.append(random_tokens(100))
+        assert sequence.kv_bytes == 0
+        sequence.next_logits()
+        some = sequence.kv_bytes
+        sequence.append(random_tokens(155))
+        sequence.next_logits()
+        assert 0.99 * context.kv_bytes <= sequence.kv_bytes <= context.kv_bytes
+        assert (0 < some < sequence.kv_bytes) == (kind != "recurrent")
+        sequence.evict()
+        assert sequence.kv_bytes == 0

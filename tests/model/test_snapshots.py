@@ -20,6 +20,7 @@ from llama_runner.errors import (
     SnapshotError,
 )
 from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.results import Completion
 from llama_runner.snapshot import Snapshot
 from llama_runner.tokens import Tokenizer
 
@@ -118,6 +119,50 @@ def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full
         found = second.generate(" go on", 10, **GREEDY)
         assert found.tokens == expected.tokens
         assert found.receipt.recomputed == expected.receipt.recomputed
+
+
+@pytest.mark.parametrize(
+    ("kind", "made_with", "restored_with"),
+    [
+        ("plain", {"flash_attention": "auto"}, {"flash_attention": True}),
+        ("plain", {"swa_full": True}, {"swa_full": False}),
+        ("plain", {}, {"rope_freq_base": 10000.0, "rope_freq_scale": 1.0}),
+        ("swa", {"swa_full": True}, {"swa_full": False}),
+        ("swa", {"swa_full": False}, {"swa_full": True}),
+        ("recurrent", {"unified": True, "kv_type": "f16"}, {"unified": False, "kv_type": "f32"}),
+    ],
+)
+def test_settings_that_come_to_the_same(
+    tiny_models: dict[str, Model],
+    kind: str,
+    made_with: dict[str, Any],
+    restored_with: dict[str, Any],
+) -> None:
+    made = restored_and_continued(tiny_models[kind], made_with, restored_with)
+    assert made.receipt.recomputed < 20
+
+
+def test_another_layout_computes_it_again(tiny_models: dict[str, Model]) -> None:
+    made = restored_and_continued(tiny_models["plain"], {"unified": True}, {"unified": False})
+    assert made.receipt.reused == 0
+
+
+def restored_and_continued(
+    model: Model, made_with: dict[str, Any], restored_with: dict[str, Any]
+) -> Completion:
+    """What a restored conversation says next, which is what the first one says."""
+    chat = ChatFormat(Tokenizer(model.vocab), ChatTemplate(model, "{{ messages[0].content }}"))
+    with (
+        Context(model, n_ctx=512, n_seq_max=2, **made_with) as first_context,
+        Context(model, n_ctx=512, n_seq_max=2, **restored_with) as second_context,
+    ):
+        first, second = (Session(c, chat, 0.8) for c in (first_context, second_context))
+        first.generate("abc the a é漢字 " * 6, 10, **GREEDY)
+        second.restore(first.snapshot())
+        expected = first.generate(" go on", 4, **GREEDY)
+        found = second.generate(" go on", 4, **GREEDY)
+        assert found.tokens == expected.tokens
+        return found
 
 
 def test_with_other_settings_it_is_computed_again(session: Session, model_path: Path) -> None:
