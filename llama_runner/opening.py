@@ -69,7 +69,7 @@ class Opened:
     model: Model
     context: Context | None
     """None with vocab_only."""
-    template: ChatTemplate | None
+    template: ChatTemplate | ChatTemplateError
     model_params: ModelParams
     context_params: ContextParams
     generation_params: GenerationParams
@@ -103,6 +103,10 @@ def open_runner(
         if metadata.n_gpu_layers is not None and "n_gpu_layers" not in options:
             model_params = model_params.merged(n_gpu_layers=metadata.n_gpu_layers)
         generation_params = GenerationParams(**metadata.sampling.model_dump(exclude_none=True))
+    if chat_template is not None:
+        from llama_runner.loaders.template_limits import check_chat_template
+
+        check_chat_template(chat_template)
     with _checked(path, metadata, validate) as (path, info, file):
         if model_params.load_mode == "direct_io":
             file = None  # llama.cpp has to open it for that
@@ -166,15 +170,10 @@ def _checked(
         yield info.path, info, None if info.parts else file
 
 
-def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
-    from llama_runner.loaders.template_limits import template_problem
-
-    problem = template_problem(source) if source is not None else None
-    if problem is not None:
-        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
+def _chat_template(model: Model, source: str | None) -> ChatTemplate | ChatTemplateError:
     try:
         return ChatTemplate(model, source)
-    except ChatTemplateError:
+    except ChatTemplateError as error:
         if source is not None:
             raise
-        return None  # raw prompts work without one; messages say so
+        return error.with_traceback(None)  # raw prompts work without one; messages say why
