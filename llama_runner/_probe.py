@@ -2,11 +2,12 @@
 
 The child is a Python of its own (``python -m llama_runner._probe``), not a fork. It does what the
 runner is about to do, and decodes one token. What it has to say is JSON, which the parent can
-read without trusting it.
+read without trusting it. It may take the memory that is free, and some time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,12 +19,15 @@ from typing import Final
 from llama_runner import errors
 from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError
 from llama_runner.params import ContextParams, ModelParams
+from llama_runner.system import free_memory
 
 __all__ = ["main", "probe"]
 
 # Seconds for the start and the token, and bytes that even a slow disk reads in a second.
 _TIME_LIMIT: Final = 60.0
 _SLOWEST_DISK: Final = 20e6
+# The exit code of a child that got no more memory.
+_NO_MEMORY: Final = 77
 
 
 def probe(
@@ -38,12 +42,22 @@ def probe(
         for_context: The context to make.
 
     Raises:
-        ModelLoadError: The child crashed, or took too long.
+        ModelLoadError: The child crashed, or took too long or too much memory.
         LlamaSystemError: No child could be started.
         LlamaError: What the runner in the child raised.
     """
+    if not sys.executable:
+        raise LlamaSystemError(
+            f"isolated=True starts a Python, and sys.executable={sys.executable!r} names none"
+        )
     options = for_model.model_dump(exclude_unset=True) | for_context.model_dump(exclude_unset=True)
-    request = {"path": os.fspath(path), "chat_template": chat_template, "options": options}
+    memory = free_memory()
+    request = {
+        "path": os.fspath(path),
+        "chat_template": chat_template,
+        "options": options,
+        "memory": memory,
+    }
     limit = _TIME_LIMIT + path.stat().st_size / _SLOWEST_DISK
     try:
         child = subprocess.run(
@@ -56,7 +70,7 @@ def probe(
         )
     except subprocess.TimeoutExpired:
         raise ModelLoadError(
-            f"{str(path)!r} was tried in a child process, which got nowhere in {limit:.0f} s"
+            f"{str(path)!r} was tried in a child process, which did not finish in {limit:.0f} s"
         ) from None
     except OSError as error:
         raise LlamaSystemError(
@@ -64,6 +78,11 @@ def probe(
         ) from None
     if child.returncode == 0:
         return
+    if child.returncode == _NO_MEMORY:
+        raise ModelLoadError(
+            f"{str(path)!r} was tried in a child process, which asked for more memory than the "
+            f"{memory / 1e9:.1f} GB that are free"
+        )
     raise _reported(child.stdout) or ModelLoadError(
         f"{str(path)!r} was tried in a child process, which {_end(child.returncode)}: "
         "do not load it in this one",
@@ -73,10 +92,11 @@ def probe(
 
 def main() -> int:
     """Load the model that standard input asks for; prints the error, if there is one."""
-    from llama_runner.runner import LlamaRunner
-
     request = json.load(sys.stdin)
+    _limit_memory(request["memory"])
     try:
+        from llama_runner.runner import LlamaRunner
+
         with LlamaRunner(
             request["path"],
             chat_template=request["chat_template"],
@@ -89,7 +109,22 @@ def main() -> int:
         report = [type(error).__name__, error.message, error.field, error.native]
         print(json.dumps(report), flush=True)
         return 1
+    except MemoryError:
+        return _NO_MEMORY
     return 0
+
+
+def _limit_memory(n_bytes: int) -> None:
+    """Let this process take no more than that, and be the first to go where memory runs out.
+
+    What is mapped from a file does not count: those pages can be given back.
+    """
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _reported(output: bytes) -> LlamaError | None:

@@ -34,7 +34,7 @@ class Opened:
     model: Model
     context: Context | None
     """None with vocab_only."""
-    template: ChatTemplate | None
+    template: ChatTemplate | ChatTemplateError
     model_params: ModelParams
     context_params: ContextParams
     generation_params: GenerationParams
@@ -62,6 +62,7 @@ def open_runner(
     from llama_runner.loaders.header import quoted
     from llama_runner.loaders.lora import bare_header
     from llama_runner.loaders.resolve import checked_model
+    from llama_runner.loaders.template_limits import check_chat_template
 
     with checked_model(model, validate) as found:
         if found.metadata is not None:
@@ -69,6 +70,8 @@ def open_runner(
             generation_params = GenerationParams(**sampling)
             if chat_template is None:
                 chat_template = found.metadata.chat_template
+        if chat_template is not None:
+            check_chat_template(chat_template)
         model_params = found.load_params(model_params)
         # With direct I/O, llama.cpp has to open the file itself.
         file = None if model_params.load_mode == "direct_io" else found.file
@@ -123,15 +126,10 @@ def _check_arguments(progress: object, validate: object) -> None:
         )
 
 
-def _chat_template(model: Model, source: str | None) -> ChatTemplate | None:
-    from llama_runner.loaders.template_limits import template_problem
-
-    problem = template_problem(source) if source is not None else None
-    if problem is not None:
-        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
+def _chat_template(model: Model, source: str | None) -> ChatTemplate | ChatTemplateError:
     try:
         return ChatTemplate(model, source)
-    except ChatTemplateError:
+    except ChatTemplateError as error:
         if source is not None:
             raise
-        return None  # raw prompts work without one; messages say so
+        return error.with_traceback(None)  # raw prompts work without one; messages say why

@@ -18,6 +18,7 @@ from llama_runner.errors import InvalidParameterError
 __all__ = [
     "cpu_features",
     "cpu_name",
+    "free_memory",
     "memory_limit",
     "peak_rss",
     "physical_cores",
@@ -99,6 +100,15 @@ def memory_limit(root: Path = ROOT) -> int:
     """Return the bytes that this process can have at most: the RAM or the tightest cgroup."""
     limits = (_memory_quota(directory) for directory in _cgroups("memory", root))
     return int(min((_total_memory(root), *limits)))
+
+
+def free_memory(root: Path = ROOT) -> int:
+    """Return the bytes that this process could get now, without swapping: its limit at most."""
+    limit = memory_limit(root)
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return min(limit, int(line.split()[1]) * 1024)
+    return limit
 
 
 def peak_rss(root: Path = ROOT) -> int:

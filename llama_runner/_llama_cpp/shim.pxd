@@ -34,6 +34,7 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     int32_t settle(llama_context * ctx, string & error)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
+    void run_signal_handlers()
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
@@ -282,11 +283,14 @@ cdef extern from "chat.hpp" namespace "llama_runner" nogil:
     cdef cppclass ChatTemplates:
         ChatTemplates()
         bool operator bool()
+    ctypedef void (*Poll)()
     ChatTemplates chat_templates(
-        const llama_model * model, const string & override_source) except +set_python_error
+        const llama_model * model, const string & override_source,
+        Poll poll) except +set_python_error
     string chat_template_source(const ChatTemplates & templates) except +set_python_error
     string apply_chat_template(
-        const ChatTemplates & templates, const string & request) except +set_python_error
+        const ChatTemplates & templates, const string & messages,
+        bint add_generation_prompt, Poll poll) except +set_python_error
 
 cdef extern from "memory.hpp" namespace "llama_runner" nogil:
     cdef struct MemoryUse:

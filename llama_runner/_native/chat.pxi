@@ -7,6 +7,7 @@ from llama_runner._llama_cpp.shim cimport (
     apply_chat_template,
     chat_template_source,
     chat_templates,
+    run_signal_handlers,
 )
 
 
@@ -33,11 +34,10 @@ cdef class ChatTemplate:
                 "this model has no chat template: give the prompt as text, or pass chat_template="
             )
         try:
-            self.native = chat_templates(weights.get().model, text)
+            with nogil:
+                self.native = chat_templates(weights.get().model, text, run_signal_handlers)
         except LlamaRuntimeError as error:
-            raise ChatTemplateError(
-                f"the chat template does not parse: {one_line(error)}"
-            ) from None
+            raise ChatTemplateError(f"the chat template is no use: {cause(error)}") from None
 
     @property
     def source(self):
@@ -59,18 +59,47 @@ cdef class ChatTemplate:
         """
         cdef string request, answer
         try:
-            request = _json.dumps(
-                {"messages": messages, "add_generation_prompt": add_generation_prompt},
-                ensure_ascii=False,
-            ).encode()
+            request = b"[%b]" % b",".join([as_json(i, m) for i, m in enumerate(messages)])
             with nogil:
-                answer = apply_chat_template(self.native, request)
-        except (LlamaRuntimeError, TypeError, ValueError) as error:
+                answer = apply_chat_template(
+                    self.native, request, add_generation_prompt, run_signal_handlers
+                )
+        except LlamaRuntimeError as error:
             raise ChatTemplateError(
-                f"the chat template refuses these messages: {one_line(error)}"
+                f"the chat template refuses these messages: {cause(error)}"
             ) from None
         found = _json.loads(answer)
         return found["prompt"], tuple(found["stops"])
+
+
+cdef bytes as_json(size_t i, object message):
+    """A message as JSON, in UTF-8; ``i`` is its place in the prompt."""
+    try:
+        return _json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        reason = f"is no text: it has a lone surrogate, {error.object[error.start]!a}"
+    except RecursionError:
+        reason = "is nested too deeply"
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+    raise ChatTemplateError(f"prompt[{i}]: {reason}", field="prompt")
+
+
+cdef str cause(object error):
+    """What llama.cpp says about a template, the cause first, in one line."""
+    cdef str text = str(error).removeprefix(
+        "Unable to generate parser for this template. Automatic parser generation failed: "
+    )
+    place, found, reason = text.partition("\nError: ")
+    if found:
+        place = place.partition(" at line ")[2].partition(" in source")[0]
+        text = f"{reason.removeprefix('Jinja Exception: ')} (line {place})"
+    else:
+        # The lexer and the parser add a piece of the template, and a line that points into it.
+        text, found, piece = text.removeprefix("parser: Parser Error: ").partition("\n...")
+        if found:
+            text += f" near {piece.partition(chr(10))[0].removesuffix('...')!r}"
+    return one_line(text)
 
 
 cdef str one_line(object error):

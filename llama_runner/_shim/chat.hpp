@@ -6,19 +6,24 @@
 
 #include "llama.h"
 
-struct common_chat_templates;
-
 namespace llama_runner {
 
-using ChatTemplates = std::shared_ptr<common_chat_templates>;
+struct Templates;
+using ChatTemplates = std::shared_ptr<Templates>;
 
-// The template in the model's metadata, or `override_source` where that is not empty.
-ChatTemplates chat_templates(const llama_model * model, const std::string & override_source);
+// Called now and then while a template runs; what it throws ends that.
+using Poll = void (*)();
+
+// The template in the model's metadata, or `override_source` where that is not empty. llama.cpp
+// runs it with a few messages of its own, to see what it can do.
+ChatTemplates chat_templates(
+    const llama_model * model, const std::string & override_source, Poll poll);
 
 std::string chat_template_source(const ChatTemplates & templates);
 
-// `request`: {"messages": [...], "add_generation_prompt": bool}.
-// Returns {"prompt": str, "stops": [str, ...]}.
-std::string apply_chat_template(const ChatTemplates & templates, const std::string & request);
+// `messages`: a JSON array. Returns {"prompt": str, "stops": [str, ...]}.
+std::string apply_chat_template(
+    const ChatTemplates & templates, const std::string & messages, bool add_generation_prompt,
+    Poll poll);
 
 }  // namespace llama_runner

@@ -32,8 +32,21 @@ inline PythonErrors & python_errors() {
     return errors;
 }
 
+// For what may take seconds without the GIL: runs Python's signal handlers, and throws if one raised.
+inline void run_signal_handlers() {
+    const PyGILState_STATE gil    = PyGILState_Ensure();
+    const bool             raised = PyErr_CheckSignals() != 0;
+    PyGILState_Release(gil);
+    if (raised) {
+        throw std::runtime_error("interrupted");
+    }
+}
+
 // The handler of `except +`: called with the GIL held, inside a catch block.
 inline void set_python_error() {
+    if (PyErr_Occurred()) {
+        return;  // a signal handler's
+    }
     try {
         throw;
     } catch (const Interrupted &) {

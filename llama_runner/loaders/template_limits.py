@@ -1,7 +1,7 @@
 """Checks that a chat template can be parsed without exhausting the stack.
 
-llama.cpp's Jinja parser and interpreter recurse over nested and chained expressions without a
-limit. What a template does when it runs is bounded elsewhere; this only measures its shape.
+llama.cpp's Jinja parser recurses over nested and chained expressions without a limit. What a
+template does when it runs is bounded where it runs (``_shim/chat.cpp``); this measures its shape.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from .._core import template_shape
+from ..errors import ChatTemplateError, InvalidParameterError
 from .facts import Facts
 from .header import quoted
 
-__all__ = ["check_chat_templates", "template_problem"]
+__all__ = ["check_chat_template", "check_chat_templates"]
 
 MAX_TEMPLATE_BYTES: Final = 256 << 10
 MAX_NESTING: Final = 100
@@ -31,14 +32,33 @@ def check_chat_templates(facts: Facts) -> None:
     for key, value in facts.info.keys.items():
         if not key.startswith(_PREFIX) or not isinstance(value, str):
             continue
-        problem = template_problem(value)
+        problem = _problem(value.encode("utf-8", "replace"))
         if problem is not None:
             facts.fail(key, f"{quoted(key)} {problem}")
 
 
-def template_problem(source: str) -> str | None:
+def check_chat_template(source: object) -> None:
+    """Check a chat template that is given instead of the model's own.
+
+    Raises:
+        InvalidParameterError: It is no string.
+        ChatTemplateError: It is no valid text, too large or too deep.
+    """
+    if not isinstance(source, str):
+        raise InvalidParameterError(
+            f"chat_template={source!r:.100}: must be a Jinja template as a string",
+            field="chat_template",
+        )
+    try:
+        problem = _problem(source.encode())
+    except UnicodeEncodeError as error:
+        problem = f"is no text: it has a lone surrogate, {source[error.start]!a}"
+    if problem is not None:
+        raise ChatTemplateError(f"the chat template {problem}", field="chat_template")
+
+
+def _problem(template: bytes) -> str | None:
     """Why llama.cpp must not see this template, as the end of a sentence; None if it may."""
-    template = source.encode("utf-8", "replace")
     if len(template) > MAX_TEMPLATE_BYTES:
         return f"has {len(template)} bytes; {MAX_TEMPLATE_BYTES} are accepted"
     nesting, operators = template_shape(template)

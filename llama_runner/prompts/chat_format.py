@@ -21,13 +21,14 @@ class ChatFormat:
 
     Args:
         tokenizer: The model's.
-        template: None where the model has none: raw prompts work without one.
+        template: Or why there is none: raw prompts work without one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | ChatTemplateError) -> None:
         self.tokenizer = tokenizer
         self.vocab = tokenizer.vocab
-        self.template = template
+        self.template = template if isinstance(template, ChatTemplate) else None
+        self._problem = template.message if isinstance(template, ChatTemplateError) else ""
 
     def render(
         self, messages: list[dict[str, Any]], *, for_answer: bool = True
@@ -42,9 +43,7 @@ class ChatFormat:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
         if self.template is None:
-            raise ChatTemplateError(
-                "this model has no chat template: give the prompt as text, or pass chat_template="
-            )
+            raise ChatTemplateError(self._problem)
         return self.template.render(messages, add_generation_prompt=for_answer)
 
     def text_of(self, messages: list[dict[str, Any]]) -> str:

@@ -153,7 +153,7 @@ def test_what_the_trial_finds_is_raised_as_what_it_is(tiny: Path, tmp_path: Path
 
 def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama_runner._probe._TIME_LIMIT", 0.01)
-    with pytest.raises(ModelLoadError, match="got nowhere in 0 s"):
+    with pytest.raises(ModelLoadError, match="did not finish in 0 s"):
         LlamaRunner(tiny, isolated=True)
 
 

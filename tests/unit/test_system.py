@@ -133,6 +133,15 @@ def test_memory_limit_of_cgroup_v2(tmp_path: Path) -> None:
     assert system.memory_limit(tree(tmp_path, files)) == GIB
 
 
+def test_free_memory_is_what_is_available_within_the_limit(tmp_path: Path) -> None:
+    files = {"proc/meminfo": f"MemTotal: {8 * GIB // 1024} kB\nMemAvailable: {GIB // 1024} kB\n"}
+    assert system.free_memory(tree(tmp_path, files)) == GIB
+    files["proc/self/cgroup"] = "0::/a\n"
+    files["proc/self/mountinfo"] = V2_MOUNT
+    files["sys/fs/cgroup/a/memory.max"] = str(GIB // 2)
+    assert system.free_memory(tree(tmp_path, files)) == GIB // 2
+
+
 def test_peak_memory_grows_with_what_is_held() -> None:
     before = system.peak_rss()
     held = b"x" * (before + 32 * 2**20)
