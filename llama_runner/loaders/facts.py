@@ -21,17 +21,14 @@ class Facts:
 
     Attributes:
         info: The header that the facts come from.
+        architecture: The architecture, or an empty string; `full` checks refuse the latter.
         notes: Oddities that do no harm, found on the way.
     """
 
     def __init__(self, info: GgufInfo) -> None:
         self.info = info
+        self.architecture = info.architecture or ""
         self.notes: list[str] = []
-
-    @property
-    def architecture(self) -> str:
-        """The architecture, or an empty string; `full` checks refuse the latter."""
-        return self.info.architecture or ""
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Refuse the file.

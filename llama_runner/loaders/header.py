@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ..errors import ModelNotFoundError, ModelValidationError
-from .ggml_types import STRING, VALUE_TYPES
+from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
     from .._core import StringArray
@@ -105,16 +105,22 @@ class GgufArray:
         element_type: ``u8`` ... ``f64``, ``bool`` or ``str``.
     """
 
-    __slots__ = ("_end", "_length", "_reader", "_start", "_type")
+    __slots__ = ("_end", "_length", "_reader", "_start", "_strings", "_type")
 
     def __init__(
-        self, reader: HeaderReader, type_id: int, length: int, start: int, end: int
+        self,
+        reader: HeaderReader,
+        type_id: int,
+        length: int,
+        start: int,
+        strings: StringArray | None = None,
     ) -> None:
         self._reader = reader
         self._type = type_id
         self._length = length
         self._start = start
-        self._end = end
+        self._end = reader.position
+        self._strings = strings
 
     @property
     def element_type(self) -> str:
@@ -137,11 +143,9 @@ class GgufArray:
 
     def strings(self) -> StringArray:
         """The elements of a string array, undecoded."""
-        if self._type != STRING:
+        if self._strings is None:
             raise TypeError(f"this is an array of {self.element_type}, not of strings")
-        from .._core import StringArray
-
-        return StringArray(self._reader.buffer, self._start, self._length)
+        return self._strings
 
     def find(self, value: int, first: int = 0) -> int | None:
         """The index, from ``first`` on, of a value in an array of i32."""
@@ -217,11 +221,10 @@ class HeaderReader:
         scalar = VALUE_TYPES[type_id].scalar
         start = self.position
         if scalar is None:
-            self._skip_strings(length, field)
-        else:
-            self.need(length * scalar.size, field)
-            self.position += length * scalar.size
-        return GgufArray(self, type_id, length, start, self.position)
+            return GgufArray(self, type_id, length, start, self._strings(length, field))
+        self.need(length * scalar.size, field)
+        self.position += length * scalar.size
+        return GgufArray(self, type_id, length, start)
 
     def need(self, count: int, field: str) -> None:
         """Make sure that ``count`` more bytes are in the buffer."""
@@ -232,7 +235,7 @@ class HeaderReader:
         while end > len(self.buffer):
             self._grow(field)
 
-    def _skip_strings(self, length: int, field: str) -> None:
+    def _strings(self, length: int, field: str) -> StringArray:
         if length > self._strings_left:
             limit = f"a header may have {MAX_ARRAY_STRINGS} in all"
             self.fail(field, f"{quoted(field)} claims {length} strings; {limit}")
@@ -241,15 +244,18 @@ class HeaderReader:
                 field,
                 f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
             )
-        from .._core import step_over_strings
+        from .._core import StringArray
 
         self._strings_left -= length
-        while length:
-            passed, self.position = step_over_strings(self.buffer, self.position, length)
-            length -= passed
-            if length:  # the next one leaves the buffer, and perhaps the file
-                self.need(8, field)
-                self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
+        strings = StringArray(self.position)
+        while True:
+            strings.read(self.buffer, length)
+            self.position = strings.end
+            if len(strings) == length:
+                return strings
+            # The next one leaves the buffer, and perhaps the file.
+            self.need(8, field)
+            self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
 
     def _grow(self, field: str) -> None:
         if len(self.buffer) >= MAX_HEADER_BYTES:
