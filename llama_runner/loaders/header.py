@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # The core is imported where it is called: the catalogue and `doctor` must work without it.
 
-__all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
+__all__ = ["GgufArray", "HeaderReader", "Limits", "open_model", "quoted", "words"]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
@@ -30,7 +31,9 @@ MAX_HEADER_BYTES: Final = 24 << 20
 MAX_ARRAY_STRINGS: Final = 900_000
 # Keys, names and text values together; a few kilobytes are usual, and a chat template.
 MAX_TEXT_BYTES: Final = 4 << 20
-_FIRST_READ: Final = 2 << 20
+MAX_KEYS: Final = 2048
+MAX_TENSORS: Final = 4096
+FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
 _U64: Final = struct.Struct("<Q")
 
@@ -96,6 +99,17 @@ def _not_a_file(path: Path, what: str) -> ModelValidationError:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@dataclass
+class Limits:
+    """What may still be read of a model's header: one for all parts of a split model."""
+
+    header_bytes: int = MAX_HEADER_BYTES
+    array_strings: int = MAX_ARRAY_STRINGS
+    text_bytes: int = MAX_TEXT_BYTES
+    keys: int = MAX_KEYS
+    tensors: int = MAX_TENSORS
 
 
 class GgufArray:
@@ -170,18 +184,19 @@ class GgufArray:
 class HeaderReader:
     """Reads forward through a header; every failure is a `ModelValidationError`.
 
-    The file is read in growing pieces, never past ``MAX_HEADER_BYTES``, so the cost depends on
-    the header and not on what the file claims about itself.
+    The file is read in growing pieces, the first of ``first_read`` bytes, and never past a limit:
+    so the cost depends on the header and not on what the file claims about itself.
     """
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str, limits: Limits, first_read: int) -> None:
         self.file_size = os.fstat(file.fileno()).st_size
         self.buffer = b""
         self.position = 0
         self._file = file
         self._name = name
-        self._strings_left = MAX_ARRAY_STRINGS
-        self._text_left = MAX_TEXT_BYTES
+        self._limits = limits
+        self._first_read = first_read
+        self._arrays: list[StringArray] = []
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise the error of this file.
@@ -210,9 +225,9 @@ class HeaderReader:
         start, end = self.position, self.position + length
         if end > len(self.buffer):
             self.need(length, field)
-        self._text_left -= length
-        if self._text_left < 0:
-            self.fail(field, f"the header has more than {MAX_TEXT_BYTES >> 20} MiB of text")
+        self._limits.text_bytes -= length
+        if self._limits.text_bytes < 0:
+            self.fail(field, f"a model may have {MAX_TEXT_BYTES >> 20} MiB of text in all")
         self.position = end
         return self.buffer[start:end]
 
@@ -236,8 +251,8 @@ class HeaderReader:
             self._grow(field)
 
     def _strings(self, length: int, field: str) -> StringArray:
-        if length > self._strings_left:
-            limit = f"a header may have {MAX_ARRAY_STRINGS} in all"
+        if length > self._limits.array_strings:
+            limit = f"a model may have {MAX_ARRAY_STRINGS} in all"
             self.fail(field, f"{quoted(field)} claims {length} strings; {limit}")
         if length * 8 > self.file_size - self.position:
             self.fail(
@@ -246,8 +261,9 @@ class HeaderReader:
             )
         from .._core import StringArray
 
-        self._strings_left -= length
+        self._limits.array_strings -= length
         strings = StringArray(self.position)
+        self._arrays.append(strings)
         while True:
             strings.read(self.buffer, length)
             self.position = strings.end
@@ -258,11 +274,13 @@ class HeaderReader:
             self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
 
     def _grow(self, field: str) -> None:
-        if len(self.buffer) >= MAX_HEADER_BYTES:
-            self.fail(field, f"the header is larger than {MAX_HEADER_BYTES >> 20} MiB")
-        target = max(_FIRST_READ, 4 * len(self.buffer))
-        target = min(target, MAX_HEADER_BYTES, self.file_size)
+        limit = self._limits.header_bytes
+        if len(self.buffer) >= limit:
+            self.fail(field, f"a model's header may have {MAX_HEADER_BYTES >> 20} MiB in all")
+        target = min(max(self._first_read, 4 * len(self.buffer)), limit, self.file_size)
         self._file.seek(0)
         self.buffer = self._file.read(target)
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")
+        for strings in self._arrays:  # which would keep the shorter one in memory
+            strings.read(self.buffer, len(strings))

@@ -179,7 +179,7 @@ def test_a_large_header_that_is_cut(tmp_path: Path, key: str) -> None:
 
 def test_a_header_beyond_the_limit(tmp_path: Path) -> None:
     keys: dict[str | bytes, tuple[int, Any]] = {"a": (STRING, "x" * (25 << 20))}
-    with pytest.raises(ModelValidationError, match="header is larger than 24 MiB"):
+    with pytest.raises(ModelValidationError, match="header may have 24 MiB in all"):
         read_gguf(GgufFile(keys=keys).write(tmp_path / "vast.gguf"))
 
 
@@ -278,7 +278,7 @@ def test_any_part_of_a_split_model_stands_for_the_whole(tmp_path: Path) -> None:
         ({"part_1": {"split.no": (STRING, "1")}}, "split.no"),
         ({"part_2": {"split.no": (U16, 1)}}, "split.no"),
         ({"part_2": {"split.count": (U16, 2)}}, "split.count"),
-        ({"part_1": LARGE, "part_2": LARGE}, "split.count"),
+        ({"part_1": LARGE, "part_2": LARGE}, "large"),
         ({"part_0": {"split.tensors.count": (I32, 11)}}, "split.tensors.count"),
         ({"part_0": {"split.tensors.count": (U32, 12)}}, "split.tensors.count"),
     ],
