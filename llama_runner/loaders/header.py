@@ -7,6 +7,7 @@ is checked before its loop, a length before its read, and everything against a f
 from __future__ import annotations
 
 import os
+import reprlib
 import stat
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ..errors import ModelNotFoundError, ModelValidationError
+from ..errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
 from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
@@ -61,15 +62,21 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
         The file, and the path to name it by.
 
     Raises:
+        InvalidParameterError: Neither a path nor an open file.
         ModelNotFoundError: Nothing there.
         ModelValidationError: A directory, a device, a pipe, or a file that may not be read.
     """
     if not isinstance(model, str | os.PathLike):
+        if not _gives_bytes(model):
+            raise _not_a_model(model)
         path = Path(str(model.name))
         _require_regular(model, path)
         yield model, path
         return
-    path = Path(model)
+    try:
+        path = Path(model)
+    except TypeError:  # it stands for a path of bytes
+        raise _not_a_model(model) from None
     name = quoted(str(path), limit=200)
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
@@ -84,6 +91,21 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
     with file:
         _require_regular(file, path)
         yield file, path
+
+
+def _gives_bytes(file: IO[bytes]) -> bool:
+    """Whether this is an open file of the system's, and not one of text."""
+    try:
+        return file.fileno() >= 0 and isinstance(file.read(0), bytes)
+    except (AttributeError, TypeError, OSError, ValueError):
+        return False
+
+
+def _not_a_model(value: object) -> InvalidParameterError:
+    return InvalidParameterError(
+        f"model={reprlib.repr(value)}: must be a path, or a file that is open for reading bytes",
+        field="model",
+    )
 
 
 def _require_regular(file: IO[bytes], path: Path) -> None:

@@ -43,6 +43,7 @@ def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
         model: A path, or a file that is open for reading bytes.
 
     Raises:
+        InvalidParameterError: Neither a path nor an open file.
         ModelNotFoundError: No such file, or a part of the model is not there.
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_runner.errors import ModelNotFoundError, ModelValidationError
+from llama_runner.errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
 from llama_runner.loaders import GgufArray, read_gguf, validate_model
 from llama_runner.loaders.reading import part_names
 from tests.unit.loaders.gguf_writer import (
@@ -219,11 +221,48 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         validate_model(tmp_path / "missing.gguf")
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "loop.gguf"
-    path.symlink_to(path)
-    with pytest.raises(ModelValidationError, match="cannot be opened"):
-        read_gguf(path)
+@pytest.mark.parametrize("name", ["loop.gguf", "x" * 5000, "nul\0.gguf", "\udfff\ud800", "a/b"])
+def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    (tmp_path / "a").touch()
+    with pytest.raises(ModelValidationError, match="cannot be opened") as caught:
+        read_gguf(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+@pytest.mark.parametrize("read", [read_gguf, validate_model])
+def test_what_is_neither_a_path_nor_an_open_file(tmp_path: Path, read: Any) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with path.open("rb") as closed:
+        pass
+    with path.open() as of_text, path.open("ab") as for_writing:
+        for wrong in (
+            *(None, 3, b"x", 0.5, [path], BytesPath(), io.BytesIO(path.read_bytes())),
+            *(closed, of_text, for_writing, io.BufferedReader),
+        ):
+            with pytest.raises(InvalidParameterError, match=r"^model=.*: must be a path") as caught:
+                read(wrong)
+            assert caught.value.field == "model"
+            assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_an_open_file_of_any_kind_is_read(tmp_path: Path, buffering: int) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with (
+        path.open("rb", buffering=buffering) as file,
+        os.fdopen(os.dup(file.fileno()), "rb") as again,
+    ):
+        assert read_gguf(file).architecture == read_gguf(again).architecture == "llama"
+    with tempfile.NamedTemporaryFile() as temporary:
+        temporary.write(path.read_bytes())
+        temporary.flush()
+        assert validate_model(temporary).info.path == Path(temporary.name)
 
 
 def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:

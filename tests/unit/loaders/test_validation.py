@@ -8,11 +8,12 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 
-from llama_runner.errors import ModelError, ModelValidationError
+from llama_runner.errors import InvalidParameterError, ModelError, ModelValidationError
 from llama_runner.loaders import validate_model
 from llama_runner.loaders.architectures import ARCHITECTURES, HYBRID, RECURRENT
 from llama_runner.loaders.ggml_types import FILE_TYPES, TENSOR_TYPES
@@ -109,6 +110,13 @@ def test_the_header_level_looks_at_the_structure_alone(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(ModelValidationError, match="truncated"):
         validate_model(broken, "header")
+
+
+@pytest.mark.parametrize("level", ["bogus", "", "Full", None, False, True, 1])
+def test_a_level_that_does_not_exist(level: Any, tmp_path: Path) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with pytest.raises(InvalidParameterError, match="must be 'header' or 'full'"):
+        validate_model(path, level)
 
 
 def refusal_of(path: Path) -> ModelValidationError | None:
