@@ -207,7 +207,7 @@ def _read_keys(reader: HeaderReader, count: int) -> tuple[dict[str, GgufValue], 
         if scalar is not None:
             (keys[key],) = reader.unpack(scalar, key)
         elif type_id == STRING:
-            keys[key] = reader.text(reader.file_size, key).decode("utf-8", "replace")
+            keys[key] = reader.any_text(key)
         else:
             keys[key] = _read_array(reader, key)
     return keys, value_types

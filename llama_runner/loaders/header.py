@@ -32,7 +32,7 @@ MAX_HEADER_BYTES: Final = 24 << 20
 MAX_ARRAY_STRINGS: Final = 900_000
 # Keys, names and text values together; a few kilobytes are usual, and a chat template.
 MAX_TEXT_BYTES: Final = 4 << 20
-MAX_KEYS: Final = 2048
+MAX_KEYS: Final = 1024  # a hundred are many, and a model in 256 parts has 768 more
 MAX_TENSORS: Final = 4096
 FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
@@ -247,11 +247,23 @@ class HeaderReader:
         start, end = self.position, self.position + length
         if end > len(self.buffer):
             self.need(length, field)
+        self._charge(length, field)
+        self.position = end
+        return self.buffer[start:end]
+
+    def any_text(self, field: str) -> str:
+        """Read a string of any length; bytes that are not UTF-8 become U+FFFD."""
+        raw = self.text(self.file_size, field)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self._charge(7 * len(raw), field)  # it takes so much longer
+            return raw.decode("utf-8", "replace")
+
+    def _charge(self, length: int, field: str) -> None:
         self._limits.text_bytes -= length
         if self._limits.text_bytes < 0:
             self.fail(field, f"a model may have {MAX_TEXT_BYTES >> 20} MiB of text in all")
-        self.position = end
-        return self.buffer[start:end]
 
     def array(self, type_id: int, length: int, field: str) -> GgufArray:
         """Step over an array and return a view of it."""
