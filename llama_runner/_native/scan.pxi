@@ -23,6 +23,7 @@ cdef extern from *:
     const uint64_t EACH_BYTE
     const uint64_t EACH_TAG
     ctypedef unsigned long long Product "unsigned __int128"
+    bint unlikely(bint condition) nogil
     void prefetch "__builtin_prefetch"(const void * address) nogil
 
 cdef enum:
@@ -322,9 +323,10 @@ cdef class StringArray:
         cdef char[LONGEST_STAND_IN] stand_in
         for i in range(self.starts.size() - 1):
             raw = self.raw(i)
-            if i < n_windows and raw.size - 1 < SHORT:  # neither empty nor longer
+            # Empty ones, which wrap round here, and longer ones are rare.
+            if not unlikely(i >= n_windows or raw.size - 1 >= SHORT):
                 window = window_at(raw.data, raw.size)
-                if not window.has_nul:
+                if not unlikely(window.has_nul):
                     hashes[i] = mixed(hash_of_two(raw.size, window, key))
                     continue
             hashes[i] = hash_of(self.text(i, stand_in), key)
@@ -345,9 +347,9 @@ cdef class StringArray:
             tag = max(hashes[i] >> 16, <uint32_t> 1)
             place = hashes[i] & mask
             while True:
-                if equal_tags(buckets[place], tag) and self.is_repeated(hashes, i):
+                if unlikely(equal_tags(buckets[place], tag) != 0) and self.is_repeated(hashes, i):
                     return i
-                if not buckets[place] >> 48:
+                if not unlikely(buckets[place] >> 48 != 0):
                     break
                 place = (place + 1) & mask
             buckets[place] = buckets[place] << 16 | tag
