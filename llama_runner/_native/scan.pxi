@@ -80,15 +80,11 @@ cdef inline Window window_at(const unsigned char * data, size_t size) noexcept n
     return window
 
 
-cdef inline bint has_gap(Text text, bint in_window) noexcept nogil:
-    """Whether there is a space behind the first byte; ``in_window``: 15 bytes may be loaded."""
-    cdef Window window
-    if in_window:
-        window = window_at(text.data, text.size)
-        window.low |= 0xFF
-        if zero_bytes(window.low ^ EACH_BYTE * 32) | zero_bytes(window.high ^ EACH_BYTE * 32):
-            return True
-    return text.size > 1 and memchr(text.data + 1, b" ", text.size - 1) is not NULL
+cdef inline bint has_early_gap(Text text) noexcept nogil:
+    """Whether there is a space behind the first byte, in the window of a text."""
+    cdef Window window = window_at(text.data, text.size)
+    window.low |= 0xFF
+    return (zero_bytes(window.low ^ EACH_BYTE * 32) | zero_bytes(window.high ^ EACH_BYTE * 32)) != 0
 
 
 cdef inline uint64_t folded(Product product) noexcept nogil:
@@ -262,8 +258,13 @@ cdef class StringArray:
         cdef size_t i = 0
         cdef size_t n = self.starts.size() - 1
         cdef size_t n_windows = self.n_windows()
+        cdef Text text
         with nogil:
-            while i < n and has_gap(self.raw(i), i < n_windows):
+            while i < n:
+                text = self.raw(i)
+                if unlikely(i >= n_windows or not has_early_gap(text)):
+                    if text.size < 2 or memchr(text.data + 1, b" ", text.size - 1) is NULL:
+                        break
                 i += 1
         return i if i < n else None
 

@@ -49,9 +49,9 @@ class Facts:
 
     def integer(self, key: str, low: int, high: int) -> int | None:
         """A u32 between two bounds, or None where the key is missing."""
-        value = self._typed(key, "u32")
-        if value is None:
+        if key not in self.info.keys:  # as most are that are asked for
             return None
+        value = self._typed(key, "u32")
         assert isinstance(value, int)
         if not low <= value <= high:
             self.fail(key, f"{quoted(key)} is {value}; it must be between {low} and {high}")

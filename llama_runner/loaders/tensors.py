@@ -71,7 +71,7 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
                 f"the file is truncated: {quoted(name)} ends at byte {end}, "
                 f"the file at {part.size}; fetch it again",
             )
-        expected += -(-nbytes // alignment) * alignment
+        expected += (nbytes + alignment - 1) & -alignment
     trailing = part.size - (part.data_offset + expected)
     if part.tensors and trailing > 0:
         facts.notes.append(f"{trailing} bytes follow the last tensor of {part.path.name}")
