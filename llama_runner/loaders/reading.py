@@ -54,6 +54,10 @@ def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
 
 
 def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
+    for key in ("split.no", "split.count"):
+        value_type = given.value_types.get(key)
+        if value_type != "u16":
+            _fail(given, key, f"{key} should be of type u16, not {value_type}")
     names = part_names(given.path.name)
     if len(names) != given.split_count:
         _fail(

@@ -52,7 +52,7 @@ _NEEDED: Final[dict[str, tuple[str, ...]]] = {
 
 def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
     """Check that one file's tensors lie one after the other, inside the file."""
-    alignment = part.alignment
+    padding, whole = part.alignment - 1, -part.alignment  # the alignment is a power of 2
     if part.tensors and part.data_offset % MEMORY_ALIGNMENT:
         facts.fail(
             "general.alignment",
@@ -71,7 +71,7 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
                 f"the file is truncated: {quoted(name)} ends at byte {end}, "
                 f"the file at {part.size}; fetch it again",
             )
-        expected += (nbytes + alignment - 1) & -alignment
+        expected += (nbytes + padding) & whole
     trailing = part.size - (part.data_offset + expected)
     if part.tensors and trailing > 0:
         facts.notes.append(f"{trailing} bytes follow the last tensor of {part.path.name}")

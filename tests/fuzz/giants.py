@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.attacks import with_tokens
+from tests.fuzz.attacks.vocabulary import with_tokens
 from tests.unit.loaders.gguf_writer import (
     ARRAY,
     F32,

@@ -278,10 +278,6 @@ def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:
 # ---- splits ------------------------------------------------------------------------------------
 
 
-# Fits into one header, but not twice into all headers of a model.
-LARGE = {"large": (ARRAY, Array(STRING, ["x" * (13 << 20)]))}
-
-
 def write_split(folder: Path, **changes: Any) -> list[Path]:
     """Tiny llama over three files: the metadata with two tensors, then the others."""
     whole = tiny_llama()
@@ -317,7 +313,6 @@ def test_any_part_of_a_split_model_stands_for_the_whole(tmp_path: Path) -> None:
         ({"part_1": {"split.no": (STRING, "1")}}, "split.no"),
         ({"part_2": {"split.no": (U16, 1)}}, "split.no"),
         ({"part_2": {"split.count": (U16, 2)}}, "split.count"),
-        ({"part_1": LARGE, "part_2": LARGE}, "large"),
         ({"part_0": {"split.tensors.count": (I32, 11)}}, "split.tensors.count"),
         ({"part_0": {"split.tensors.count": (U32, 12)}}, "split.tensors.count"),
     ],
@@ -329,6 +324,26 @@ def test_parts_that_do_not_belong_together(
     with pytest.raises(ModelValidationError) as caught:
         validate_model(paths[0])
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("keys", "field"),
+    [
+        ({"large": (ARRAY, Array(STRING, ["x" * (13 << 20)]))}, "large"),
+        ({"strings": (ARRAY, Array(STRING, [""] * 460_000))}, "strings"),
+        ({"text": (STRING, "x" * (2_200_000))}, "text"),
+        ({"no text": (STRING, b"\xff" * 300_000)}, "no text"),
+        ({f"key {n}": (U32, n) for n in range(600)}, "n_kv"),
+    ],
+)
+def test_the_parts_share_what_one_file_may_have(
+    tmp_path: Path, keys: dict[str, Any], field: str
+) -> None:
+    read_gguf(write_split(tmp_path, part_1=keys)[0])
+    with pytest.raises(ModelValidationError, match=r"a model.* may have") as caught:
+        read_gguf(write_split(tmp_path, part_1=keys, part_2=keys)[0])
+    assert caught.value.field == field
+    assert "00003-of-00003" in str(caught.value)
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:

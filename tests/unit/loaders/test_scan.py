@@ -194,7 +194,7 @@ def test_numbers_that_are_not_in_the_header_are_refused(start: int) -> None:
             find(1 << 62)
 
 
-@given(st.lists(st.integers(-3, 3), max_size=30), st.integers(-3, 3), st.integers(0, 40))
+@given(st.lists(st.integers(-3, 3), max_size=99), st.integers(-5, 5), st.integers(0, 120))
 def test_a_number_is_found(numbers: list[int], value: int, first: int) -> None:
     header = b"odd" + struct.pack(f"<{len(numbers)}i", *numbers)
     expected = next((i for i in range(first, len(numbers)) if numbers[i] == value), None)

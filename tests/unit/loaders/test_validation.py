@@ -15,7 +15,9 @@ from llama_runner.errors import InvalidParameterError, ModelError, ModelValidati
 from llama_runner.loaders import validate_model
 from llama_runner.loaders.architectures import ARCHITECTURES, HYBRID, RECURRENT
 from llama_runner.loaders.ggml_types import FILE_TYPES, TENSOR_TYPES
-from tests.fuzz.attacks import ATTACKS, TOKENS, tiny_llama_with, tokens_of, with_tokens
+from tests.fuzz.attacks import ATTACKS
+from tests.fuzz.attacks.registry import TOKENS
+from tests.fuzz.attacks.vocabulary import tiny_llama_with, tokens_of, with_tokens
 from tests.fuzz.giants import GIANTS
 from tests.fuzz.trial import MEMORY, run_trial
 from tests.unit.loaders.gguf_writer import (
