@@ -79,8 +79,9 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
 
 def check_tensor_types(facts: Facts) -> None:
     """Check that every tensor is of a type that ggml can compute with."""
-    for tensor in facts.info.tensors:
-        if tensor.type not in _WEIGHT_TYPES and not _is_table(tensor):
+    doubtful = {tensor.type for tensor in facts.info.tensors} - _WEIGHT_TYPES
+    for tensor in facts.info.tensors if doubtful else ():
+        if tensor.type in doubtful and not _is_table(tensor):
             facts.fail(
                 tensor.name, f"{quoted(tensor.name)} is of type {tensor.type}, which no weight has"
             )

@@ -245,7 +245,7 @@ def test_what_is_neither_a_path_nor_an_open_file(tmp_path: Path, read: Any) -> N
             *(None, 3, b"x", 0.5, [path], BytesPath(), io.BytesIO(path.read_bytes())),
             *(closed, of_text, for_writing, io.BufferedReader),
         ):
-            with pytest.raises(InvalidParameterError, match=r"^model=.*: must be a .*path") as caught:
+            with pytest.raises(InvalidParameterError, match=r"^model=.*: must be .*path") as caught:
                 read(wrong)
             assert caught.value.field == "model"
             assert str(caught.value).isprintable()
