@@ -22,13 +22,22 @@ cdef struct Text:  # bytes that somebody else keeps
     size_t size
 
 
+cdef struct HashKey:  # a random number and its square
+    uint64_t once
+    uint64_t squared
+
+
 cdef class StringArray:
     cdef bytes header
     cdef const char * data  # of the header
     cdef vector[uint32_t] starts  # of each string's length, and the end of the last one
     cdef Text raw(self, size_t index) noexcept nogil
     cdef Text text(self, size_t index, char * stand_in) noexcept nogil
-    cdef size_t first_duplicate(self, vector[uint64_t] & slots, uint64_t key) noexcept nogil
+    cdef size_t n_windows(self) noexcept nogil
+    cdef void hash_all(self, uint32_t * hashes, HashKey key) noexcept nogil
+    cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
+                                size_t mask) noexcept nogil
+    cdef bint is_repeated(self, const uint32_t * hashes, size_t index) noexcept nogil
 
 
 cdef class Model:

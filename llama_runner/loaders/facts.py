@@ -21,17 +21,14 @@ class Facts:
 
     Attributes:
         info: The header that the facts come from.
+        architecture: The architecture, or an empty string; `full` checks refuse the latter.
         notes: Oddities that do no harm, found on the way.
     """
 
     def __init__(self, info: GgufInfo) -> None:
         self.info = info
+        self.architecture = info.architecture or ""
         self.notes: list[str] = []
-
-    @property
-    def architecture(self) -> str:
-        """The architecture, or an empty string; `full` checks refuse the latter."""
-        return self.info.architecture or ""
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Refuse the file.
@@ -52,9 +49,9 @@ class Facts:
 
     def integer(self, key: str, low: int, high: int) -> int | None:
         """A u32 between two bounds, or None where the key is missing."""
-        value = self._typed(key, "u32")
-        if value is None:
+        if key not in self.info.keys:  # as most are that are asked for
             return None
+        value = self._typed(key, "u32")
         assert isinstance(value, int)
         if not low <= value <= high:
             self.fail(key, f"{quoted(key)} is {value}; it must be between {low} and {high}")

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from .ggml_types import ARRAY, FILE_TYPES, STRING, TENSOR_TYPES, VALUE_TYPES
-from .header import GgufArray, HeaderReader, Scalar, quoted
+from .header import MAX_KEYS, MAX_TENSORS, GgufArray, HeaderReader, Limits, Scalar, quoted
 
 __all__ = ["GgufInfo", "TensorInfo", "read_file"]
 
-MAX_KEYS: Final = 2048
-MAX_TENSORS: Final = 4096
 MAX_KEY_BYTES: Final = 65535
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_DIMENSIONS: Final = 4
@@ -67,7 +65,8 @@ class GgufInfo:
         tensors: The tensor records in file order.
         alignment: Every tensor starts at a multiple of this many bytes.
         data_offset: Where the tensor data starts, in bytes.
-        parts: The files of a split model, each as a model of its own; empty for a whole one.
+        parts: The files of a split model; empty for a whole one. Of the keys of those after the
+            first, only the ones that say whose parts they are.
     """
 
     path: Path
@@ -143,24 +142,31 @@ class GgufInfo:
         return value if isinstance(value, str) else None
 
 
-def read_file(file: IO[bytes], path: Path) -> GgufInfo:
-    """Read one open file's header; ``path`` is its name in messages.
+def read_file(file: IO[bytes], path: Path, limits: Limits, first_read: int) -> GgufInfo:
+    """Read one open file's header.
+
+    Args:
+        file: The file.
+        path: Its name in messages.
+        limits: What its header may have at most, and then what is left of that.
+        first_read: The number of bytes that are probably enough.
 
     Raises:
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """
-    reader = HeaderReader(file, quoted(str(path), limit=200))
-    version, n_tensors, n_keys = _read_preamble(reader)
+    reader = HeaderReader(file, quoted(str(path), limit=200), limits, first_read)
+    version, n_tensors, n_keys = _read_preamble(reader, limits)
     keys, value_types = _read_keys(reader, n_keys)
     alignment = _alignment(reader, keys, value_types)
     tensors = tuple(_read_tensors(reader, n_tensors))
+    limits.header_bytes -= reader.position
     data_offset = -(-reader.position // alignment) * alignment
     return GgufInfo(
         path, reader.file_size, version, keys, value_types, tensors, alignment, data_offset
     )
 
 
-def _read_preamble(reader: HeaderReader) -> tuple[int, int, int]:
+def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]:
     if reader.file_size == 0:
         reader.fail("magic", "the file is empty")
     if reader.file_size < 4:
@@ -173,12 +179,14 @@ def _read_preamble(reader: HeaderReader) -> tuple[int, int, int]:
         reader.fail("version", "it was written for big-endian machines; convert it again")
     if version not in (2, 3):
         reader.fail("version", f"GGUF version {version} is not supported (2 and 3 are)")
-    for field, count, limit, least in (
-        ("n_kv", n_keys, MAX_KEYS, _MIN_KEY_BYTES),
-        ("n_tensors", n_tensors, MAX_TENSORS, _MIN_TENSOR_BYTES),
+    limits.keys -= n_keys
+    limits.tensors -= n_tensors
+    for field, count, limit, left, least in (
+        ("n_kv", n_keys, MAX_KEYS, limits.keys, _MIN_KEY_BYTES),
+        ("n_tensors", n_tensors, MAX_TENSORS, limits.tensors, _MIN_TENSOR_BYTES),
     ):
-        if count > limit:
-            reader.fail(field, f"{field} is {count}; at most {limit} are accepted")
+        if left < 0:
+            reader.fail(field, f"{field} is {count}; a model may have {limit} in all")
         if count * least > reader.file_size - reader.position:
             reader.fail(field, f"{field} is {count}, more than fit; is the file truncated?")
     return version, n_tensors, n_keys
@@ -199,7 +207,7 @@ def _read_keys(reader: HeaderReader, count: int) -> tuple[dict[str, GgufValue], 
         if scalar is not None:
             (keys[key],) = reader.unpack(scalar, key)
         elif type_id == STRING:
-            keys[key] = reader.text(reader.file_size, key).decode("utf-8", "replace")
+            keys[key] = reader.any_text(key)
         else:
             keys[key] = _read_array(reader, key)
     return keys, value_types

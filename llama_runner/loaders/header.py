@@ -6,25 +6,25 @@ is checked before its loop, a length before its read, and everything against a f
 
 from __future__ import annotations
 
-import io
 import os
 import reprlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ..errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
 from .files import open_regular, path_text, refuse_special
-from .ggml_types import STRING, VALUE_TYPES
+from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
     from .._core import StringArray
 
 # The core is imported where it is called: the catalogue and `doctor` must work without it.
 
-__all__ = ["GgufArray", "HeaderReader", "open_model", "quoted", "words"]
+__all__ = ["GgufArray", "HeaderReader", "Limits", "open_model", "quoted", "words"]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
@@ -32,7 +32,9 @@ MAX_HEADER_BYTES: Final = 24 << 20
 MAX_ARRAY_STRINGS: Final = 900_000
 # Keys, names and text values together; a few kilobytes are usual, and a chat template.
 MAX_TEXT_BYTES: Final = 4 << 20
-_FIRST_READ: Final = 2 << 20
+MAX_KEYS: Final = 1024  # a hundred are many, and a model in 256 parts has 768 more
+MAX_TENSORS: Final = 4096
+FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
 _U64: Final = struct.Struct("<Q")
 
@@ -93,13 +95,23 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
             file.close()
 
 
-def _is_open_file(model: object) -> bool:
+def _is_open_file(model: IO[bytes]) -> bool:
     """Whether it gives bytes of a file of the operating system, as no BytesIO does."""
-    number = getattr(model, "fileno", None)
     try:
-        return number is not None and number() >= 0 and not isinstance(model, io.TextIOBase)
-    except (OSError, ValueError):
+        return model.fileno() >= 0 and isinstance(model.read(0), bytes)
+    except (AttributeError, TypeError, OSError, ValueError):
         return False
+
+
+@dataclass
+class Limits:
+    """What may still be read of a model's header: one for all parts of a split model."""
+
+    header_bytes: int = MAX_HEADER_BYTES
+    array_strings: int = MAX_ARRAY_STRINGS
+    text_bytes: int = MAX_TEXT_BYTES
+    keys: int = MAX_KEYS
+    tensors: int = MAX_TENSORS
 
 
 class GgufArray:
@@ -109,16 +121,22 @@ class GgufArray:
         element_type: ``u8`` ... ``f64``, ``bool`` or ``str``.
     """
 
-    __slots__ = ("_end", "_length", "_reader", "_start", "_type")
+    __slots__ = ("_end", "_length", "_reader", "_start", "_strings", "_type")
 
     def __init__(
-        self, reader: HeaderReader, type_id: int, length: int, start: int, end: int
+        self,
+        reader: HeaderReader,
+        type_id: int,
+        length: int,
+        start: int,
+        strings: StringArray | None = None,
     ) -> None:
         self._reader = reader
         self._type = type_id
         self._length = length
         self._start = start
-        self._end = end
+        self._end = reader.position
+        self._strings = strings
 
     @property
     def element_type(self) -> str:
@@ -141,11 +159,9 @@ class GgufArray:
 
     def strings(self) -> StringArray:
         """The elements of a string array, undecoded."""
-        if self._type != STRING:
+        if self._strings is None:
             raise TypeError(f"this is an array of {self.element_type}, not of strings")
-        from .._core import StringArray
-
-        return StringArray(self._reader.buffer, self._start, self._length)
+        return self._strings
 
     def find(self, value: int, first: int = 0) -> int | None:
         """The index, from ``first`` on, of a value in an array of i32."""
@@ -170,18 +186,19 @@ class GgufArray:
 class HeaderReader:
     """Reads forward through a header; every failure is a `ModelValidationError`.
 
-    The file is read in growing pieces, never past ``MAX_HEADER_BYTES``, so the cost depends on
-    the header and not on what the file claims about itself.
+    The file is read in growing pieces, the first of ``first_read`` bytes, and never past a limit:
+    so the cost depends on the header and not on what the file claims about itself.
     """
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str, limits: Limits, first_read: int) -> None:
         self.file_size = os.fstat(file.fileno()).st_size
         self.buffer = b""
         self.position = 0
         self._file = file
         self._name = name
-        self._strings_left = MAX_ARRAY_STRINGS
-        self._text_left = MAX_TEXT_BYTES
+        self._limits = limits
+        self._first_read = first_read
+        self._arrays: list[StringArray] = []
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise the error of this file.
@@ -210,22 +227,33 @@ class HeaderReader:
         start, end = self.position, self.position + length
         if end > len(self.buffer):
             self.need(length, field)
-        self._text_left -= length
-        if self._text_left < 0:
-            self.fail(field, f"the header has more than {MAX_TEXT_BYTES >> 20} MiB of text")
+        self._charge(length, field)
         self.position = end
         return self.buffer[start:end]
+
+    def any_text(self, field: str) -> str:
+        """Read a string of any length; bytes that are not UTF-8 become U+FFFD."""
+        raw = self.text(self.file_size, field)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self._charge(7 * len(raw), field)  # it takes so much longer
+            return raw.decode("utf-8", "replace")
+
+    def _charge(self, length: int, field: str) -> None:
+        self._limits.text_bytes -= length
+        if self._limits.text_bytes < 0:
+            self.fail(field, f"a model may have {MAX_TEXT_BYTES >> 20} MiB of text in all")
 
     def array(self, type_id: int, length: int, field: str) -> GgufArray:
         """Step over an array and return a view of it."""
         scalar = VALUE_TYPES[type_id].scalar
         start = self.position
         if scalar is None:
-            self._skip_strings(length, field)
-        else:
-            self.need(length * scalar.size, field)
-            self.position += length * scalar.size
-        return GgufArray(self, type_id, length, start, self.position)
+            return GgufArray(self, type_id, length, start, self._strings(length, field))
+        self.need(length * scalar.size, field)
+        self.position += length * scalar.size
+        return GgufArray(self, type_id, length, start)
 
     def need(self, count: int, field: str) -> None:
         """Make sure that ``count`` more bytes are in the buffer."""
@@ -236,31 +264,37 @@ class HeaderReader:
         while end > len(self.buffer):
             self._grow(field)
 
-    def _skip_strings(self, length: int, field: str) -> None:
-        if length > self._strings_left:
-            limit = f"a header may have {MAX_ARRAY_STRINGS} in all"
+    def _strings(self, length: int, field: str) -> StringArray:
+        if length > self._limits.array_strings:
+            limit = f"a model may have {MAX_ARRAY_STRINGS} in all"
             self.fail(field, f"{quoted(field)} claims {length} strings; {limit}")
         if length * 8 > self.file_size - self.position:
             self.fail(
                 field,
                 f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
             )
-        from .._core import step_over_strings
+        from .._core import StringArray
 
-        self._strings_left -= length
-        while length:
-            passed, self.position = step_over_strings(self.buffer, self.position, length)
-            length -= passed
-            if length:  # the next one leaves the buffer, and perhaps the file
-                self.need(8, field)
-                self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
+        self._limits.array_strings -= length
+        strings = StringArray(self.position)
+        self._arrays.append(strings)
+        while True:
+            strings.read(self.buffer, length)
+            self.position = strings.end
+            if len(strings) == length:
+                return strings
+            # The next one leaves the buffer, and perhaps the file.
+            self.need(8, field)
+            self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
 
     def _grow(self, field: str) -> None:
-        if len(self.buffer) >= MAX_HEADER_BYTES:
-            self.fail(field, f"the header is larger than {MAX_HEADER_BYTES >> 20} MiB")
-        target = max(_FIRST_READ, 4 * len(self.buffer))
-        target = min(target, MAX_HEADER_BYTES, self.file_size)
+        limit = self._limits.header_bytes
+        if len(self.buffer) >= limit:
+            self.fail(field, f"a model's header may have {MAX_HEADER_BYTES >> 20} MiB in all")
+        target = min(max(self._first_read, 4 * len(self.buffer)), limit, self.file_size)
         self._file.seek(0)
         self.buffer = self._file.read(target)
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")
+        for strings in self._arrays:  # which would keep the shorter one in memory
+            strings.read(self.buffer, len(strings))

@@ -11,12 +11,15 @@ from dataclasses import replace
 from typing import IO, Final
 
 from ..errors import ModelNotFoundError, ModelValidationError
-from .gguf import MAX_TENSORS, GgufInfo, read_file
-from .header import MAX_HEADER_BYTES, ModelPath, open_model, quoted
+from .gguf import GgufInfo, read_file
+from .header import FIRST_READ, Limits, ModelPath, open_model, quoted
 
 __all__ = ["part_names", "read_gguf"]
 
 MAX_PARTS: Final = 256
+# A part after the first has three keys, and records of its tensors.
+_PART_READ: Final = 16 << 10
+_SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 
 _PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -40,15 +43,21 @@ def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
         model: A path, or a file that is open for reading bytes.
 
     Raises:
+        InvalidParameterError: Neither a path nor an open file.
         ModelNotFoundError: No such file, or a part of the model is not there.
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """
+    limits = Limits()
     with open_model(model) as (file, path):
-        info = read_file(file, path)
-    return _read_parts(info) if info.split_count > 1 else info
+        info = read_file(file, path, limits, FIRST_READ)
+    return _read_parts(info, limits) if info.split_count > 1 else info
 
 
-def _read_parts(given: GgufInfo) -> GgufInfo:
+def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
+    for key in ("split.no", "split.count"):
+        value_type = given.value_types.get(key)
+        if value_type != "u16":
+            _fail(given, key, f"{key} should be of type u16, not {value_type}")
     names = part_names(given.path.name)
     if len(names) != given.split_count:
         _fail(
@@ -57,15 +66,14 @@ def _read_parts(given: GgufInfo) -> GgufInfo:
             f"it is one of {given.split_count} parts, but is not named like one "
             f"(NAME-00001-of-{given.split_count:05}.gguf)",
         )
-    parts: list[GgufInfo] = []
-    room, places = MAX_HEADER_BYTES, MAX_TENSORS  # for all parts together as for one whole file
-    for number, name in enumerate(names):
-        part = _read_part(given, name, number)
-        parts.append(part)
-        room, places = room - part.data_offset, places - len(part.tensors)
-        if room < 0 or places < 0:
-            _fail(part, "split.count", "the headers of its parts are larger than one file's may be")
-    first = parts[0]
+    first = _read_part(given, names[0], 0, limits)
+    parts = [first]
+    for number, name in enumerate(names[1:], 1):
+        part = _read_part(given, name, number, limits)
+        kept = [key for key in _SPLIT_KEYS if key in part.keys]
+        keys = {key: part.keys[key] for key in kept}
+        value_types = {key: part.value_types[key] for key in kept}
+        parts.append(replace(part, keys=keys, value_types=value_types))
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     seen: set[str] = set()
     for tensor in tensors:
@@ -83,7 +91,7 @@ def _read_parts(given: GgufInfo) -> GgufInfo:
     return replace(first, size=size, tensors=tensors, parts=tuple(parts))
 
 
-def _read_part(given: GgufInfo, name: str, number: int) -> GgufInfo:
+def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufInfo:
     """One part, with its number and the count of parts in the one type that llama.cpp takes."""
     path = given.path.with_name(name)
     if name == given.path.name:
@@ -91,7 +99,7 @@ def _read_part(given: GgufInfo, name: str, number: int) -> GgufInfo:
     else:
         try:
             with open_model(path) as (file, _):
-                part = read_file(file, path)
+                part = read_file(file, path, limits, _PART_READ if number else FIRST_READ)
         except ModelNotFoundError:
             raise ModelNotFoundError(
                 f"the model is split over {given.split_count} files; {quoted(name, 200)} is "

@@ -41,6 +41,7 @@ _PLAIN_WEIGHTS: Final = (
     "token_types.weight",
     "altup_correct_coef.weight",
 )
+_MATRICES: Final = (".weight", ".lora_a", ".lora_b")
 
 # Tensors that the loader takes for optional but the graph follows without looking.
 _NEEDED: Final[dict[str, tuple[str, ...]]] = {
@@ -51,7 +52,7 @@ _NEEDED: Final[dict[str, tuple[str, ...]]] = {
 
 def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
     """Check that one file's tensors lie one after the other, inside the file."""
-    alignment = part.alignment
+    padding, whole = part.alignment - 1, -part.alignment  # the alignment is a power of 2
     if part.tensors and part.data_offset % MEMORY_ALIGNMENT:
         facts.fail(
             "general.alignment",
@@ -59,20 +60,18 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
             f"{MEMORY_ALIGNMENT}; convert it with the usual alignment",
         )
     expected = 0
-    for tensor in part.tensors:
-        if tensor.offset != expected:
+    room = part.size - part.data_offset
+    for name, _, _, offset, nbytes, _ in part.tensors:
+        if offset != expected:
+            facts.fail(name, f"{quoted(name)} is at offset {offset}, not at {expected}")
+        if expected + nbytes > room:
+            end = part.data_offset + expected + nbytes
             facts.fail(
-                tensor.name,
-                f"{quoted(tensor.name)} is at offset {tensor.offset}, not at {expected}",
-            )
-        end = part.data_offset + expected + tensor.nbytes
-        if end > part.size:
-            facts.fail(
-                tensor.name,
-                f"the file is truncated: {quoted(tensor.name)} ends at byte {end}, "
+                name,
+                f"the file is truncated: {quoted(name)} ends at byte {end}, "
                 f"the file at {part.size}; fetch it again",
             )
-        expected += -(-tensor.nbytes // alignment) * alignment
+        expected += (nbytes + padding) & whole
     trailing = part.size - (part.data_offset + expected)
     if part.tensors and trailing > 0:
         facts.notes.append(f"{trailing} bytes follow the last tensor of {part.path.name}")
@@ -80,8 +79,9 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
 
 def check_tensor_types(facts: Facts) -> None:
     """Check that every tensor is of a type that ggml can compute with."""
-    for tensor in facts.info.tensors:
-        if tensor.type not in _WEIGHT_TYPES and not _is_table(tensor):
+    doubtful = {tensor.type for tensor in facts.info.tensors} - _WEIGHT_TYPES
+    for tensor in facts.info.tensors if doubtful else ():
+        if tensor.type in doubtful and not _is_table(tensor):
             facts.fail(
                 tensor.name, f"{quoted(tensor.name)} is of type {tensor.type}, which no weight has"
             )
@@ -90,28 +90,24 @@ def check_tensor_types(facts: Facts) -> None:
 def check_plain_tensors(facts: Facts) -> None:
     """Check that the tensors that are not multiplied as matrices are of the one type for them."""
     for tensor in facts.info.tensors:
-        if tensor.type != "F32" and _must_be_plain(tensor) and not _is_table(tensor):
-            facts.fail(
-                tensor.name, f"{quoted(tensor.name)} is of type {tensor.type} instead of F32"
-            )
+        if tensor.type == "F32":
+            continue
+        name = tensor.name
+        matrix = len(tensor.shape) > 1 and name.endswith(_MATRICES)
+        if (not matrix or name.endswith(_PLAIN_WEIGHTS)) and not _is_table(tensor):
+            facts.fail(name, f"{quoted(name)} is of type {tensor.type} instead of F32")
 
 
 def check_needed_tensors(facts: Facts) -> None:
     """Check that the tensors are there that would be missed only when it is too late."""
+    needed = _NEEDED.get(facts.architecture)
+    if needed is None or not facts.info.tensors:
+        return
     names = {tensor.name for tensor in facts.info.tensors}
-    for name in _NEEDED.get(facts.architecture, ()):
-        if names and name not in names:
+    for name in needed:
+        if name not in names:
             facts.fail(name, f"the tensor {name!r} is missing")
 
 
 def _is_table(tensor: TensorInfo) -> bool:
     return tensor.type in _TABLE_TYPES and any(name in tensor.name for name in _TABLES)
-
-
-def _must_be_plain(tensor: TensorInfo) -> bool:
-    name = tensor.name
-    return (
-        len(tensor.shape) == 1
-        or name.endswith(_PLAIN_WEIGHTS)
-        or not name.endswith((".weight", ".lora_a", ".lora_b"))
-    )

@@ -11,9 +11,11 @@ Bytes after the last tensor are accepted, as llama.cpp does not look at them, an
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import IO, Literal
 
+from ..errors import InvalidParameterError
 from .facts import Facts
 from .gguf import GgufInfo
 from .header import ModelPath
@@ -59,9 +61,14 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
             llama.cpp would stumble over.
 
     Raises:
+        InvalidParameterError: Another level, or what is neither a path nor an open file.
         ModelNotFoundError: No such file.
         ModelValidationError: It must not be loaded; ``field`` names the key or tensor at fault.
     """
+    if level not in ("header", "full"):
+        raise InvalidParameterError(
+            f"level={reprlib.repr(level)}: must be 'header' or 'full'", field="level"
+        )
     info = read_gguf(model)
     facts = Facts(info)
     for part in info.parts or (info,):

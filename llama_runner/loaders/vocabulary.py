@@ -54,9 +54,11 @@ _PRE_ADDS_BOS: Final = words(
 _PRE_INSISTS_ON_BOS: Final = ("gemma4", "granite-embed-multi-311m")
 _PRE_WITHOUT_DEFAULT_BOS: Final = ("chatglm-bpe", "glm4", "glm5")
 
-_SPECIAL_IDS: Final = words(
-    "eot eom unknown padding mask fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep "
-    "prefix suffix middle"
+_SPECIAL_IDS: Final = sorted(
+    words(
+        "eot eom unknown padding mask fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep "
+        "prefix suffix middle"
+    )
 )
 
 _BYTE_TYPE: Final = 6
@@ -160,7 +162,7 @@ def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
         bos = None
     ids = {"bos": resolved("bos", bos), "eos": resolved("eos", eos)}
     ids["sep"] = resolved("seperator", separator)  # spelt so in the format
-    for name in sorted(_SPECIAL_IDS):
+    for name in _SPECIAL_IDS:
         resolved(name, None)
     if kind in ("rwkv", "plamo2", "test"):
         return  # these add none

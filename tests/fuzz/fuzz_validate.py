@@ -7,7 +7,7 @@
     python -m tests.fuzz.fuzz_validate corpus -max_len=200000 -timeout=10 -rss_limit_mb=2048
 
 Anything but acceptance or a `ModelValidationError` of one line is a finding; atheris writes the
-file that caused it. It belongs into ``attacks.py`` then.
+file that caused it. It belongs into ``attacks/`` then.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_runner.errors import ModelNotFoundError, ModelValidationError
+from llama_runner.errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
 from llama_runner.loaders import GgufArray, read_gguf, validate_model
 from llama_runner.loaders.reading import part_names
 from tests.unit.loaders.gguf_writer import (
@@ -179,7 +181,7 @@ def test_a_large_header_that_is_cut(tmp_path: Path, key: str) -> None:
 
 def test_a_header_beyond_the_limit(tmp_path: Path) -> None:
     keys: dict[str | bytes, tuple[int, Any]] = {"a": (STRING, "x" * (25 << 20))}
-    with pytest.raises(ModelValidationError, match="header is larger than 24 MiB"):
+    with pytest.raises(ModelValidationError, match="header may have 24 MiB in all"):
         read_gguf(GgufFile(keys=keys).write(tmp_path / "vast.gguf"))
 
 
@@ -219,11 +221,48 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         validate_model(tmp_path / "missing.gguf")
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "loop.gguf"
-    path.symlink_to(path)
-    with pytest.raises(ModelValidationError, match="cannot be opened"):
-        read_gguf(path)
+@pytest.mark.parametrize("name", ["loop.gguf", "x" * 5000, "nul\0.gguf", "\udfff\ud800", "a/b"])
+def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    (tmp_path / "a").touch()
+    with pytest.raises(ModelValidationError, match="cannot be opened") as caught:
+        read_gguf(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+@pytest.mark.parametrize("read", [read_gguf, validate_model])
+def test_what_is_neither_a_path_nor_an_open_file(tmp_path: Path, read: Any) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with path.open("rb") as closed:
+        pass
+    with path.open() as of_text, path.open("ab") as for_writing:
+        for wrong in (
+            *(None, 3, b"x", 0.5, [path], BytesPath(), io.BytesIO(path.read_bytes())),
+            *(closed, of_text, for_writing, io.BufferedReader),
+        ):
+            with pytest.raises(InvalidParameterError, match=r"^model=.*: must be .*path") as caught:
+                read(wrong)
+            assert caught.value.field == "model"
+            assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_an_open_file_of_any_kind_is_read(tmp_path: Path, buffering: int) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with (
+        path.open("rb", buffering=buffering) as file,
+        os.fdopen(os.dup(file.fileno()), "rb") as again,
+    ):
+        assert read_gguf(file).architecture == read_gguf(again).architecture == "llama"
+    with tempfile.NamedTemporaryFile() as temporary:
+        temporary.write(path.read_bytes())
+        temporary.flush()
+        assert validate_model(temporary).info.path == Path(temporary.name)
 
 
 def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:
@@ -237,10 +276,6 @@ def test_an_open_file_is_read_as_it_is_and_stays_open(tmp_path: Path) -> None:
 
 
 # ---- splits ------------------------------------------------------------------------------------
-
-
-# Fits into one header, but not twice into all headers of a model.
-LARGE = {"large": (ARRAY, Array(STRING, ["x" * (13 << 20)]))}
 
 
 def write_split(folder: Path, **changes: Any) -> list[Path]:
@@ -278,7 +313,6 @@ def test_any_part_of_a_split_model_stands_for_the_whole(tmp_path: Path) -> None:
         ({"part_1": {"split.no": (STRING, "1")}}, "split.no"),
         ({"part_2": {"split.no": (U16, 1)}}, "split.no"),
         ({"part_2": {"split.count": (U16, 2)}}, "split.count"),
-        ({"part_1": LARGE, "part_2": LARGE}, "split.count"),
         ({"part_0": {"split.tensors.count": (I32, 11)}}, "split.tensors.count"),
         ({"part_0": {"split.tensors.count": (U32, 12)}}, "split.tensors.count"),
     ],
@@ -290,6 +324,26 @@ def test_parts_that_do_not_belong_together(
     with pytest.raises(ModelValidationError) as caught:
         validate_model(paths[0])
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("keys", "field"),
+    [
+        ({"large": (ARRAY, Array(STRING, ["x" * (13 << 20)]))}, "large"),
+        ({"strings": (ARRAY, Array(STRING, [""] * 460_000))}, "strings"),
+        ({"text": (STRING, "x" * (2_200_000))}, "text"),
+        ({"no text": (STRING, b"\xff" * 300_000)}, "no text"),
+        ({f"key {n}": (U32, n) for n in range(600)}, "n_kv"),
+    ],
+)
+def test_the_parts_share_what_one_file_may_have(
+    tmp_path: Path, keys: dict[str, Any], field: str
+) -> None:
+    read_gguf(write_split(tmp_path, part_1=keys)[0])
+    with pytest.raises(ModelValidationError, match=r"a model.* may have") as caught:
+        read_gguf(write_split(tmp_path, part_1=keys, part_2=keys)[0])
+    assert caught.value.field == field
+    assert "00003-of-00003" in str(caught.value)
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:

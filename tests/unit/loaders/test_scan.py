@@ -14,16 +14,19 @@ from llama_runner._core import (
     StringArray,
     find_int32,
     find_nan,
-    step_over_strings,
     template_shape,
 )
 from tests.unit.loaders.gguf_writer import text
 
 # Few letters, so that the same string comes up again; NUL and [EMPTY_n] are special to llama.cpp.
+# Strings are hashed in pieces of 7 bytes and looked at 14 bytes at a time.
 STRINGS = st.lists(
     st.one_of(
         st.binary(max_size=3),
         st.text("ab\0 ", max_size=20).map(str.encode),
+        st.sampled_from([6, 7, 8, 13, 14, 15, 16, 21, 22, 28]).flatmap(
+            lambda n: st.text("a\0 ", min_size=n, max_size=n).map(str.encode)
+        ),
         st.integers(0, 5).map(lambda n: b"[EMPTY_%d]" % n),
     ),
     max_size=40,
@@ -41,8 +44,10 @@ def header_of(strings: list[bytes], before: bytes = b"") -> bytes:
     return before + b"".join(map(text, strings))
 
 
-def array_of(strings: list[bytes]) -> StringArray:
-    return StringArray(header_of(strings, b"head"), 4, len(strings))
+def array_of(strings: list[bytes], after: bytes = b"") -> StringArray:
+    array = StringArray(4)
+    array.read(header_of(strings, b"head") + after, len(strings))
+    return array
 
 
 def as_token(index: int, string: bytes) -> bytes:
@@ -67,6 +72,31 @@ def test_the_first_duplicate_is_found(strings: list[bytes]) -> None:
     tokens = [as_token(index, string) for index, string in enumerate(strings)]
     duplicates = [index for index, token in enumerate(tokens) if token in tokens[:index]]
     assert array_of(strings).find_duplicate() == (duplicates[0] if duplicates else None)
+
+
+@pytest.mark.parametrize("length", range(1, 32))
+def test_tokens_that_differ_in_one_byte_are_told_apart(length: int) -> None:
+    one = bytes(range(1, length + 1))
+    others = [one[:i] + b"\xff" + one[i + 1 :] for i in range(length)]
+    longer = [one + b"\xff", *([one[:-1]] if length > 1 else [])]
+    strings = [one, *others, *longer]
+    assert array_of(strings).find_duplicate() is None
+    for again in strings:
+        for written in (again, again + b"\0", again + b"\0" + bytes(20), again + b"\0tail"):
+            assert array_of([*strings, written, b"end"]).find_duplicate() == len(strings)
+            # Behind the end of the array there may be anything, or nothing.
+            for after in (b"", b"\0", b"x" * 40):
+                assert array_of([*strings, written], after).find_duplicate() == len(strings)
+
+
+@pytest.mark.parametrize("length", range(24))
+def test_a_gap_is_looked_for_inside_of_its_string(length: int) -> None:
+    for place in range(length):
+        string = b"x" * place + b" " + b"x" * (length - place - 1)
+        for after in (b"", b" " * 40):
+            assert array_of([string], after).find_without_gap() == (None if place else 0)
+    # 32 is the length of the next string, and the code of a space.
+    assert array_of([b"a b", b"x" * length, b" " * 32]).find_without_gap() == 1
 
 
 @given(st.lists(st.binary(min_size=5, max_size=40), unique=True), st.data())
@@ -115,35 +145,45 @@ def test_a_start_that_is_no_token_is_found(strings: list[bytes]) -> None:
     assert array_of(strings).find_dead_end() == (dead[0] if dead else None)
 
 
-@given(STRINGS, st.integers(0, 50), st.integers(0, 60))
-def test_strings_are_stepped_over_as_far_as_they_are_there(
-    strings: list[bytes], cut: int, count: int
+@given(STRINGS, st.lists(st.integers(0, 300), max_size=3), st.integers(0, 60))
+def test_strings_are_found_as_far_as_they_are_there(
+    strings: list[bytes], cuts: list[int], count: int
 ) -> None:
-    header = header_of(strings)
-    header = header[: len(header) - cut]
-    position = passed = 0
-    for string in strings[:count]:
-        if position + 8 + len(string) > len(header):
-            break
-        position += 8 + len(string)
-        passed += 1
-    assert step_over_strings(header, 0, min(count, len(strings))) == (passed, position)
+    """A header may be read in several pieces, each with the earlier ones."""
+    whole = header_of(strings)
+    array = StringArray(0)
+    for size in sorted(min(cut, len(whole)) for cut in cuts):
+        array.read(whole[:size], count)
+        ends = [len(header_of(strings[: n + 1])) for n in range(len(strings))]
+        found = sum(end <= size for end in ends[:count])
+        assert list(array) == strings[:found]
+        assert array.end == len(header_of(strings[:found]))
+    array.read(whole, min(count, len(strings)))
+    assert list(array) == strings[:count]
 
 
 @pytest.mark.parametrize("length", [101, 1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 8])
 def test_a_length_that_lies_leads_nowhere(length: int) -> None:
-    header = text(b"one") + struct.pack("<Q", length) + bytes(100)
-    assert step_over_strings(header, 0, 9) == (1, 11)
-    with pytest.raises(ValueError, match="string 1 reaches past"):
-        StringArray(header, 0, 2)
+    array = StringArray(0)
+    array.read(text(b"one") + struct.pack("<Q", length) + bytes(100), 9)
+    assert list(array) == [b"one"]
+    assert array.end == 11
+
+
+def test_a_header_that_shrinks_is_refused() -> None:
+    array = array_of([b"one", b"two"])
+    with pytest.raises(ValueError, match="no place for strings"):
+        array.read(bytes(20), 3)
+    assert list(array) == [b"one", b"two"]
+    with pytest.raises(ValueError, match="no place for strings"):
+        StringArray(21).read(bytes(20), 1)
+    with pytest.raises(OverflowError):
+        StringArray(1 << 32)
 
 
 @pytest.mark.parametrize("start", [0, 5, 100, (1 << 64) - 1])
-def test_what_is_not_in_the_header_is_refused(start: int) -> None:
+def test_numbers_that_are_not_in_the_header_are_refused(start: int) -> None:
     header = bytes(20)
-    assert step_over_strings(header, start, 100)[0] <= 2
-    with pytest.raises(ValueError, match=r"past|too many"):
-        StringArray(header, start, 3) if start < 13 else StringArray(header, start, 1)
     for find in (
         lambda n: find_nan(header, start, n),
         lambda n: find_int32(header, start, n, 1, 0),
@@ -154,7 +194,7 @@ def test_what_is_not_in_the_header_is_refused(start: int) -> None:
             find(1 << 62)
 
 
-@given(st.lists(st.integers(-3, 3), max_size=30), st.integers(-3, 3), st.integers(0, 40))
+@given(st.lists(st.integers(-3, 3), max_size=99), st.integers(-5, 5), st.integers(0, 120))
 def test_a_number_is_found(numbers: list[int], value: int, first: int) -> None:
     header = b"odd" + struct.pack(f"<{len(numbers)}i", *numbers)
     expected = next((i for i in range(first, len(numbers)) if numbers[i] == value), None)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import struct
-import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 
-from llama_runner.errors import ModelError, ModelValidationError
+from llama_runner.errors import InvalidParameterError, ModelError, ModelValidationError
 from llama_runner.loaders import validate_model
 from llama_runner.loaders.architectures import ARCHITECTURES, HYBRID, RECURRENT
 from llama_runner.loaders.ggml_types import FILE_TYPES, TENSOR_TYPES
-from tests.fuzz.attacks import ATTACKS, TOKENS, tiny_llama_with, tokens_of, with_tokens
+from tests.fuzz.attacks import ATTACKS
+from tests.fuzz.attacks.registry import TOKENS
+from tests.fuzz.attacks.vocabulary import tiny_llama_with, tokens_of, with_tokens
+from tests.fuzz.giants import GIANTS
+from tests.fuzz.trial import MEMORY, run_trial
 from tests.unit.loaders.gguf_writer import (
     ARRAY,
     BOOL,
@@ -26,13 +29,10 @@ from tests.unit.loaders.gguf_writer import (
     U32,
     Array,
     GgufFile,
-    Tensor,
 )
 from tests.unit.loaders.model_files import ALL, rwkv_words, tiny_bert, tiny_llama, tiny_moe
-from tests.unit.loaders.mutations import mutated
 
 PINNED = Path(__file__).parents[3] / "llama_cpp_src" / "llama.cpp"
-MEMORY_LIMIT = 64 << 20
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -111,83 +111,26 @@ def test_the_header_level_looks_at_the_structure_alone(tmp_path: Path) -> None:
         validate_model(broken, "header")
 
 
-def refusal_of(path: Path) -> ModelValidationError | None:
-    """Why the validator refuses the file; any other exception is a failure of the test."""
-    try:
-        validate_model(path)
-    except ModelValidationError as error:
-        return error
-    return None
+@pytest.mark.parametrize("level", ["bogus", "", "Full", None, False, True, 1])
+def test_a_level_that_does_not_exist(level: Any, tmp_path: Path) -> None:
+    path = tiny_llama().write(tmp_path / "good.gguf")
+    with pytest.raises(InvalidParameterError, match="must be 'header' or 'full'"):
+        validate_model(path, level)
 
 
-def test_ten_thousand_mutants(tmp_path: Path) -> None:
-    path = tmp_path / "mutant.gguf"
-    models = [make() for make in ALL]
-    accepted = 0
-    for seed in range(10_000):
-        path.write_bytes(mutated(seed, models[seed % len(models)]))
-        refusal = refusal_of(path)
-        if refusal is None:
-            accepted += 1
-        elif not refusal.field or "\n" in str(refusal):
-            pytest.fail(f"seed {seed}: {refusal!r}")
+def test_ten_thousand_mutants() -> None:
+    trial = run_trial()
+    assert trial.wrong == []
     # Neither everything nor nothing: the mutants are worth their name.
-    assert 1_000 < accepted < 4_000
-
-
-WORDS = [f"word {index}" for index in range(393_216)]
-
-
-def everything() -> GgufFile:
-    """As much of everything as a file may have, with the last thing that is looked at wrong."""
-    model = with_tokens(tiny_moe(), WORDS)
-    types = Array(I32, [0x600] * len(WORDS))  # whose bytes look like byte tokens, misaligned
-    template = "{{ a }}" * 37_000
-    model = model.with_keys(
-        tokenizer__ggml__token_type=(ARRAY, types),
-        tokenizer__ggml__scores=(ARRAY, Array(F32, [0.0] * len(WORDS))),
-        tokenizer__ggml__merges=(ARRAY, Array(STRING, ["a b"] * 490_000 + ["ab"])),
-        tokenizer__chat_template=(STRING, template),
-        **{f"more__{n}": (STRING, b"\xff" * 900) for n in range(2000)},
-    )
-    more = [Tensor(f"blk.0.more_{n}.weight", (32, 1, 1, 1)) for n in range(4000)]
-    return replace(model, tensors=[*model.tensors[1:], *more])
-
-
-# Files that cost as much as a file can before they are refused, or nearly so.
-GIANTS: dict[str, Callable[[], GgufFile]] = {
-    "tokens": lambda: with_tokens(tiny_llama(), [*WORDS[:-1], WORDS[0]]),
-    "tokens with NUL": lambda: with_tokens(
-        tiny_llama(), [*(f"{word}\0" for word in WORDS[:-1]), WORDS[0]]
-    ),
-    "too many tokens": lambda: with_tokens(tiny_llama(), [*WORDS, "one more"]),
-    "empty strings": lambda: GgufFile(keys={"a": (ARRAY, Array(STRING, [""] * 900_000))}),
-    "numbers": lambda: GgufFile(keys={"a": (ARRAY, Array(U32, list(range(1_000_000)) * 5))}),
-    "keys": lambda: GgufFile(keys={f"key {n}": (U32, n) for n in range(2048)}),
-    "long keys": lambda: GgufFile(keys={"x" * 60_000 + str(n): (U32, n) for n in range(380)}),
-    "wide text": lambda: GgufFile(keys={"a": (STRING, b"\xf0\x9f\x98\x80" + b"x" * (22 << 20))}),
-    "no text": lambda: GgufFile(keys={"a": (STRING, b"\xff" * (4 << 20))}),
-    "merges": lambda: tiny_moe().with_keys(
-        tokenizer__ggml__merges=(ARRAY, Array(STRING, ["a b"] * 890_000 + ["ab"]))
-    ),
-    "template": lambda: tiny_llama().with_keys(
-        tokenizer__chat_template=(STRING, "{{ a }}" * 37_000 + "{{" + "(" * 200)
-    ),
-    "everything": everything,
-}
+    assert 1_000 < trial.accepted < 4_000
+    assert trial.growth <= MEMORY
 
 
 @pytest.mark.parametrize("name", GIANTS)
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    path = GIANTS[name]().write(tmp_path / "giant.gguf")
-    tracemalloc.start()
-    try:
-        with pytest.raises(ModelValidationError):
-            validate_model(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak <= MEMORY_LIMIT
+    trial = run_trial(GIANTS[name](tmp_path))
+    assert (trial.accepted, trial.wrong) == (0, [])
+    assert trial.growth <= MEMORY
 
 
 def test_infinite_scores_of_both_signs_are_no_nan(tmp_path: Path) -> None:
