@@ -90,7 +90,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Pin:
-    """The llama.cpp tree that this package is built with (PIN.toml)."""
+    """The llama.cpp tree that this package is built with (PIN.toml, patches/)."""
 
     commit: str
     version: str
@@ -108,9 +108,10 @@ class Pin:
 
 
 def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
-    """Read the pin from its TOML file."""
+    """Read the pin from its TOML file, and the patches from those in the folder beside it."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     llama_cpp, sdist = content["llama_cpp"], content["sdist"]
+    patches = (path.parent / "patches").glob("*.toml")
     return Pin(
         commit=llama_cpp["commit"],
         version=llama_cpp["version"],
@@ -121,7 +122,8 @@ def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
         sdist_tree=sdist["tree"],
         patches=tuple(
             Patch(patch["file"], patch["find"], patch["replace"])
-            for patch in content.get("patch", ())
+            for subject in sorted(patches)
+            for patch in tomllib.loads(subject.read_text(encoding="utf-8"))["patch"]
         ),
     )
 
@@ -313,7 +315,7 @@ def apply_patches(tree: Path, pin: Pin) -> None:
         except FileNotFoundError:
             text = ""
         if text.count(patch.find) != 1:
-            raise _fail(f"The patch of {patch.file} in PIN.toml does not fit the tree.", pin)
+            raise _fail(f"A patch of {patch.file} in patches/ does not fit the tree.", pin)
         path.write_text(text.replace(patch.find, patch.replace), encoding="utf-8")
 
 

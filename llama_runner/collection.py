@@ -67,7 +67,7 @@ class Collector:
         return ContextInfo(
             n_ctx=n_ctx,
             used=used,
-            bytes=used * self._context.kv_bytes // self._context.n_ctx,
+            bytes=self._transcript.sequence.kv_bytes,
             spans=spans,
             gc_would_free=sum(spans[i].tokens for i in doomed),
             state=state,
@@ -81,35 +81,29 @@ class Collector:
         transcript, sequence = self._transcript, self._transcript.sequence
         sequence.bring_in()  # what is not in the memory cannot be shifted there
         spans = transcript.spans()
-        n_target = int(target * self._context.n_ctx_seq)
-        doomed = plan(spans, len(sequence) - n_target, policy)
-        if not doomed:
-            n_inexact = len(sequence) - sequence.n_exact if exact else 0
-            if n_inexact and not dry_run:
-                sequence.forget_from(sequence.n_exact)
-            method: GcMethod = "rebuild" if n_inexact else "none"
-            return GcReport(0, 0, method, n_inexact, self._estimate(False, n_inexact))
-        summarizes = isinstance(policy, Summarize)
-        if summarizes:  # the new summary is of the older ones, too
+        doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
+        if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
             doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
-        n_tokens = sum(spans[i].tokens for i in doomed)
-        n_before = spans[doomed[0]].start
-        n_rest = len(sequence) - n_tokens - n_before
-        shifts = self._context.can_shift and not exact and not summarizes
-        checkpoint = self.checkpoints.latest(n_before)
-        method = "shift" if shifts else "rebuild" if checkpoint is None else "checkpoint"
+        n_gone = sum(spans[i].tokens for i in doomed)
+        n_same = spans[doomed[0]].start if doomed else len(sequence)
+        checkpoint = self.checkpoints.latest(n_same) if doomed else None
         if checkpoint is not None:
-            n_rest += n_before - len(checkpoint.tokens)
-        if dry_run:
-            return GcReport(
-                spans_removed=len(doomed),
-                tokens_removed=n_tokens,
-                method=method,
-                tokens_recomputed=0 if shifts else n_rest,
-                ms=self._estimate(shifts, n_rest),
-            )
+            n_same = len(checkpoint.tokens)
+        elif exact:
+            n_same = min(n_same, sequence.n_exact)
+        n_again = len(sequence) - n_gone - n_same
+        method: GcMethod = "none"
+        if checkpoint is not None:
+            method = "checkpoint"
+        elif doomed and not exact and self._can_shift(spans, doomed, policy):
+            method, n_again = "shift", 0
+        elif doomed or n_again:
+            method = "rebuild"
+        if dry_run or method == "none":
+            ms = self._estimate(method, n_again)
+            return GcReport(len(doomed), n_gone, method, n_again, ms)
         summary = ""
-        if isinstance(policy, Summarize):
+        if doomed and isinstance(policy, Summarize):
             summary = policy.write(transcript.text_of(doomed))
             if not isinstance(summary, str):
                 raise InvalidParameterError(
@@ -117,31 +111,33 @@ class Collector:
                 )
         if checkpoint is not None:
             checkpoint.restore(sequence)
-        elif exact:
-            sequence.forget_from(n_before)
+        elif method == "rebuild":
+            sequence.forget_from(n_same)
         if summary:
-            n_rest += transcript.replace(doomed, summary)
-            n_tokens = sum(span.tokens for span in spans) - len(sequence)
-        elif self.drop(doomed) == "rebuild" and shifts:
-            method = "rebuild"  # cells that it has in common with another conversation
-        self.cleaned = True
-        return GcReport(
-            spans_removed=len(doomed),
-            tokens_removed=n_tokens,
-            method=method,
-            tokens_recomputed=0 if method == "shift" else n_rest,
-            ms=(time.perf_counter() - started) * 1e3,
-        )
+            n_note = transcript.replace(doomed, summary)
+            n_gone, n_again = n_gone - n_note, n_again + n_note
+        elif doomed:
+            self.drop(doomed)
+        self.cleaned |= bool(doomed)
+        ms = (time.perf_counter() - started) * 1e3
+        return GcReport(len(doomed), n_gone, method, n_again, ms)
 
-    def drop(self, indices: list[int]) -> GcMethod:
-        """Take parts out of the transcript; "shift" where the rest stayed in the memory."""
+    def _can_shift(self, spans: tuple[Span, ...], doomed: list[int], policy: GcPolicy) -> bool:
+        """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
+        last = doomed[0]
+        while last + 1 in doomed:
+            last += 1
+        end = spans[last].start + spans[last].tokens
+        is_free = self._transcript.sequence.n_shared <= end
+        return self._context.can_shift and is_free and not isinstance(policy, Summarize)
+
+    def drop(self, indices: list[int]) -> None:
+        """Take parts out of the transcript."""
         transcript, sequence = self._transcript, self._transcript.sequence
         n_cached, n_tokens = sequence.n_cached, len(sequence)
-        method = transcript.remove(indices)
-        if method == "shift":
+        if transcript.remove(indices) == "shift":
             n_behind = n_cached - transcript.start_of(indices[0])
             self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
-        return method
 
     def take_opening(self) -> None:
         """Keep a copy of the state behind what opens the conversation, if it has one to keep."""
@@ -149,11 +145,12 @@ class Collector:
         if parts[0].role == "system":
             self.checkpoints.take_opening(parts[0].n_tokens)
 
-    def _estimate(self, shifts: bool, n_rest: int) -> float | None:
+    def _estimate(self, method: GcMethod, n_again: int) -> float | None:
+        """Milliseconds at the speeds last seen."""
         tokens_per_second, shift_ms = self._context.speeds
-        if shifts:
+        if method == "shift":
             return shift_ms or None
-        return n_rest * 1e3 / tokens_per_second if tokens_per_second else None
+        return n_again * 1e3 / tokens_per_second if tokens_per_second else None
 
     def make_room_for_prompt(self) -> None:
         """Collect if the threshold is exceeded.

@@ -71,11 +71,12 @@ class Receipt:
     shared: int = 0
     """Taken over from another sequence."""
     shifted: int = 0
-    """Of the reused ones: moved to another position since the last generation."""
+    """Of the reused ones, at most: moved to another position since the last generation."""
     first_difference: int | None = None
     """Position of the first token in which the prompt differed from what was there, if it did."""
     first_message: int | None = None
-    """Index of the message that this token belongs to."""
+    """Index of the message that this token belongs to: of those given, if they were the whole
+    conversation, else of those in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class ContextInfo:
     used: int
     """Tokens that it holds."""
     bytes: int
-    """Memory of the KV cache that these tokens take."""
+    """Memory of the KV cache that they take now; 0 where they are not there at the moment."""
     spans: tuple[Span, ...]
     """What the tokens are, in order."""
     gc_would_free: int

@@ -249,3 +249,36 @@ def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
             **greedy(),
         ).receipt
         assert receipt.recomputed < 40
+
+
+def test_a_dry_run_knows_that_shared_cells_are_not_moved(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    with session.fork():
+        plan = session.gc(0.1, dry_run=True)
+        done = session.gc(0.1)
+        assert plan.method == done.method == "rebuild"
+        assert plan.tokens_recomputed == done.tokens_recomputed > 0
+
+
+def test_an_exact_collection_mends_what_earlier_ones_moved(session: Session) -> None:
+    for i in range(4):
+        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    assert session.gc(0.1).method == "shift"
+    n_moved = len(session._sequence) - session._sequence.n_exact
+    assert n_moved > 0
+    planned = session.gc(0.9, exact=True, dry_run=True)
+    report = session.gc(0.9, exact=True)
+    assert report.method == planned.method == "rebuild"
+    assert (report.spans_removed, report.tokens_recomputed) == (0, n_moved)
+    assert session._sequence.n_exact == len(session._sequence)
+    assert session.gc(0.9, exact=True).method == "none"
+
+
+def test_bytes_are_those_in_the_memory_now(session: Session) -> None:
+    session.append(user("Hello. " * 20))
+    assert session.info().bytes == 0
+    session.generate(user("Go on."), 8, **greedy(ignore_eos=True))
+    assert session.info().bytes > 0
+    session._sequence.evict()
+    assert session.info().bytes == 0
