@@ -7,18 +7,24 @@ import pytest
 # `ledger` is the conversation's sequence. A signal handler may look at it: it runs inside the
 # generation, in the thread that changes it.
 CONVERSATION = """
+from dataclasses import replace
 runner = new_runner(n_ctx=2048, n_ubatch=128)
 ledger = runner._session._sequence
 LONG = "The sky is blue. " * 100
 first = runner.generate_stateful("1, 2, 3, 4,", 8, **GREEDY)
-before = runner.get_context_info()
+
+def held():
+    # The answer's last token may be decoded or wait: that is no part of the conversation.
+    return replace(runner.get_context_info(), bytes=0)
+
+before = held()
 """
 
 # What must hold after a call that raised: the conversation is as before, and goes on as if the
 # call had never been made. What it says is beyond doubt: numbers are added up in another order when
 # a token was decoded in another batch.
 AS_BEFORE = """
-assert runner.get_context_info() == before, runner.get_context_info()
+assert held() == before, held()
 answer = runner.generate_stateful(" 9, 10, 11,", 8, **GREEDY).text
 runner.clear_context()
 runner.generate_stateful("1, 2, 3, 4,", 8, **GREEDY)
