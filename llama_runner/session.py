@@ -420,9 +420,10 @@ class Session:
             LlamaSystemError: It cannot be written there; NoDiskSpaceError if for want of room.
             ContextBusyError: A stream on this conversation is open.
         """
-        from llama_runner.snapshot import write_file
+        from llama_runner.loaders.files import write_file
+        from llama_runner.snapshot import snapshot_path
 
-        write_file(path, self.snapshot())
+        write_file(snapshot_path(path), self.snapshot())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Become the conversation of a file that :meth:`save` wrote; see :meth:`restore`."""

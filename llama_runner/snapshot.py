@@ -16,12 +16,9 @@ llama.cpp's state is not checked by llama.cpp: it goes only where model and cont
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import struct
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llama_runner._core import Sequence
 from llama_runner.errors import (
     InvalidParameterError,
-    LlamaSystemError,
-    NoDiskSpaceError,
     PromptTooLongError,
     SnapshotError,
 )
+from llama_runner.loaders.files import open_regular
 from llama_runner.loaders.fingerprint import fingerprint
 from llama_runner.parts import Part
 from llama_runner.transcript import Transcript
@@ -48,8 +44,8 @@ __all__ = [
     "Snapshot",
     "open_snapshot",
     "read_file",
+    "snapshot_path",
     "take_snapshot",
-    "write_file",
 ]
 
 MAGIC = b"LLRSNAP\n"
@@ -241,45 +237,26 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
     return parts, header.turn, header.name
 
 
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        NoDiskSpaceError: The disk has no room; no half a file stays.
-        LlamaSystemError: It cannot be written there.
-    """
-    target = _as_path(path)
-    beside = target.with_name(f".llama_runner.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except OSError as error:
-        kind = NoDiskSpaceError if error.errno == errno.ENOSPC else LlamaSystemError
-        raise kind(
-            f"cannot write the snapshot {str(target)!r} ({len(data):,} bytes): {error.strerror}"
-        ) from None
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a snapshot file.
 
     Raises:
         SnapshotError: There is no such file, or it cannot be read.
     """
-    path = _as_path(path)
+    path = snapshot_path(path)
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot {str(path)!r}: {error.strerror}") from None
 
 
-def _as_path(path: str | os.PathLike[str]) -> Path:
+def snapshot_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file.
+
+    Raises:
+        InvalidParameterError: It is none.
+    """
     try:
         found = Path(path)
     except TypeError:

@@ -97,8 +97,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part.
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part.
 
     Raises:
         NoDiskSpaceError: The disk has no room.
@@ -107,8 +107,8 @@ def write_file(path: Path, text: str) -> None:
     beside = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         refuse_special(path.stat().st_mode if path.exists() else stat.S_IFREG)
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

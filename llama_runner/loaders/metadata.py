@@ -229,7 +229,8 @@ class ModelMetadata(_Description):
         values = self.model_dump(mode="json", exclude_defaults=True)
         if self.path is not None and self.path.is_relative_to(target.parent):
             values["path"] = self.path.relative_to(target.parent).as_posix()
-        write_file(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        write_file(target, text.encode())
 
 
 def load_model(json_path: ModelPath) -> ModelMetadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,8 @@ def test_messages_that_are_no_json_are_refused(session: Session, message: Any) -
 def test_wrong_arguments_are_refused_and_change_nothing(session: Session, tmp_path: Path) -> None:
     session.generate([user("Hi.")], 4, **GREEDY)
     before = (session.messages, session.info())
-    long_name = tmp_path / ("x" * 300)
+    long_name, pipe = tmp_path / ("x" * 300), tmp_path / "pipe"
+    os.mkfifo(pipe)
     wrong: list[Any] = [
         lambda: session.gc("half"),  # type: ignore[arg-type]
         lambda: session.gc(None),  # type: ignore[arg-type]
@@ -188,13 +190,15 @@ def test_wrong_arguments_are_refused_and_change_nothing(session: Session, tmp_pa
         lambda: session.load(None),  # type: ignore[arg-type]
         lambda: session.load("a\0b"),
         lambda: session.load(long_name),
+        lambda: session.load(pipe),  # which nobody writes to
+        lambda: session.save(pipe),
     ]
     for call in wrong:
         with pytest.raises(LlamaError):
             call()
     assert (session.messages, session.info()) == before
     session.save(tmp_path / ("x" * 250))  # a legal name
-    assert [path.name for path in tmp_path.iterdir()] == ["x" * 250]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "x" * 250]
 
 
 def test_an_open_stream_ends_with_its_with_block(runner: LlamaRunner) -> None:
