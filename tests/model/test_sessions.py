@@ -102,10 +102,10 @@ def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> No
 def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> None:
     session.generate(user("What is the capital of France?"), 12, **greedy())
     mark = session.mark()
-    before = (session.info(), session.messages)
+    before = (session.info().spans, session.messages)
     first = session.generate(user("And of Italy?"), 12, **greedy())
     session.rewind(mark)
-    assert (session.info(), session.messages) == before
+    assert (session.info().spans, session.messages) == before
     session.generate(user("Something else entirely."), 12, **greedy())
     session.gc(0.0)
     session.rewind(mark)

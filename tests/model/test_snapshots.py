@@ -242,9 +242,9 @@ def test_a_thousand_damaged_snapshots(session: Session) -> None:
 def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
     path = tmp_path / "conversation"
     path.write_text("what was there")
-    with pytest.raises(LlamaSystemError, match="cannot write"):
+    with pytest.raises(LlamaSystemError, match="cannot be written"):
         session.save(tmp_path / "no such folder" / "conversation")
-    with pytest.raises(LlamaSystemError, match="cannot write"):
+    with pytest.raises(LlamaSystemError, match="cannot be written"):
         session.save(tmp_path)
     session.save(path)
     assert sorted(tmp_path.iterdir()) == [path]
