@@ -9,7 +9,7 @@ import pytest
 from oracle import Oracle, compile_oracle
 from tiny_models import ARCHITECTURES, write_model
 
-from llama_runner import LlamaRunner
+from llama_runner import LlamaRunner, Session
 from llama_runner._core import Model
 
 
@@ -18,6 +18,13 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
     """A runner for the tests of one module; one thread, so that a busy machine slows it little."""
     with LlamaRunner(model_path, n_ctx=1024, n_threads=1) as runner:
         yield runner
+
+
+@pytest.fixture
+def session(runner: LlamaRunner) -> Iterator[Session]:
+    """A conversation that was told how to be."""
+    with runner.session("You are a helpful assistant.") as session:
+        yield session
 
 
 @pytest.fixture(autouse=True)

@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import InvalidParameterError
 from llama_runner.memory import sliding_window, summarize
-from llama_runner.params import GenerationOptions
 
 N_CTX = 512
-
-
-def greedy(*, ignore_eos: bool = False) -> GenerationOptions:
-    return {"temperature": 0, "ignore_eos": ignore_eos}
-
-
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +22,9 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
         yield runner
 
 
-@pytest.fixture
-def session(runner: LlamaRunner) -> Iterator[Session]:
-    with runner.session("You are a helpful assistant.") as session:
-        yield session
-
-
 def test_gc_reports_what_it_does(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
     before = session.info()
     planned = session.gc(0.1, dry_run=True)
     assert session.info() == before
@@ -62,14 +48,14 @@ def test_an_exact_collection_is_as_if_the_turns_had_never_been(
     runner: LlamaRunner, session: Session
 ) -> None:
     for i in range(3):
-        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     report = session.gc(0.0, exact=True)
     assert report.method == "rebuild"
     assert report.tokens_recomputed > 0
     with runner.session() as fresh:
-        whole = [*session.messages, *user("And now?")]
+        whole = [*session.messages, *question("And now?")]
         expected = fresh.generate(whole, 16, **greedy())
-    assert session.generate(user("And now?"), 16, **greedy()).tokens == expected.tokens
+    assert session.generate(question("And now?"), 16, **greedy()).tokens == expected.tokens
 
 
 @pytest.mark.parametrize(
@@ -77,7 +63,7 @@ def test_an_exact_collection_is_as_if_the_turns_had_never_been(
 )
 def test_a_policy_that_proposes_nonsense_changes_nothing(session: Session, proposed: Any) -> None:
     for i in range(3):
-        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
     before, info = session.messages, session.info()
     with pytest.raises(InvalidParameterError, match="policy"):
         session.gc(0.0, policy=lambda spans: proposed)
@@ -87,11 +73,11 @@ def test_a_policy_that_proposes_nonsense_changes_nothing(session: Session, propo
 def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -> None:
     """What is left reads as if the turns that went had never been said."""
     for i in range(6):
-        session.generate(user(f"Say hello {i}."), 10 + 10 * (i % 2), **greedy())
+        session.generate(question(f"Say hello {i}."), 10 + 10 * (i % 2), **greedy())
     report = session.gc(0.1)
     assert report.method == "shift"
     n_left = session.info().used
-    completion = session.generate(user("Go on."), 4, **greedy())
+    completion = session.generate(question("Go on."), 4, **greedy())
     assert completion.receipt.reused >= n_left - 1
     assert completion.receipt.shifted > 0
     assert completion.receipt.first_difference is None
@@ -100,8 +86,8 @@ def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -
 def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Session) -> None:
     given = [{"role": "system", "content": "Be brief."}]
     for i in range(30):
-        given += [*user(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
-    completion = session.generate([*given, *user("Go on.")], 4, **greedy())
+        given += [*question(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
+    completion = session.generate([*given, *question("Go on.")], 4, **greedy())
     assert len(completion.tokens) == 4
     assert session.messages[0] == given[0]
     n_left = len(session.messages)
@@ -117,7 +103,7 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
         return f"Summary {len(given)}."
 
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     before = session.messages
     report = session.gc(0.0, policy=summarize(write))
     assert "user: Tell me about 0." in given[0]
@@ -130,7 +116,7 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
     ]
     span = session.info().spans[1]
     assert (span.role, span.pinned) == ("summary", True)
-    answer = session.generate(user("Go on."), 8, **greedy())
+    answer = session.generate(question("Go on."), 8, **greedy())
     # The same as saying it all at once.
     whole = session._sequence.tokens[: answer.usage.total].tolist()
     runner_prompt = whole[: answer.usage.prompt_tokens]
@@ -144,7 +130,7 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
 
 def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -> None:
     for i in range(3):
-        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
     before, info = session.messages, session.info()
 
     def fail(text: str) -> str:
@@ -164,7 +150,7 @@ def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -
 
 def test_a_dry_run_says_what_it_would_do_and_cost(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 30, **greedy(ignore_eos=True))
     before = session.info()
     shift = session.gc(0.1, dry_run=True)
     exact = session.gc(0.1, dry_run=True, exact=True)
@@ -177,7 +163,7 @@ def test_a_dry_run_says_what_it_would_do_and_cost(session: Session) -> None:
     assert exact.ms is not None
     done = session.gc(0.1)
     assert (done.spans_removed, done.tokens_removed) == (shift.spans_removed, shift.tokens_removed)
-    session.generate(user("Go on."), 2, **greedy())
+    session.generate(question("Go on."), 2, **greedy())
     assert session.gc(0.1, dry_run=True).ms is not None
 
 
@@ -187,9 +173,9 @@ def test_messages_taken_out_leave_the_rest_in_memory(runner: LlamaRunner) -> Non
     for reuse in ("prefix", "chunks"):
         with runner.session("You are helpful.", reuse=reuse) as session:
             for i in range(4):
-                session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+                session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
             given = session.messages
-            shortened = [given[0], *given[3:], *user("Go on.")]
+            shortened = [given[0], *given[3:], *question("Go on.")]
             completion = session.generate(shortened, 4, **greedy())
             assert session.messages == [
                 *shortened,
@@ -210,14 +196,14 @@ def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
         session = runner.session("Be brief.")
         for i in range(4):
-            session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
         runner.generate_stateless("The sky is", 1)
         assert session._sequence.n_cached == 0
         plan = session.gc(0.1, dry_run=True)
         done = session.gc(0.1)
         assert (plan.method, plan.tokens_recomputed) == (done.method, done.tokens_recomputed)
         assert done.method == "shift"
-        assert session.generate(user("Go on."), 2, **greedy()).receipt.recomputed < 25
+        assert session.generate(question("Go on."), 2, **greedy()).receipt.recomputed < 25
 
 
 def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
@@ -243,7 +229,7 @@ def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
             [
                 *given,
                 {"role": "assistant", "content": session.messages[-1]["content"]},
-                *user("On."),
+                *question("On."),
             ],
             4,
             **greedy(),
@@ -253,7 +239,7 @@ def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
 
 def test_a_dry_run_knows_that_shared_cells_are_not_moved(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     with session.fork():
         plan = session.gc(0.1, dry_run=True)
         done = session.gc(0.1)
@@ -263,7 +249,7 @@ def test_a_dry_run_knows_that_shared_cells_are_not_moved(session: Session) -> No
 
 def test_an_exact_collection_mends_what_earlier_ones_moved(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     assert session.gc(0.1).method == "shift"
     n_moved = len(session._sequence) - session._sequence.n_exact
     assert n_moved > 0
@@ -276,9 +262,9 @@ def test_an_exact_collection_mends_what_earlier_ones_moved(session: Session) -> 
 
 
 def test_bytes_are_those_in_the_memory_now(session: Session) -> None:
-    session.append(user("Hello. " * 20))
+    session.append(question("Hello. " * 20))
     assert session.info().bytes == 0
-    session.generate(user("Go on."), 8, **greedy(ignore_eos=True))
+    session.generate(question("Go on."), 8, **greedy(ignore_eos=True))
     assert session.info().bytes > 0
     session._sequence.evict()
     assert session.info().bytes == 0

@@ -8,20 +8,13 @@ from typing import Any
 
 import pytest
 from oracle import Oracle
+from talk import assistant, user
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError
 from llama_runner.results import Completion, ContextInfo
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 QUESTIONS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talk import assistant, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaError
@@ -16,24 +17,10 @@ from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaEr
 GREEDY: dict[str, Any] = {"temperature": 0}
 
 
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
 @pytest.fixture(scope="module")
 def runner(model_path: Path) -> Iterator[LlamaRunner]:
     with LlamaRunner(model_path, n_ctx=1024, n_threads=1) as runner:
         yield runner
-
-
-@pytest.fixture
-def session(runner: LlamaRunner) -> Iterator[Session]:
-    with runner.session("You are a helpful assistant.") as session:
-        yield session
 
 
 def test_appending_never_replaces_what_is_there(session: Session) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import (
@@ -16,17 +17,8 @@ from llama_runner.errors import (
     PromptTooLongError,
 )
 from llama_runner.memory import summarize
-from llama_runner.params import GenerationOptions
 
 N_CTX = 512
-
-
-def greedy(*, ignore_eos: bool = False) -> GenerationOptions:
-    return {"temperature": 0, "ignore_eos": ignore_eos}
-
-
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +27,12 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
         yield runner
 
 
-@pytest.fixture
-def session(runner: LlamaRunner) -> Iterator[Session]:
-    with runner.session("You are a helpful assistant.") as session:
-        yield session
-
-
 def test_a_conversation_outlives_its_context_many_times(session: Session) -> None:
     cleaned = 0
     for i in range(40):
-        completion = session.generate(user(f"Tell me about {i}."), 24, **greedy(ignore_eos=True))
+        completion = session.generate(
+            question(f"Tell me about {i}."), 24, **greedy(ignore_eos=True)
+        )
         assert len(completion.tokens) == 24
         info = session.info()
         assert 0 < info.used <= N_CTX
@@ -58,8 +46,8 @@ def test_a_conversation_outlives_its_context_many_times(session: Session) -> Non
 
 def test_room_is_made_in_the_middle_of_an_answer(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
-    completion = session.generate(user("Go on."), 300, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+    completion = session.generate(question("Go on."), 300, **greedy(ignore_eos=True))
     assert completion.finish_reason == "length"
     assert len(completion.tokens) == 300
     assert session.info().state == "cleaned"
@@ -68,8 +56,8 @@ def test_room_is_made_in_the_middle_of_an_answer(session: Session) -> None:
 
 def test_room_is_made_in_the_middle_of_a_stream(session: Session) -> None:
     for i in range(4):
-        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
-    with session.stream(user("Go on."), 300, **greedy(ignore_eos=True)) as stream:
+        session.generate(question(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+    with session.stream(question("Go on."), 300, **greedy(ignore_eos=True)) as stream:
         text = "".join(chunk.text for chunk in stream)
     assert stream.completion is not None
     assert stream.completion.text == text
@@ -77,55 +65,55 @@ def test_room_is_made_in_the_middle_of_a_stream(session: Session) -> None:
 
 
 def test_a_turn_that_alone_fills_the_context_ends_there(session: Session) -> None:
-    completion = session.generate(user("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
+    completion = session.generate(question("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
     assert completion.finish_reason == "length"
     assert session.info().used == N_CTX
 
 
 def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> None:
-    session.generate(user("My name is Ann. " * 30), 8, **greedy())
+    session.generate(question("My name is Ann. " * 30), 8, **greedy())
     index = next(i for i, span in enumerate(session.info().spans) if span.role == "user")
     session.pin(index)
     for i in range(6):
-        session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
     assert any("Ann" in message["content"] for message in session.messages)
     before = session.info()
     with pytest.raises(ContextFullError, match="pinned: user"):
-        session.generate(user("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
+        session.generate(question("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
     assert session.info().spans == before.spans
     session.unpin(index)
-    assert session.generate(user("Go on."), 200, **greedy(ignore_eos=True)).usage
+    assert session.generate(question("Go on."), 200, **greedy(ignore_eos=True)).usage
     with pytest.raises(InvalidParameterError, match="spans"):
         session.pin(99)
 
 
 def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> None:
-    session.generate(user("What is the capital of France?"), 12, **greedy())
+    session.generate(question("What is the capital of France?"), 12, **greedy())
     mark = session.mark()
     before = (session.info().spans, session.messages)
-    first = session.generate(user("And of Italy?"), 12, **greedy())
+    first = session.generate(question("And of Italy?"), 12, **greedy())
     session.rewind(mark)
     assert (session.info().spans, session.messages) == before
-    session.generate(user("Something else entirely."), 12, **greedy())
+    session.generate(question("Something else entirely."), 12, **greedy())
     session.gc(0.0)
     session.rewind(mark)
     assert session.messages == before[1]
     assert session._sequence.n_exact == len(session._sequence)
-    assert session.generate(user("And of Italy?"), 12, **greedy()).tokens == first.tokens
+    assert session.generate(question("And of Italy?"), 12, **greedy()).tokens == first.tokens
 
 
 def test_a_mark_of_another_conversation_is_refused(runner: LlamaRunner, session: Session) -> None:
-    session.generate(user("What is the capital of France?"), 12, **greedy())
+    session.generate(question("What is the capital of France?"), 12, **greedy())
     before = (session.messages, session.info().spans)
     with runner.session() as other:
-        other.append(user("Hello."))
+        other.append(question("Hello."))
         foreign = other.mark()
         for wrong in (foreign, None, "mark"):
             with pytest.raises(InvalidParameterError, match="mark"):
                 session.rewind(wrong)  # type: ignore[arg-type]
     assert (session.messages, session.info().spans) == before
     with session.fork() as fork:  # the better of several attempts may be taken over
-        said = fork.generate(user("And of Italy?"), 12, **greedy())
+        said = fork.generate(question("And of Italy?"), 12, **greedy())
         session.rewind(fork.mark())
     assert session.messages[-1]["content"] == said.text
 
@@ -133,24 +121,24 @@ def test_a_mark_of_another_conversation_is_refused(runner: LlamaRunner, session:
 def test_forks_go_on_independently_and_share_what_they_have_in_common(
     runner: LlamaRunner, session: Session
 ) -> None:
-    session.generate(user("Name a colour. " * 10), 8, **greedy())
+    session.generate(question("Name a colour. " * 10), 8, **greedy())
     used = runner.session().info().used
     assert used == 0
     with session.fork() as child:
         assert child.messages == session.messages
-        ours = session.generate(user("Why that one?"), 12, **greedy())
-        theirs = child.generate(user("Why that one?"), 12, **greedy())
+        ours = session.generate(question("Why that one?"), 12, **greedy())
+        theirs = child.generate(question("Why that one?"), 12, **greedy())
         assert ours.tokens == theirs.tokens
         assert theirs.receipt.reused == ours.receipt.reused > 40
-        child.generate(user("Another."), 4, **greedy())
+        child.generate(question("Another."), 4, **greedy())
         assert len(child.messages) == len(session.messages) + 2
 
 
 def test_a_common_beginning_is_computed_once(runner: LlamaRunner) -> None:
     system = "You are a careful librarian who knows every book. " * 8
     with runner.session(system) as first, runner.session(system) as second:
-        a = first.generate(user("What is the capital of France?"), 8, **greedy())
-        b = second.generate(user("What is the capital of France?"), 8, **greedy())
+        a = first.generate(question("What is the capital of France?"), 8, **greedy())
+        b = second.generate(question("What is the capital of France?"), 8, **greedy())
         assert b.receipt.shared >= 64
         assert a.tokens == b.tokens
 
@@ -169,8 +157,8 @@ def test_more_sessions_than_fit_come_back_without_being_computed_again(
                 runner.session(f"Agent {i} speaks only of number {i}. " * 8) for i in range(4)
             ]
             for session in sessions:
-                session.generate(user("Hello."), 4, **greedy())
-            again = sessions[0].generate(user("And?"), 4, **greedy())
+                session.generate(question("Hello."), 4, **greedy())
+            again = sessions[0].generate(question("And?"), 4, **greedy())
             kept = any(parking.values())
             assert (again.receipt.reused > 60) == kept
             assert (again.receipt.recomputed < 40) == kept
@@ -178,7 +166,7 @@ def test_more_sessions_than_fit_come_back_without_being_computed_again(
 
 
 def test_bad_prompts_change_nothing(session: Session) -> None:
-    session.generate(user("Hello."), 4, **greedy())
+    session.generate(question("Hello."), 4, **greedy())
     before = session.info()
     with pytest.raises(PromptTooLongError, match="fit"):
         session.generate("word " * N_CTX, 4, **greedy())
@@ -249,21 +237,21 @@ def test_a_named_session(runner: LlamaRunner) -> None:
 def test_a_fork_where_there_is_one_slot(model_path: Path) -> None:
     """Both cannot be in the memory at once: they take turns, and compute nothing again."""
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner, runner.session() as session:
-        session.generate(user("Name a colour. " * 10), 4, **greedy())
+        session.generate(question("Name a colour. " * 10), 4, **greedy())
         with session.fork() as fork:
-            answers = [s.generate(user("Why?"), 6, **greedy()) for s in (session, fork)]
+            answers = [s.generate(question("Why?"), 6, **greedy()) for s in (session, fork)]
         assert answers[0].text == answers[1].text
         assert answers[1].receipt.recomputed < 25
 
 
 def test_a_dropped_stream_leaves_what_it_said(session: Session) -> None:
     """Its turn is booked by the next call, as it may be dropped in any thread at any time."""
-    stream = session.stream(user("Tell me a story."), 20, **greedy(ignore_eos=True))
+    stream = session.stream(question("Tell me a story."), 20, **greedy(ignore_eos=True))
     said = next(stream).text + next(stream).text
     del stream
     assert session.messages[-1]["role"] == "assistant"
     assert session.messages[-1]["content"].startswith(said)
-    assert session.generate(user("Go on."), 4, **greedy()).receipt.reused > 10
+    assert session.generate(question("Go on."), 4, **greedy()).receipt.reused > 10
 
 
 # ---- what others do meanwhile ------------------------------------------------------------------
@@ -273,9 +261,9 @@ def test_a_stream_that_makes_room_keeps_others_out(runner: LlamaRunner) -> None:
     """Also while it rests because its context is full."""
     with runner.session("Be brief.") as session:
         for i in range(6):
-            session.generate(user(f"Tell me about {i}."), 50, **greedy(ignore_eos=True))
+            session.generate(question(f"Tell me about {i}."), 50, **greedy(ignore_eos=True))
         refused = 0
-        with session.stream(user("Go on."), 200, **greedy(ignore_eos=True)) as stream:
+        with session.stream(question("Go on."), 200, **greedy(ignore_eos=True)) as stream:
             for chunk in stream:
                 if chunk.finish_reason:
                     break
@@ -290,7 +278,7 @@ def test_a_stream_that_makes_room_keeps_others_out(runner: LlamaRunner) -> None:
 
 def test_a_callback_cannot_change_the_conversation_that_calls_it(session: Session) -> None:
     for i in range(3):
-        session.generate(user(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+        session.generate(question(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
     before = session.messages
 
     def meddle(text: str) -> str:
@@ -308,8 +296,8 @@ def test_answers_have_their_length_at_any_threshold(model_path: Path, gc_thresho
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1, gc_threshold=gc_threshold) as runner:
         session = runner.session("Be brief.")
         for i in range(6):
-            session.generate(user(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
-        completion = session.generate(user("Go on."), 180, **greedy(ignore_eos=True))
+            session.generate(question(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+        completion = session.generate(question("Go on."), 180, **greedy(ignore_eos=True))
         assert len(completion.tokens) == 180 or gc_threshold * 512 < 180
 
 

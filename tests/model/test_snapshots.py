@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talk import question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
@@ -27,10 +28,6 @@ from llama_runner.tokens import Tokenizer
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
 
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
 @pytest.fixture(scope="module")
 def runner(model_path: Path) -> Iterator[LlamaRunner]:
     with LlamaRunner(model_path, n_ctx=1024, n_seq_max=2) as runner:
@@ -40,22 +37,22 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
 @pytest.fixture
 def session(runner: LlamaRunner) -> Iterator[Session]:
     with runner.session("You are helpful.", name="first") as session:
-        session.generate(user("Name a colour."), 12, **GREEDY)
+        session.generate(question("Name a colour."), 12, **GREEDY)
         session.pin(1)
         yield session
 
 
 def test_it_goes_on_where_it_was(runner: LlamaRunner, session: Session) -> None:
     data, messages, spans = session.snapshot(), session.messages, session.info().spans
-    expected = session.generate(user("Another one."), 12, **GREEDY)
+    expected = session.generate(question("Another one."), 12, **GREEDY)
     with runner.session() as other:
         other.generate("What was here before is gone.", 4, **GREEDY)
         other.restore(data)
         assert (other.name, other.messages, other.info().spans) == ("first", messages, spans)
-        assert other.generate(user("Another one."), 12, **GREEDY).text == expected.text
+        assert other.generate(question("Another one."), 12, **GREEDY).text == expected.text
     session.restore(data)
     assert session.messages == messages
-    assert session.generate(user("Another one."), 12, **GREEDY).text == expected.text
+    assert session.generate(question("Another one."), 12, **GREEDY).text == expected.text
 
 
 def test_after_a_restart_nothing_is_computed_again(
@@ -63,7 +60,7 @@ def test_after_a_restart_nothing_is_computed_again(
 ) -> None:
     path = tmp_path / "conversation"
     session.save(path)
-    expected = session.generate(user("Another one."), 12, **GREEDY)
+    expected = session.generate(question("Another one."), 12, **GREEDY)
     n_before = expected.usage.prompt_tokens
     program = """
 import sys
@@ -171,7 +168,7 @@ def test_with_other_settings_it_is_computed_again(session: Session, model_path: 
         copy = other.session()
         copy.restore(data)
         assert copy.messages == messages
-        receipt = copy.generate(user("Another one."), 4, **GREEDY).receipt
+        receipt = copy.generate(question("Another one."), 4, **GREEDY).receipt
         assert receipt.reused == 0
         assert receipt.recomputed > 0
 
@@ -236,7 +233,7 @@ def test_a_thousand_damaged_snapshots(session: Session) -> None:
             with pytest.raises(SnapshotError):
                 session.restore(mutant)
     assert session.messages == before
-    assert session.generate(user("Another one."), 4, **GREEDY).receipt.reused > 0
+    assert session.generate(question("Another one."), 4, **GREEDY).receipt.reused > 0
 
 
 def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
@@ -253,7 +250,7 @@ def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
 
 def test_an_open_stream_is_in_the_way(session: Session) -> None:
     data = session.snapshot()
-    with session.stream(user("Go on."), 8, **GREEDY) as stream:
+    with session.stream(question("Go on."), 8, **GREEDY) as stream:
         next(stream)
         with pytest.raises(ContextBusyError):
             session.snapshot()
