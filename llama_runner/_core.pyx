@@ -9,6 +9,7 @@ Only its pieces live here, in dependency order; each is one idea in its own file
 cimport cython
 
 include "_native/errors.pxi"
+include "_native/signals.pxi"
 include "_native/logging.pxi"
 include "_native/scan.pxi"
 include "_native/template_shape.pxi"
@@ -22,6 +23,7 @@ include "_native/context.pxi"
 include "_native/cells.pxi"
 include "_native/sequence.pxi"
 include "_native/text.pxi"
+include "_native/loop.pxi"
 include "_native/turn.pxi"
 include "_native/engine.pxi"
 include "_native/request.pxi"

@@ -53,7 +53,7 @@ class Checkpoint:
 
     def restore(self, sequence: Sequence) -> None:
         """Go back to it; where the sequence has left the memory meanwhile, nothing happens."""
-        sequence.restore_state(self.state, len(self.tokens), partial=True)
+        sequence.rewind_state(self.state, len(self.tokens))
 
 
 class Checkpoints:

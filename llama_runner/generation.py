@@ -92,9 +92,7 @@ class Generation:
         )
 
     def _timings(self, n_generated: int, n_prefilled: int) -> Timings:
-        start, first, end = self.request.times_us
-        first = first or end  # cancelled before the first token
-        prefill, decode = (first - start) / 1e6, (end - first) / 1e6
+        prefill, decode = (us / 1e6 for us in self.request.times_us)
         return Timings(
             prefill_ms=prefill * 1e3,
             first_token_ms=self._before_ms + prefill * 1e3,

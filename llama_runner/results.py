@@ -41,7 +41,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one generation went."""
+    """Where the time of one generation went; what the reader of a stream does meanwhile is none."""
 
     prefill_ms: float
     """Computing the part of the prompt that was not in the KV cache yet."""

@@ -47,17 +47,10 @@ cdef extern from "llama.h" nogil:
 
     cdef enum llama_vocab_type_t "llama_vocab_type":
         LLAMA_VOCAB_TYPE_NONE
-        LLAMA_VOCAB_TYPE_SPM
-        LLAMA_VOCAB_TYPE_BPE
-        LLAMA_VOCAB_TYPE_WPM
-        LLAMA_VOCAB_TYPE_UGM
-        LLAMA_VOCAB_TYPE_RWKV
-        LLAMA_VOCAB_TYPE_PLAMO2
 
     cdef enum llama_rope_type:
         LLAMA_ROPE_TYPE_MROPE
         LLAMA_ROPE_TYPE_IMROPE
-        LLAMA_ROPE_TYPE_VISION
 
     ctypedef bool (*llama_progress_callback)(float progress, void * user_data) noexcept
 
@@ -120,11 +113,6 @@ cdef extern from "llama.h" nogil:
 
     const char * llama_version()
     const char * llama_print_system_info()
-    bool llama_supports_gpu_offload()
-    bool llama_supports_mmap()
-    bool llama_supports_mlock()
-    size_t llama_max_devices()
-    size_t llama_max_parallel_sequences()
     void llama_backend_init()
     void llama_log_set(ggml_log_callback callback, void * user_data)
 
@@ -140,15 +128,11 @@ cdef extern from "llama.h" nogil:
     int32_t llama_model_n_ctx_train(const llama_model * model)
     int32_t llama_model_n_embd(const llama_model * model)
     int32_t llama_model_n_layer(const llama_model * model)
-    int32_t llama_model_n_head(const llama_model * model)
-    int32_t llama_model_n_head_kv(const llama_model * model)
     int32_t llama_model_n_swa(const llama_model * model)
     uint64_t llama_model_size(const llama_model * model)
     uint64_t llama_model_n_params(const llama_model * model)
     int32_t llama_model_desc(const llama_model * model, char * buf, size_t size)
     int32_t llama_model_meta_count(const llama_model * model)
-    int32_t llama_model_meta_val_str(
-        const llama_model * model, const char * key, char * buf, size_t size)
     int32_t llama_model_meta_key_by_index(
         const llama_model * model, int32_t i, char * buf, size_t size)
     int32_t llama_model_meta_val_str_by_index(
@@ -186,8 +170,6 @@ cdef extern from "llama.h" nogil:
 
     llama_vocab_type_t llama_vocab_type(const llama_vocab * vocab)
     int32_t llama_vocab_n_tokens(const llama_vocab * vocab)
-    float llama_vocab_get_score(const llama_vocab * vocab, llama_token token)
-    const char * llama_vocab_get_text(const llama_vocab * vocab, llama_token token)
     bool llama_vocab_is_eog(const llama_vocab * vocab, llama_token token)
     bool llama_vocab_is_control(const llama_vocab * vocab, llama_token token)
     llama_token llama_vocab_bos(const llama_vocab * vocab)
@@ -210,7 +192,6 @@ cdef extern from "llama.h" nogil:
     llama_sampler_chain_params llama_sampler_chain_default_params()
     llama_sampler * llama_sampler_chain_init(llama_sampler_chain_params params)
     void llama_sampler_chain_add(llama_sampler * chain, llama_sampler * sampler)
-    llama_sampler * llama_sampler_init_greedy()
     llama_sampler * llama_sampler_init_dist(uint32_t seed)
     llama_sampler * llama_sampler_init_top_k(int32_t k)
     llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep)

@@ -29,12 +29,10 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
         PyObject * out_of_memory
         PyObject * runtime
     PythonErrors & python_errors()
-    bool signal_handler_raised() noexcept
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
     int32_t settle(llama_context * ctx, string & error)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
-    void run_signal_handlers()
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
@@ -50,7 +48,7 @@ cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
         bool remove_special, bool unparse_special, string & out) except +set_python_error
 
 cdef extern from "interrupt.hpp" namespace "llama_runner" nogil:
-    ctypedef bool (* CheckSignals)() noexcept
+    ctypedef int (* CheckSignals)() except -1
 
 cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
     cdef struct TokenizeOptions:
@@ -86,6 +84,7 @@ cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     cdef cppclass ContextBox:
         ContextBox(shared_ptr[ModelBox] parent, llama_context * created, ggml_threadpool * pool,
                    int32_t n_batch) except +set_python_error
+        shared_ptr[ModelBox] model
         llama_context * context
         ggml_threadpool * threadpool
         llama_batch batch
@@ -101,6 +100,7 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
         size_t ram_limit
         size_t disk_limit
         string directory
+    void drop_all(Parking & parking)
     size_t save_state(
         llama_context * context, llama_seq_id slot, uint32_t flags, vector[uint8_t] & out)
     bool restore_state(
@@ -218,9 +218,9 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t n_reused
         int32_t n_shared
         int32_t n_prefilled
-        int64_t t_start
         int64_t t_first
-        int64_t t_end
+        int64_t prefill_us
+        int64_t decode_us
     ctypedef shared_ptr[NativeRequest] RequestPtr
 
     cdef struct Share:
@@ -283,14 +283,14 @@ cdef extern from "chat.hpp" namespace "llama_runner" nogil:
     cdef cppclass ChatTemplates:
         ChatTemplates()
         bool operator bool()
-    ctypedef void (*Poll)()
     ChatTemplates chat_templates(
         const llama_model * model, const string & override_source,
-        Poll poll) except +set_python_error
+        CheckSignals check_signals) except +set_python_error
     string chat_template_source(const ChatTemplates & templates) except +set_python_error
     string apply_chat_template(
         const ChatTemplates & templates, const string & messages,
-        bint add_generation_prompt, Poll poll) except +set_python_error
+        bint add_generation_prompt,
+        CheckSignals check_signals) except +set_python_error
 
 cdef extern from "memory.hpp" namespace "llama_runner" nogil:
     cdef struct MemoryUse:

@@ -148,8 +148,11 @@ cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
 # ---- room --------------------------------------------------------------------------------------
 
 cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, uint64_t arrival,
-                    int32_t n) noexcept nogil:
-    """Find a slot and n cells, moving out who is idle, then who came later."""
+                    int32_t n, NativeSequence * donor=NULL) noexcept nogil:
+    """Find a slot and n cells, moving out who is idle, then who came later.
+
+    donor: of those who are idle, it leaves last.
+    """
     cdef NativeSequence * sequence = wanting.get()
     cdef size_t i
     while sequence.slot < 0:
@@ -158,10 +161,10 @@ cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, ui
                 engine.slots[i] = wanting
                 sequence.slot = <llama_seq_id> i
                 break
-        if sequence.slot < 0 and not evict_one(engine, box, sequence, arrival):
+        if sequence.slot < 0 and not evict_one(engine, box, sequence, arrival, donor):
             return False
     while free_cells(engine, sequence) < n:
-        if not evict_one(engine, box, sequence, arrival):
+        if not evict_one(engine, box, sequence, arrival, donor):
             return False
     return True
 
@@ -187,10 +190,10 @@ cdef int32_t used_cells(Engine * engine) noexcept nogil:
 
 
 cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
-                    uint64_t arrival) noexcept nogil:
-    """Move one other sequence out of the memory: the idle one used longest ago, one that is kept
-    warm only when no other is left, else the youngest request that is not in this turn's batch
-    yet. The oldest request so always gets on."""
+                    uint64_t arrival, NativeSequence * donor) noexcept nogil:
+    """Move one other sequence out of the memory: of the idle ones whoever leaves_before() the
+    others, else the youngest request that is not in this turn's batch yet. The oldest request so
+    always gets on."""
     cdef NativeSequence * victim = NULL
     cdef NativeSequence * sequence
     cdef NativeRequest * youngest = NULL
@@ -207,8 +210,7 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
                 if (engine.working[j].arrival > arrival and not engine.working[j].in_batch
                         and (youngest is NULL or engine.working[j].arrival > youngest.arrival)):
                     youngest = engine.working[j]
-        if not works and (victim is NULL or sequence.warm < victim.warm or (
-                sequence.warm == victim.warm and sequence.last_used < victim.last_used)):
+        if not works and (victim is NULL or leaves_before(sequence, victim, donor)):
             victim = sequence
     if victim is NULL and youngest is not NULL:
         victim = youngest.sequence.get()
@@ -216,6 +218,16 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
         return False
     park_cells(engine, box, victim)
     return True
+
+
+cdef bint leaves_before(NativeSequence * a, NativeSequence * b,
+                        NativeSequence * donor) noexcept nogil:
+    """Who was used longest ago, but for those that are kept warm, and for the donor."""
+    if a == donor or b == donor:
+        return b == donor
+    if a.warm != b.warm:
+        return b.warm
+    return a.last_used < b.last_used
 
 
 # ---- leaving and coming back -------------------------------------------------------------------
@@ -228,7 +240,8 @@ cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         held = engine.slots[sequence.slot]  # the slot may be the last that has it
     if sequence.n_kv >= MIN_SHARED:
         settle_cells(engine, box)
-        sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
+        if not engine.broken.load():
+            sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
         if sequence.parked:
             note_parked(engine, held)
@@ -266,6 +279,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
     sequence.n_parked = 0
     if n_donor > n_own and share_cells(engine, box, donor, wanting, arrival, n_donor):
         return n_donor
+    others = best_parked(engine, sequence, &n_parked)  # the donor may have had to leave
     if n_parked > n_own and unpark_cells(engine, box, others, wanting, arrival, n_parked):
         return n_parked
     if n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
@@ -279,7 +293,9 @@ cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
     cdef NativeSequence * sequence = wanting.get()
     if not make_room(engine, box, wanting, arrival, parked.get().n_tokens):
         return False
-    if not unpark_state(parked.get()[0], box.context, sequence.slot):
+    if (not unpark_state(parked.get()[0], box.context, sequence.slot)
+            or llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+            != parked.get().n_tokens - 1):
         drop_cells(engine, box, sequence)
         return False
     sequence.n_kv = parked.get().n_tokens
@@ -357,10 +373,9 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
                       SequencePtr & taker, uint64_t arrival, int32_t n) noexcept nogil:
     """Give a sequence that is not in the memory the first n cells of one that is."""
     cdef NativeSequence * sequence = taker.get()
-    # No cells are needed, only a slot; finding one must not move the donor out.
-    donor.last_used = engine.clock + 1
-    if not make_room(engine, box, taker, arrival, 0) or donor.slot < 0:
-        return False
+    cdef SequencePtr held = engine.slots[donor.slot]  # the slot may be the last that has it
+    if not make_room(engine, box, taker, arrival, 0, donor) or donor.slot < 0:
+        return False  # it needs a slot, and there was no other than the donor's
     sequence.n_exact = donor.n_exact if donor.n_exact < n else INT_MAX
     if not engine.traits.unified or engine.traits.recurrent:
         # Another stream or a recurrent state can be had whole only.

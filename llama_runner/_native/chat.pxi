@@ -7,7 +7,6 @@ from llama_runner._llama_cpp.shim cimport (
     apply_chat_template,
     chat_template_source,
     chat_templates,
-    run_signal_handlers,
 )
 
 
@@ -35,7 +34,7 @@ cdef class ChatTemplate:
             )
         try:
             with nogil:
-                self.native = chat_templates(weights.get().model, text, run_signal_handlers)
+                self.native = chat_templates(weights.get().model, text, signal_check())
         except LlamaRuntimeError as error:
             raise ChatTemplateError(f"the chat template is no use: {cause(error)}") from None
 
@@ -62,7 +61,7 @@ cdef class ChatTemplate:
             request = b"[%b]" % b",".join([as_json(i, m) for i, m in enumerate(messages)])
             with nogil:
                 answer = apply_chat_template(
-                    self.native, request, add_generation_prompt, run_signal_handlers
+                    self.native, request, add_generation_prompt, signal_check()
                 )
         except LlamaRuntimeError as error:
             raise ChatTemplateError(

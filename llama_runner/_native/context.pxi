@@ -53,6 +53,7 @@ from llama_runner._llama_cpp.shim cimport (
     NativeSequence,
     cell_bytes,
     chosen_params,
+    drop_all,
     memory_use,
     new_threadpool,
 )
@@ -248,6 +249,7 @@ cdef class Context:
         if not self.box:
             return
         with self._exclusive(to_close=True):
+            drop_all(self.engine.parking)
             self.box.swap(last)
         with nogil:
             last.reset()
@@ -297,7 +299,7 @@ cdef class Context:
             ModelLoadError: llama.cpp refused the file.
         """
         cdef shared_ptr[ContextBox] box = self.alive()
-        cdef llama_model * model = self.model.box.get().model
+        cdef llama_model * model = box.get().model.get().model
         cdef FILE * stream
         cdef llama_adapter_lora * adapter = NULL
         if name in self.adapters:
@@ -367,58 +369,6 @@ cdef class Context:
     def __repr__(self):
         return (f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} "
                 f"{'closed' if self.closed else self.memory_kind}>")
-
-
-cdef class _Exclusive:
-    # `with context._exclusive():` holds the decode loop, between two of its turns. With to_close
-    # the turn in hand is cut short and none follows. A sequence is busy from before the wait, so
-    # that no request begins on it meanwhile.
-    cdef Context context
-    cdef bint to_close
-    cdef Sequence sequence
-    cdef SequencePtr taken
-
-    def __cinit__(self, Context context, bint to_close, Sequence sequence):
-        self.context = context
-        self.to_close = to_close
-        self.sequence = sequence
-
-    def __enter__(self):
-        if self.sequence is not None:
-            self.sequence.idle().user = <void *> self
-            self.taken = self.sequence.native
-        try:
-            self._acquire()
-        except BaseException:
-            self._let_go()
-            raise
-
-    def __exit__(self, *exc_info):
-        cdef Engine * engine = self.context.engine
-        cdef ContextBox * box = self.context.box.get()
-        with nogil:
-            release_loop(engine, box)
-        self._let_go()
-        emit_deferred_log()
-
-    def _let_go(self):
-        if self.taken:
-            self.taken.get().user = NULL
-
-    def _acquire(self):
-        cdef Engine * engine = self.context.engine
-        cdef bint mine
-        with nogil:
-            mine = acquire_loop(engine, self.to_close)
-        if not mine:
-            raise_interrupt(engine)
-            raise ContextBusyError(
-                "a callback or signal handler that runs inside a generation cannot use its context"
-            )
-        if engine.closed and not self.to_close:
-            with nogil:
-                release_loop(engine, NULL)
-            raise ClosedError("this context was closed meanwhile")
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

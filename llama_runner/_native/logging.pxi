@@ -1,7 +1,6 @@
 # llama.cpp's log lines: silent by default, to Python's `logging` on request.
 import logging as _logging
 
-from cpython.exc cimport PyErr_SetInterrupt
 from libcpp cimport bool as cpp_bool
 from libcpp.atomic cimport atomic
 from libcpp.vector cimport vector
@@ -40,14 +39,23 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
 
 # A function of its own: Cython takes the GIL on entry to one that needs it anywhere.
 cdef void log_line(int level, const char * text) noexcept with gil:
+    cdef bint in_main_thread = PyThread_get_thread_ident() == main_thread
+    if in_main_thread and raised_while_logging is not None:
+        return  # Python code would raise it here
+    try:
+        PyErr_CheckSignals()  # not in the handler, where logging takes care of exceptions
+    except BaseException as error:
+        raise_after_logging(error)
+        return
     try:
         line = (<bytes> text).decode("utf-8", "replace").rstrip()
         if line:
             _native_logger.log(_LEVELS.get(level, _logging.INFO), "%s", line)
-    except KeyboardInterrupt:
-        PyErr_SetInterrupt()  # Ctrl-C: ask again, where it can be raised
     except Exception:
         pass  # a broken log handler must not unwind through llama.cpp's frames
+    except BaseException as error:  # nor Ctrl-C
+        if in_main_thread:
+            raise_after_logging(error)
 
 
 cdef void emit_deferred_log() noexcept:

@@ -1,7 +1,6 @@
 # Model: the weights, shared by any number of contexts and threads.
 import os as _os
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t
 from libc.stdio cimport FILE, fclose, fdopen, rewind
 from libcpp cimport bool as cpp_bool
@@ -70,7 +69,7 @@ cdef class _Progress:
 cdef cpp_bool on_progress(float fraction, void * data) noexcept with gil:
     cdef _Progress progress = <_Progress> data
     try:
-        PyErr_CheckSignals()
+        check_signals()
         if progress.report is not None and progress.report(fraction) is False:
             progress.cancelled = True
             return False
@@ -166,6 +165,10 @@ cdef class Model:
         self.box.swap(last)
         with nogil:
             last.reset()
+
+    def __dealloc__(self):
+        with nogil:  # gigabytes to give back
+            self.box.reset()
 
     @property
     def closed(self):

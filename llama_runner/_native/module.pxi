@@ -15,9 +15,7 @@ from llama_runner._llama_cpp.ggml cimport (
 )
 from llama_runner._llama_cpp.llama cimport (
     llama_backend_init,
-    llama_max_parallel_sequences,
     llama_print_system_info,
-    llama_supports_gpu_offload,
     llama_version,
 )
 
@@ -81,13 +79,3 @@ def devices():
             "memory_total": total_bytes,
         })
     return found
-
-
-def supports_gpu_offload():
-    """Was this module built with an accelerator backend that finds a device?"""
-    return llama_supports_gpu_offload()
-
-
-def max_sequences():
-    """The largest ``n_seq_max`` that llama.cpp allows."""
-    return llama_max_parallel_sequences()

@@ -66,7 +66,6 @@ cdef class Request:
         for stop in params.stop:
             native.stops.push_back(stop.encode())
             native.longest_stop = max(native.longest_stop, native.stops.back().size())
-        native.t_start = now_us()
         with nogil:
             engine.monitor.lock()
             engine.arrivals += 1
@@ -111,10 +110,14 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         cdef shared_ptr[ContextBox] box
         cdef bint ran = True
+        cdef int64_t started
         if native.phase != Phase.Done:
             box = self.sequence.context.alive()
             with nogil:
+                started = now_us()
                 ran = advance(engine, box.get(), native, streaming)
+                if ran:
+                    count_time(native, started)
         emit_deferred_log()
         if not ran:
             raise ContextBusyError(
@@ -184,7 +187,6 @@ cdef class Request:
             return
         native.phase = Phase.Done
         native.finish = Finish.Cancelled
-        native.t_end = now_us()
         native.released = native.text.size()
         if let_go(native) and native.temporary and self.sequence.context.box:
             box = self.sequence.context.box.get()
@@ -283,6 +285,14 @@ cdef class Request:
 
     @property
     def times_us(self):
-        """(start, first token, end) on a monotonic clock; 0 for what has not happened."""
+        """(prefill, decode): how long callers waited for the first token, and for the others."""
         cdef NativeRequest * native = self.native.get()
-        return native.t_start, native.t_first, native.t_end
+        return native.prefill_us, native.decode_us
+
+
+cdef void count_time(NativeRequest * request, int64_t started) noexcept nogil:
+    """Book what one call took: all of it until there is a first token, then what comes after."""
+    cdef int64_t ended = now_us()
+    cdef int64_t first = max(started, request.t_first) if request.t_first > 0 else ended
+    request.prefill_us += first - started
+    request.decode_us += ended - first

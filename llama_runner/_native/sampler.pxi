@@ -364,8 +364,8 @@ cdef class Sampler:
                 raise no_such_token(recent[i], i, n - 1)
         if n == 0:
             raise DecodeError("there are no logits to sample from")
-        with nogil:
-            token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
+        # With the GIL: whichever thread comes next finds state and logits as they were.
+        token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
         if token < 0:
             raise DecodeError("no logit is a finite number")
         return token

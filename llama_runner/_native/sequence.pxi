@@ -60,7 +60,18 @@ cdef class Sequence:
         return _Exclusive(self.context, False, self)
 
     def __len__(self):
-        return self.native.get().tokens.size() if self.native else 0
+        cdef size_t n
+        cdef Engine * engine = self.context.engine
+        cdef SequencePtr native = self.native
+        if not native:
+            return 0
+        if process_id() != self.context.owner:
+            return native.get().tokens.size()  # a thread of the parent may have the monitor
+        with nogil:
+            engine.monitor.lock()
+            n = native.get().tokens.size()
+            engine.monitor.unlock()
+        return n
 
     @property
     def n_cached(self):
@@ -93,8 +104,16 @@ cdef class Sequence:
     @property
     def tokens(self):
         """The whole ledger: numpy int32 array, shape (n,), a copy."""
-        cdef NativeSequence * native = self.alive()
-        return new_token_array(native.tokens.data(), native.tokens.size())
+        cdef Engine * engine = self.context.engine
+        cdef vector[llama_token] tokens
+        cdef SequencePtr native
+        self.alive()
+        native = self.native
+        with nogil:
+            engine.monitor.lock()
+            tokens = native.get().tokens
+            engine.monitor.unlock()
+        return new_token_array(tokens.data(), tokens.size())
 
     def token_at(self, Py_ssize_t index):
         """One token id of the ledger."""
@@ -259,6 +278,7 @@ cdef class Sequence:
                     bring_in(engine, box, self.native, 0)
                 if native.n_kv > 0:
                     settle_cells(engine, box)
+                if native.n_kv > 0 and not engine.broken.load():
                     save_state(box.context, native.slot, flags, state)
             if native.n_kv == 0:
                 return b"", 0
@@ -267,44 +287,35 @@ cdef class Sequence:
                                   native=native_line())
             return (<char *> state.data())[:state.size()], native.n_kv
 
-    def restore_state(self, const uint8_t[::1] state not None, Py_ssize_t n, *,
-                      bint partial=False):
-        """Put cells back that :meth:`save_state` gave, for the first n tokens of the ledger.
+    def rewind_state(self, const uint8_t[::1] state not None, Py_ssize_t n):
+        """Go back to the first n tokens of the ledger where the memory cannot be rewound.
 
         Args:
-            state: From a context with the same model and settings.
-            n: Of how many tokens; the ledger has them already.
-            partial: As it was saved. What is not part of it must still be in the memory.
+            state: What ``save_state(partial=True)`` gave for these tokens. What is not part of it
+                must still be in the memory.
+            n: Of how many tokens.
 
         Returns:
             False where it is not, and nothing has changed.
 
         Raises:
-            ContextFullError: There is no room; nothing has changed.
             DecodeError: llama.cpp refuses the state; the cells are gone, the ledger stays.
         """
         cdef NativeSequence * native = self.idle()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
-        cdef bint restored, has_room
-        cdef int32_t n_cells = <int32_t> n
+        cdef bint restored
         if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
             raise InvalidParameterError(
                 f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
         with self._held():
-            if partial and native.n_kv < n:
+            if native.n_kv < n:
                 return False
             with nogil:
-                if not partial:
-                    drop_cells(engine, box, native)
-                has_room = make_room(engine, box, self.native, 0, 0 if partial else n_cells)
-            if not has_room:
-                raise ContextFullError("the KV memory has no room for this state: close a session")
-            with nogil:
                 restored = restore_state(
-                    box.context, native.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0,
+                    box.context, native.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
                     &state[0], state.shape[0])
-            if restored and partial:
+            if restored:
                 # The rewindable part still has the later cells.
                 restored = llama_memory_seq_rm(
                     llama_get_memory(box.context), native.slot, <llama_pos> n, -1)
@@ -316,8 +327,6 @@ cdef class Sequence:
                 raise DecodeError("llama.cpp refuses this state: it was made with another model or "
                                   "other context settings", native=native_line())
             native.n_kv = <int32_t> n
-            if not partial:
-                native.n_exact = 0  # they may have been shifted before they were saved
         return True
 
     def adopt_state(self, const uint8_t[::1] state not None, Py_ssize_t n, Py_ssize_t n_exact):
@@ -441,8 +450,11 @@ cdef class Sequence:
             return
         if process_id() == self.context.owner and not self.context.closed:
             self.idle()
-            with self._held():
-                drop_cells(self.context.engine, self.context.box.get(), self.native.get())
+            try:
+                with self._held():
+                    drop_cells(self.context.engine, self.context.box.get(), self.native.get())
+            except ClosedError:
+                pass  # by another thread, just now: there is no slot any more
         self.native.reset()
 
     def __dealloc__(self):

@@ -295,7 +295,6 @@ cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
                  Finish reason) noexcept nogil:
     request.finish = reason
     request.phase = Phase.Done
-    request.t_end = now_us()
     request.released = request.text.size()
     let_go(request)
     if request.temporary and not engine.closed and not engine.broken.load():

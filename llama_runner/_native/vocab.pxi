@@ -26,18 +26,9 @@ from llama_runner._llama_cpp.llama cimport (
     llama_vocab_type,
 )
 from llama_runner._llama_cpp.shim cimport (
-    CheckSignals,
     append_piece,
     detokenize,
-    signal_handler_raised,
 )
-
-
-cdef CheckSignals signal_check() noexcept nogil:
-    # Python runs signal handlers in the main thread alone.
-    if PyThread_get_thread_ident() == main_thread:
-        return signal_handler_raised
-    return NULL
 
 
 cdef class Vocab:

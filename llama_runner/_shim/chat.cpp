@@ -28,14 +28,16 @@ constexpr int64_t kStepsToRender = 40'000'000;
 // since it looks through all of them for each.
 template <typename Call>
 auto limited(
-        int64_t steps, size_t n_input, std::atomic<bool> & leaks, Poll poll, Call && call) {
+        int64_t steps, size_t n_input, std::atomic<bool> & leaks, CheckSignals check_signals,
+        Call && call) {
     const char    here   = 0;
     const int64_t n      = static_cast<int64_t>(n_input);
     const int64_t values = 400'000 + 20 * n;
 
     jinja::budget & budget = jinja::the_budget;
-    struct End {
-        ~End() { jinja::the_budget = {}; }
+    struct End {  // a signal handler may render in the midst of another template
+        const jinja::budget outer = jinja::the_budget;
+        ~End() { jinja::the_budget = outer; }
     } end;
     budget         = {};
     budget.steps   = steps + 20'000 * n;
@@ -43,8 +45,10 @@ auto limited(
     budget.values  = values;
     budget.stack   = &here;
     budget.n_stack = 192 * 1024;  // a sixth of it is used, and any thread has that much
-    budget.poll    = poll;
-    budget.poll_at = budget.steps;
+    if (check_signals) {
+        budget.check_signals = check_signals;
+        budget.next_check    = budget.steps - jinja::steps_between_checks;
+    }
 
     // What is left over holds itself, and nobody will ever free it.
     const auto check = [&] {
@@ -66,7 +70,7 @@ auto limited(
 #else
 
 template <typename Call>
-auto limited(int64_t, size_t, std::atomic<bool> &, Poll, Call && call) {
+auto limited(int64_t, size_t, std::atomic<bool> &, CheckSignals, Call && call) {
     return call();
 }
 
@@ -100,9 +104,10 @@ struct Templates {
 };
 
 ChatTemplates chat_templates(
-        const llama_model * model, const std::string & override_source, Poll poll) {
+        const llama_model * model, const std::string & override_source,
+        CheckSignals check_signals) {
     const auto templates = std::make_shared<Templates>();
-    templates->native    = limited(kStepsToLoad, 0, templates->leaks, poll, [&] {
+    templates->native    = limited(kStepsToLoad, 0, templates->leaks, check_signals, [&] {
         return common_chat_templates_init(model, override_source);
     });
     return templates;
@@ -114,7 +119,7 @@ std::string chat_template_source(const ChatTemplates & templates) {
 
 std::string apply_chat_template(
         const ChatTemplates & templates, const std::string & messages, bool add_generation_prompt,
-        Poll poll) {
+        CheckSignals check_signals) {
     require_shallow(messages);
 
     common_chat_templates_inputs inputs;
@@ -127,7 +132,7 @@ std::string apply_chat_template(
     inputs.add_generation_prompt = add_generation_prompt;
 
     const common_chat_params params =
-        limited(kStepsToRender, messages.size(), templates->leaks, poll, [&] {
+        limited(kStepsToRender, messages.size(), templates->leaks, check_signals, [&] {
             return common_chat_templates_apply(templates->native.get(), inputs);
         });
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "interrupt.hpp"
 #include "llama.h"
 
 namespace llama_runner {
@@ -11,19 +12,17 @@ namespace llama_runner {
 struct Templates;
 using ChatTemplates = std::shared_ptr<Templates>;
 
-// Called now and then while a template runs; what it throws ends that.
-using Poll = void (*)();
-
 // The template in the model's metadata, or `override_source` where that is not empty. llama.cpp
 // runs it with a few messages of its own, to see what it can do.
 ChatTemplates chat_templates(
-    const llama_model * model, const std::string & override_source, Poll poll);
+    const llama_model * model, const std::string & override_source,
+    CheckSignals check_signals);
 
 std::string chat_template_source(const ChatTemplates & templates);
 
 // `messages`: a JSON array. Returns {"prompt": str, "stops": [str, ...]}.
 std::string apply_chat_template(
     const ChatTemplates & templates, const std::string & messages, bool add_generation_prompt,
-    Poll poll);
+    CheckSignals check_signals);
 
 }  // namespace llama_runner

@@ -13,7 +13,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "interrupt.hpp"
 #include "llama.h"
 #include "memory.hpp"
 
@@ -32,25 +31,13 @@ inline PythonErrors & python_errors() {
     return errors;
 }
 
-// For what may take seconds without the GIL: runs Python's signal handlers, and throws if one raised.
-inline void run_signal_handlers() {
-    const PyGILState_STATE gil    = PyGILState_Ensure();
-    const bool             raised = PyErr_CheckSignals() != 0;
-    PyGILState_Release(gil);
-    if (raised) {
-        throw std::runtime_error("interrupted");
-    }
-}
-
 // The handler of `except +`: called with the GIL held, inside a catch block.
 inline void set_python_error() {
     if (PyErr_Occurred()) {
-        return;  // a signal handler's
+        return;  // what a signal handler raised
     }
     try {
         throw;
-    } catch (const Interrupted &) {
-        // The exception that signal_handler_raised() left is set.
     } catch (const std::bad_alloc &) {
         PyErr_SetString(python_errors().out_of_memory, "llama.cpp ran out of memory");
     } catch (const std::exception & error) {
@@ -58,14 +45,6 @@ inline void set_python_error() {
     } catch (...) {
         PyErr_SetString(python_errors().runtime, "llama.cpp threw an unknown exception");
     }
-}
-
-// For Interrupt: the exception stays this thread's Python error.
-inline bool signal_handler_raised() {
-    const PyGILState_STATE state  = PyGILState_Ensure();
-    const bool             raised = PyErr_CheckSignals() != 0;
-    PyGILState_Release(state);
-    return raised;
 }
 
 template <typename Call>

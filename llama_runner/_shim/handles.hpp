@@ -8,11 +8,7 @@
 #include <memory>
 #include <new>
 
-#ifdef _WIN32
-#include <process.h>
-#else
 #include <unistd.h>
-#endif
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -24,11 +20,7 @@
 namespace llama_runner {
 
 inline long process_id() {
-#ifdef _WIN32
-    return _getpid();
-#else
     return getpid();
-#endif
 }
 
 struct ModelBox {

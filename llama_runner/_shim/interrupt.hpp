@@ -1,4 +1,4 @@
-// Signal handlers, now and then, while text is tokenised.
+// Python's signal handlers, while native code runs.
 #pragma once
 
 #include <atomic>
@@ -6,11 +6,12 @@
 
 namespace llama_runner {
 
-// A signal handler raised; the exception waits where the handlers are called.
-struct Interrupted {};
+// Lets Python run its signal handlers; not 0 if one raised, and what it raised is this thread's Python
+// error. NULL on the threads where Python runs none.
+using CheckSignals = int (*)();
 
-// Lets Python run its signal handlers; true if one raised. NULL on the threads where it runs none.
-using CheckSignals = bool (*)();
+// A signal handler raised; see set_python_error().
+struct Interrupted {};
 
 // Asked between two calls of llama.cpp whether to go on.
 class Interrupt {
@@ -27,7 +28,7 @@ class Interrupt {
         if (!check_signals_ || Clock::now() < next_) {
             return;  // the question needs the GIL, which another thread may have to give up
         }
-        if (check_signals_()) {
+        if (check_signals_() != 0) {
             throw Interrupted();
         }
         next_ = Clock::now() + kInterval;

@@ -1,5 +1,7 @@
 #include "memory.hpp"
 
+#include <stdexcept>
+
 #include "ggml-backend.h"
 #include "llama-context.h"
 #include "llama-ext.h"
@@ -100,7 +102,11 @@ ChosenParams chosen_params(const llama_context * context) {
 }
 
 void settle_memory(llama_context * context) {
-    context->memory_update(false);
+    context->memory_update(false);  // where that fails, it is only logged
+    const auto left = llama_get_memory(context)->init_update(context, false);
+    if (left->get_status() != LLAMA_MEMORY_STATUS_NO_UPDATE) {
+        throw std::runtime_error("llama.cpp could not move the cells of this memory");
+    }
 }
 
 }  // namespace llama_runner

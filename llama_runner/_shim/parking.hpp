@@ -126,6 +126,15 @@ struct Parking {
     std::vector<std::weak_ptr<ParkedState>> states;  // in the order in which they were parked
 };
 
+inline void drop_all(Parking & parking) {
+    for (const std::weak_ptr<ParkedState> & weak : parking.states) {
+        if (const ParkedPtr state = weak.lock()) {
+            state->drop();
+        }
+    }
+    parking.states.clear();
+}
+
 inline size_t save_state(
         llama_context * context, llama_seq_id slot, uint32_t flags, std::vector<uint8_t> & out) noexcept {
     std::string error;

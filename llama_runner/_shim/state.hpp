@@ -3,7 +3,8 @@
 // Who may touch what: `Engine::monitor` guards `active`, `orphans`, the `running` and `closed`
 // flags and every field of a Request that its caller reads. Sequence contents, the batch and the
 // llama_context belong to whoever holds the loop (`running == true`). The tokens of an idle sequence
-// are its owner's, who may append to them meanwhile: others look at them with the monitor held.
+// are its owner's, who may append to them meanwhile: the holder of the loop looks at them with the
+// monitor held. Of those that generate, the holder appends to them: with the monitor held, too.
 #pragma once
 
 #include <algorithm>
@@ -106,19 +107,22 @@ struct Adapter {
     }
 };
 
-// One conversation: its ledger and, while it is in the KV memory, its slot there.
-// tokens[0:n_kv] are in the memory at positions 0..n_kv-1; the rest waits to be decoded.
+// One conversation: its ledger, and what of it need not be computed again.
+//
+// In the memory (slot >= 0): tokens[0:n_kv] have cells at positions 0..n_kv-1, the rest waits to be
+// decoded; nothing is parked. Out of it (slot < 0, n_kv == 0): tokens[0:n_parked] are the first ones
+// of the parked state, if there is one, and the rest waits. Lowering either number is always right.
 struct Sequence {
     std::vector<llama_token> tokens;
-    int32_t                  n_kv      = 0;
-    int32_t                  n_exact   = INT32_MAX;      // from here on, cells depend on tokens now gone
     llama_seq_id             slot      = -1;
-    uint64_t                 last_used = 0;
+    int32_t                  n_kv      = 0;
+    ParkedPtr                parked;               // may have been dropped for others
+    int32_t                  n_parked  = 0;
+    int32_t                  n_exact   = INT32_MAX;  // from here on, cells depend on tokens now gone
+    std::vector<Adapter>     adapters;             // that they are computed with
     const void *             user      = nullptr;  // the request or memory operation that has it
-    ParkedPtr                parked;             // what left the memory, of which the first
-    int32_t                  n_parked  = 0;      // tokens still are this ledger's
-    bool                     warm      = false;  // leaves the memory after those that are not
-    std::vector<Adapter>     adapters;           // that its cells are computed with
+    uint64_t                 last_used = 0;        // who leaves first for others' sake
+    bool                     warm      = false;    // after those that are not
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;
@@ -162,9 +166,9 @@ struct Request {
     int32_t n_reused = 0;  // of those, already in the memory
     int32_t n_shared = 0;  // taken over from another sequence
     int32_t n_prefilled = 0;  // ledger tokens decoded for this request before its first output
-    int64_t t_start  = 0;
-    int64_t t_first  = 0;
-    int64_t t_end    = 0;
+    int64_t t_first  = 0;      // when the first token was there
+    int64_t prefill_us = 0;    // that callers waited for it
+    int64_t decode_us  = 0;    // and for what came after it
 };
 
 using RequestPtr = std::shared_ptr<Request>;

@@ -356,3 +356,112 @@ print(one.tolist() == other.tolist() == expected, n_ticks > 3)
 """
     )
     assert answer == "True True\n"
+
+
+# Every step of these compares strings, and llama.cpp swallows what is thrown there.
+BUSY_TEMPLATE = """
+from llama_runner._core import ChatTemplate, Model
+
+model = Model(sys.argv[1])
+LOOPS = "{% for m in messages %}{% for i in range(600) %}", "{% endfor %}{% endfor %}"
+busy = ChatTemplate(model, "{{ m['role'] == 'us' + 'er' }}".join(LOOPS))
+messages = [{"role": "user", "content": str(i)} for i in range(500)]
+"""
+
+
+def test_ctrl_c_while_a_template_runs(python) -> None:
+    answer = python(
+        BUSY_TEMPLATE
+        + """
+signal_when(lambda: True)
+try:
+    busy.render(messages)
+except KeyboardInterrupt:
+    print("interrupted")
+print(busy.render(messages[:1])[0][:12])
+"""
+    )
+    assert answer == "interrupted\nTrueTrueTrue\n"
+
+
+def test_a_handler_may_render_while_a_template_runs(python) -> None:
+    answer = python(
+        BUSY_TEMPLATE
+        + """
+other = ChatTemplate(model, "{% for m in messages %}{{ [m['content']] }}{% endfor %}")
+ticks = 0
+
+def tick(*_):
+    global ticks
+    ticks += 1
+    other.render(messages[:1])
+
+expected = busy.render(messages)
+signal.signal(signal.SIGALRM, tick)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+same = busy.render(messages) == expected
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(same, ticks > 1, busy.render(messages) == expected)
+"""
+    )
+    assert answer == "True True True\n"
+
+
+def test_ctrl_c_in_an_operation_on_the_memory_is_not_kept_for_later(python) -> None:
+    """It may end the call or come right behind it: whoever generates next has nothing to fear."""
+    answer = python(
+        """
+runner = new_runner(n_ctx=2048, n_seq_max=1, parking_ram=2**30)
+ledger = runner._session._sequence
+ledger.append([504 + i % 1000 for i in range(1800)])
+ledger.next_logits()  # signal handlers ran in the midst of this one
+late = 0
+for i in range(30):
+    ledger.remove(5, 6)  # a shift is put off until the state is moved out
+    signal.setitimer(signal.ITIMER_REAL, 0.0002 * i + 0.0001)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        ledger.evict()
+        time.sleep(0.02)  # the signal has come
+    except KeyboardInterrupt:
+        pass
+    try:
+        ledger.next_logits()
+    except KeyboardInterrupt:
+        late += 1
+print(late)
+runner.close()
+"""
+    )
+    assert answer == "0\n"
+
+
+def test_ctrl_c_reaches_a_child_of_a_worker_thread(python) -> None:
+    answer = python(
+        """
+from llama_runner._core import Request
+from llama_runner.params import GenerationParams
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        with new_runner() as own:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            sequence = own._context.new_sequence()
+            sequence.append(own.tokenize("Why?"))
+            request = Request(sequence, GenerationParams(seed=1, max_tokens=900, ignore_eos=True))
+            try:
+                request.run()
+            except KeyboardInterrupt:
+                print("interrupted", len(request.tokens) < 900, flush=True)
+            sequence.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+"""
+    )
+    assert answer == "interrupted True\n"

@@ -166,6 +166,31 @@ except KeyboardInterrupt:
     assert answer == "interrupted\n"
 
 
+@pytest.mark.parametrize("kind", ["TimeoutError", "SystemExit"])
+def test_what_a_signal_handler_raises_comes_out_of_the_call(python, kind: str) -> None:
+    """While llama.cpp works, Python's only own code is that which logs."""
+    answer = python(
+        LOGGING
+        + f"""
+def stop(*_):
+    raise {kind}("enough")
+
+n_loads = 0
+signal.signal(signal.SIGALRM, stop)
+set_log_level("debug")
+for i in range(8):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.01 * i)
+        with new_runner() as runner:
+            runner.generate_stateless("Why?", 900, **ENDLESS)
+    except {kind} as error:
+        n_loads += str(error) == "enough"
+print(n_loads)
+"""
+    )
+    assert answer == "8\n"
+
+
 @pytest.mark.parametrize(
     ("level", "kinds"),
     [

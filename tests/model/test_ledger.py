@@ -16,7 +16,6 @@ from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
-    DecodeError,
     InvalidParameterError,
     PromptTooLongError,
 )
@@ -298,14 +297,16 @@ class Machine(RuleBasedStateMachine):
         if n == 0:
             assert state == b""
             return
-        sequence.forget_from(0)
-        sequence.restore_state(state, n)
-        assert sequence.n_cached == n
+        n_exact = sequence.n_exact
         if self.context.can_shift:
-            with pytest.raises(DecodeError):
-                sequence.restore_state(state[: len(state) // 2], n)
-            assert sequence.n_cached == 0
-            sequence.restore_state(state, n)
+            sequence.forget_from(0)
+            sequence.adopt_state(state[: len(state) // 2], n, n_exact)
+            sequence.bring_in()
+            assert sequence.n_cached == 0 or sequence.n_cached > n  # shared with another
+        sequence.forget_from(0)
+        sequence.adopt_state(state, n, n_exact)
+        sequence.bring_in()
+        assert sequence.n_cached >= n
 
     @precondition(lambda self: len(self.conversations) > 1 and self.some_idle())
     @rule(data=st.data())

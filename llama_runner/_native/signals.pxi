@@ -1,0 +1,60 @@
+# Python's signal handlers, while llama.cpp works.
+#
+# Python runs them in its main thread, between two of its own instructions. So what takes long asks
+# for them now and then, and ends early where one raises:
+#
+# - What returns to Python itself (tokenising, templates, loading) returns with the exception.
+# - The decode loop computes for other threads, too, and goes on for them: engine.interrupt has the
+#   exception until the main thread's own call returns.
+# - A log line goes through Python code with llama.cpp's frames below it. What is raised there waits
+#   in `raised_while_logging` for whichever of these comes next, or for the next Python instruction.
+import os as _os
+import threading as _threading
+
+from cpython.exc cimport PyErr_CheckSignals
+
+from llama_runner._llama_cpp.shim cimport CheckSignals
+
+cdef extern from "Python.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+    int Py_AddPendingCall(int (* call)(void *) except -1 with gil, void * data)
+
+cdef unsigned long main_thread = _threading.main_thread().ident
+cdef object raised_while_logging = None
+
+
+def _learn_main_thread():
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+
+
+# In a forked child, the thread that forked is the main one.
+_os.register_at_fork(after_in_child=_learn_main_thread)
+
+
+cdef int check_signals() except -1 with gil:
+    """Run Python's signal handlers, and raise what one raises, or raised while it was logged."""
+    raise_what_logging_raised(NULL)
+    return PyErr_CheckSignals()
+
+
+cdef CheckSignals signal_check() noexcept nogil:
+    """For native code that runs in this thread: what to call, NULL where there is no use in it."""
+    if PyThread_get_thread_ident() == main_thread:
+        return check_signals
+    return NULL
+
+
+cdef int raise_what_logging_raised(void * unused) except -1 with gil:
+    global raised_while_logging
+    error = raised_while_logging
+    if error is not None and PyThread_get_thread_ident() == main_thread:
+        raised_while_logging = None
+        raise error
+    return 0
+
+
+cdef void raise_after_logging(object error) noexcept:
+    global raised_while_logging
+    raised_while_logging = error
+    Py_AddPendingCall(raise_what_logging_raised, NULL)
