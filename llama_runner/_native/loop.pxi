@@ -86,8 +86,8 @@ cdef void give_up_slot(Engine * engine, ContextBox * box, SequencePtr & sequence
 
 cdef class _Exclusive:
     # `with context._exclusive():` has the loop, between two of its turns. With to_close the turn in
-    # hand is cut short and none follows. A sequence is busy from before the wait, so that no request
-    # begins on it meanwhile.
+    # hand is cut short and none follows. A sequence is busy from before the wait, so that no
+    # request begins on it meanwhile.
     cdef Context context
     cdef bint to_close
     cdef Sequence sequence

@@ -104,3 +104,36 @@ def test_what_was_closed_or_has_no_context_is_no_warning(model_path: Path) -> No
         LlamaRunner(model_path, n_ctx=512, n_threads=1).close()
 
     assert collected_warnings(use_well) == []
+
+
+def test_a_state_saved_at_exit_is_whole(python) -> None:
+    """Cells that a collection has moved are moved before they are saved, however late that is."""
+    answer = python(
+        """
+        import atexit
+
+        def save():
+            print(sequence.save_state()[0] == expected)
+
+        from llama_runner._core import Context, Model, _stop_all_loops
+
+        atexit.unregister(_stop_all_loops)
+        atexit.register(save)
+        atexit.register(_stop_all_loops)  # as if the core had been imported later: it comes first
+
+        model = Model(sys.argv[1])
+
+        def collected():
+            sequence = Context(model, n_ctx=512).new_sequence()
+            sequence.append(list(range(100, 400)))
+            sequence.next_logits()
+            assert sequence.remove(5, 15) == "shift"
+            return sequence
+
+        expected = collected().save_state()[0]
+        sequence = collected()
+        """,
+        "-W",
+        "ignore::ResourceWarning",
+    )
+    assert answer == "True\n"

@@ -14,6 +14,7 @@ import pytest
 from tiny_models import ARCHITECTURES, N_EMBD, write_model
 
 from llama_runner import GenerationParams, LlamaRunner
+from llama_runner._core import Context, Model
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
@@ -274,6 +275,14 @@ def test_a_closed_runner_loads_no_adapter(base: Path, adapter: Path) -> None:
 
 
 # ---- what is given -----------------------------------------------------------------------------
+
+
+def test_a_context_keeps_the_weights_that_adapters_are_for(base: Path, adapter: Path) -> None:
+    model = Model(base)
+    with Context(model, n_ctx=256) as context, adapter.open("rb") as file:
+        model.close()
+        context.load_adapter("pirate", adapter, file)
+        assert list(context.adapter_paths) == ["pirate"]
 
 
 def test_the_model_file_may_be_gone_by_then(tmp_path: Path, base: Path, adapter: Path) -> None:

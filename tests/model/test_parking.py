@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tiny_models import EOS, N_VOCAB
 
@@ -49,6 +50,24 @@ def state_bytes(model: Model) -> int:
 def answer(sequence: Sequence) -> NDArray[np.float32]:
     sequence.append([40])
     return sequence.next_logits()
+
+
+def test_a_closed_context_keeps_nothing(tiny_models: dict[str, Model], tmp_path: Path) -> None:
+    """Its sequences may live on, but what they had aside does not."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("only Linux shows the files of a process")
+    options = {"parking_disk": 2**24, "parking_dir": str(tmp_path)}
+    context = new_context(tiny_models["plain"], **options)
+    sequences = parked(context, 3)
+
+    def files() -> list[str]:
+        opened = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return [name for name in map(str, map(Path.readlink, opened)) if str(tmp_path) in name]
+
+    assert len(files()) == 3
+    context.close()
+    assert files() == []
+    del sequences
 
 
 def test_the_newest_are_kept(tiny_models: dict[str, Model]) -> None:

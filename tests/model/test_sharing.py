@@ -293,6 +293,26 @@ def test_a_few_own_cells_are_given_up_for_many(
 
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+@pytest.mark.parametrize("n_seq_max", [1, 2])
+def test_making_room_costs_nobody_what_it_shares(
+    tiny_models: dict[str, Model], n_seq_max: int, unified: bool
+) -> None:
+    """Of whom it takes over leaves last, and where it has to leave, what is kept aside serves."""
+    options: dict[str, Any] = {"n_ctx": 512, "unified": unified, "parking_ram": 2**24}
+    tokens = random_tokens(200)
+    with new_context(tiny_models["plain"], n_seq_max=n_seq_max, **options) as context:
+        other, donor, taker = (context.new_sequence() for _ in range(3))
+        other.append(random_tokens(100)[::-1])
+        donor.append(tokens)
+        for sequence in (other, donor):
+            sequence.next_logits()
+        other.keep_warm()
+        taker.append([*tokens[:190], 7])
+        assert shared_and_reused(taker) == (190, 0)
+        assert donor.n_cached == (200 if n_seq_max == 2 else 0)
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 def test_what_is_shared_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
     options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
     with new_context(tiny_models["plain"], **options) as context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,19 @@ def test_logits_in_any_form(form: Callable[[Logits], Any], temperature: float) -
     history = np.argsort(-logits)[:12]
     expected = Sampler(params).sample(logits, history)
     assert Sampler(params).sample(form(logits), history) == expected
+
+
+def test_threads_may_use_one_sampler() -> None:
+    logits = distinct_logits(seed=7, size=50_000, spread=2.0)
+    before = logits.copy()
+    histories = [np.argsort(-logits)[i : i + 20_000] for i in range(40)]
+    params = GenerationParams(temperature=0, repeat_penalty=3, penalty_last_n=20_000, seed=1)
+    expected = [Sampler(params).sample(logits, history) for history in histories]
+    sampler = Sampler(params)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(sampler.sample, logits, history) for history in histories * 10]
+    assert [call.result() for call in calls] == expected * 10
+    assert np.array_equal(logits, before)
 
 
 @pytest.mark.parametrize(
