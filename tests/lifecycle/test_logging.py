@@ -166,8 +166,10 @@ except KeyboardInterrupt:
     assert answer == "interrupted\n"
 
 
-@pytest.mark.parametrize("kind", ["TimeoutError", "SystemExit"])
-def test_what_a_signal_handler_raises_comes_out_of_the_call(python, kind: str) -> None:
+# An Exception that comes in the midst of a log handler is taken for the handler's own, as logging
+# itself does.
+@pytest.mark.parametrize(("kind", "fewest"), [("TimeoutError", 6), ("SystemExit", 8)])
+def test_what_a_signal_handler_raises_comes_out_of_the_call(python, kind: str, fewest: int) -> None:
     """While llama.cpp works, Python's only own code is that which logs."""
     answer = python(
         LOGGING
@@ -188,7 +190,7 @@ for i in range(8):
 print(n_loads)
 """
     )
-    assert answer == "8\n"
+    assert int(answer) >= fewest
 
 
 @pytest.mark.parametrize(
