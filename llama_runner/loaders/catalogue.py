@@ -23,7 +23,7 @@ from ..errors import (
     ModelNotFoundError,
     ModelValidationError,
 )
-from .files import is_file, is_there, path_text
+from .files import about_file, is_file, is_there, path_text
 from .header import quoted
 from .metadata import ModelMetadata, read_metadata
 from .reading import part_names
@@ -170,11 +170,12 @@ def find_installed(name: str) -> CatalogueEntry:
         raise ModelMetadataError(f"{entry.problem}; run: llama-runner pull {name}")
     if not entry.installed and entry.folder is None:
         missing = next(file for file in entry.files if not is_file(file))
-        raise ModelNotFoundError(
+        error = ModelNotFoundError(
             f"no model file at {quoted(os.fspath(missing), 200)}, where the description of "
             f"{name!r} has it",
             field="model",
         )
+        raise about_file(error, missing)
     if not entry.installed:
         raise ModelNotFoundError(
             f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",

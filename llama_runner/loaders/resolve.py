@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from ..errors import ModelMetadataError, ModelNotFoundError
 from .catalogue import DEFAULT_MODEL, catalogue_directory, find_installed, is_name
-from .files import is_file, is_there, path_text
+from .files import about_file, is_file, is_there, path_text
 from .gguf import GgufInfo
 from .header import ModelPath, open_model, quoted
 from .metadata import ModelMetadata, read_metadata
@@ -111,7 +111,8 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
     if is_file(path) or (is_there(path) and not is_name(given)):
         return path, None
     if _looks_like_path(given):
-        raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
+        missing = ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
+        raise about_file(missing, path)
     entry = find_installed(given)
     return entry.path, entry.metadata
 

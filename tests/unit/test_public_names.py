@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import pickle
 import re
 import subprocess
@@ -34,6 +35,7 @@ PUBLIC = [
     "DecodeError",
     "Detokenizer",
     "DownloadError",
+    "FileWriteError",
     "ForkedProcessError",
     "GcReport",
     "GenerationParams",
@@ -56,6 +58,7 @@ PUBLIC = [
     "PromptTooLongError",
     "Session",
     "SnapshotError",
+    "SnapshotNotFoundError",
     "Stream",
     "TokenizationError",
     "Tokenizer",
@@ -168,3 +171,15 @@ def test_error_survives_pickling(name: str) -> None:
         "prompt",
         "no slot",
     )
+
+
+OF_FILES = [name for name in TREE if issubclass(getattr(errors, name), OSError)]
+
+
+@pytest.mark.parametrize("name", OF_FILES)
+def test_what_an_error_says_of_its_file_survives_pickling(name: str) -> None:
+    error = getattr(errors, name)("not there")
+    error.errno, error.strerror, error.filename = errno.ENOENT, "no such file", "a/b"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.errno, again.strerror, again.filename) == (errno.ENOENT, "no such file", "a/b")
+    assert str(again) == "not there"
