@@ -111,8 +111,8 @@ class Snapshot:
         """The layout above."""
         header = self.header.model_dump_json().encode()
         tokens = self.tokens.astype("<i4").tobytes()
-        body = b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, tokens, self.state])
-        return body + _digest(body)
+        body = [_PREFIX.pack(MAGIC, VERSION, len(header)), header, tokens, self.state]
+        return b"".join([*body, _digest(*body)])
 
     @classmethod
     def from_bytes(cls, data: Any) -> Snapshot:
@@ -283,8 +283,11 @@ def _fingerprint(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+def _digest(*pieces: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def _first(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ import errno
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,17 @@ def test_a_saved_conversation_is_for_its_user(session: Session, tmp_path: Path) 
     path.chmod(0o640)  # until the user says otherwise
     session.save(path)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_snapshot_is_made_without_copies_of_it(session: Session) -> None:
+    snapshot = Snapshot.from_bytes(session.snapshot())
+    snapshot.state = bytes(32 << 20)
+    tracemalloc.start()
+    try:
+        snapshot.to_bytes()
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(snapshot.state)
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_open_stream_is_in_the_way(session: Session) -> None:
