@@ -1,4 +1,4 @@
-"""Files that a user names: what may name one, opening it, and writing it whole or not at all.
+"""Files that a user names: what may name one, opening, writing whole or not at all, measuring.
 
 A name can be anything: no path at all, too long, a directory, a pipe that nobody writes to.
 """
@@ -10,6 +10,7 @@ import os
 import reprlib
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -18,15 +19,17 @@ from ..errors import FileWriteError, InvalidParameterError, ModelNotFoundError, 
 
 __all__ = [
     "about_file",
+    "bytes_below",
     "is_file",
     "is_there",
     "open_regular",
     "path_text",
     "refuse_special",
+    "size_of",
     "write_file",
 ]
 
-AnyOSError = TypeVar("AnyOSError", bound=OSError)
+_AnyOSError = TypeVar("_AnyOSError", bound=OSError)
 
 _NOTHING_THERE: Final = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 _SPECIAL: Final = {
@@ -73,9 +76,23 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def size_of(files: Iterable[Path]) -> int:
+    """The bytes that files have together; those that are not there, or no longer, have none."""
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += file.stat().st_size
+    return total
+
+
+def bytes_below(folder: Path) -> int:
+    """The bytes of all files in a folder and in those below it, also while some come and go."""
+    return size_of(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+
+
 def about_file(
-    error: AnyOSError, path: str | os.PathLike[str], cause: OSError = _NOTHING_THERE
-) -> AnyOSError:
+    error: _AnyOSError, path: str | os.PathLike[str], cause: OSError = _NOTHING_THERE
+) -> _AnyOSError:
     """An error of ours that also has what Python's own would: which file, and what was wrong."""
     error.errno, error.strerror, error.filename = cause.errno, cause.strerror, os.fspath(path)
     return error
