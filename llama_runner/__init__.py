@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_runner._core import set_log_level
+    from llama_runner._core import Sampler, Vocab, set_log_level
     from llama_runner.errors import (
         ChatTemplateError,
         ClosedError,
@@ -43,17 +43,44 @@ if TYPE_CHECKING:
     )
     from llama_runner.generation import Stream
     from llama_runner.loaders import (
+        CatalogueEntry,
+        GgufArray,
+        GgufInfo,
+        MemoryEstimate,
         ModelMetadata,
+        SamplingDefaults,
+        TensorInfo,
+        ValidationReport,
         estimate_memory,
+        find_model,
+        list_models,
         load_model,
+        pull,
         read_gguf,
         validate_model,
     )
-    from llama_runner.params import ContextParams, GenerationParams, ModelParams
+    from llama_runner.memory import GcPolicy
+    from llama_runner.params import (
+        ContextParams,
+        GenerationOptions,
+        GenerationParams,
+        ModelParams,
+        RunnerOptions,
+    )
+    from llama_runner.prompts.messages import Message, Prompt
     from llama_runner.quick import generate_once
-    from llama_runner.results import Chunk, Completion, ContextInfo, GcReport
+    from llama_runner.results import (
+        Chunk,
+        Completion,
+        ContextInfo,
+        GcReport,
+        Receipt,
+        Span,
+        Timings,
+        Usage,
+    )
     from llama_runner.runner import LlamaRunner
-    from llama_runner.session import Session
+    from llama_runner.session import Session, SessionMark
     from llama_runner.tokens import Batch, Detokenizer, Tokenizer, build_batch, create_sampler
 
 __version__ = "0.1.0"
@@ -62,6 +89,7 @@ __version__ = "0.1.0"
 # take far longer to import than most programs that only look at the package should wait.
 _HOME = {
     "Batch": "tokens",
+    "CatalogueEntry": "loaders",
     "ChatTemplateError": "errors",
     "Chunk": "results",
     "ClosedError": "errors",
@@ -75,14 +103,20 @@ _HOME = {
     "DownloadError": "errors",
     "FileWriteError": "errors",
     "ForkedProcessError": "errors",
+    "GcPolicy": "memory",
     "GcReport": "results",
+    "GenerationOptions": "params",
     "GenerationParams": "params",
+    "GgufArray": "loaders",
+    "GgufInfo": "loaders",
     "InvalidParameterError": "errors",
     "LlamaError": "errors",
     "LlamaRunner": "runner",
     "LlamaRuntimeError": "errors",
     "LlamaSystemError": "errors",
     "LogicError": "errors",
+    "MemoryEstimate": "loaders",
+    "Message": "prompts.messages",
     "MissingDependencyError": "errors",
     "ModelError": "errors",
     "ModelLoadError": "errors",
@@ -93,19 +127,34 @@ _HOME = {
     "ModelValidationError": "errors",
     "NoDiskSpaceError": "errors",
     "OutOfMemoryError": "errors",
+    "Prompt": "prompts.messages",
     "PromptTooLongError": "errors",
+    "Receipt": "results",
+    "RunnerOptions": "params",
+    "Sampler": "_core",
+    "SamplingDefaults": "loaders",
     "Session": "session",
+    "SessionMark": "session",
     "SnapshotError": "errors",
     "SnapshotNotFoundError": "errors",
+    "Span": "results",
     "Stream": "generation",
+    "TensorInfo": "loaders",
+    "Timings": "results",
     "TokenizationError": "errors",
     "Tokenizer": "tokens",
     "UnsupportedModelError": "errors",
+    "Usage": "results",
+    "ValidationReport": "loaders",
+    "Vocab": "_core",
     "build_batch": "tokens",
     "create_sampler": "tokens",
     "estimate_memory": "loaders",
+    "find_model": "loaders",
     "generate_once": "quick",
+    "list_models": "loaders",
     "load_model": "loaders",
+    "pull": "loaders",
     "read_gguf": "loaders",
     "set_log_level": "_core",
     "validate_model": "loaders",
@@ -113,6 +162,7 @@ _HOME = {
 
 __all__ = [
     "Batch",
+    "CatalogueEntry",
     "ChatTemplateError",
     "Chunk",
     "ClosedError",
@@ -126,14 +176,20 @@ __all__ = [
     "DownloadError",
     "FileWriteError",
     "ForkedProcessError",
+    "GcPolicy",
     "GcReport",
+    "GenerationOptions",
     "GenerationParams",
+    "GgufArray",
+    "GgufInfo",
     "InvalidParameterError",
     "LlamaError",
     "LlamaRunner",
     "LlamaRuntimeError",
     "LlamaSystemError",
     "LogicError",
+    "MemoryEstimate",
+    "Message",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -144,20 +200,35 @@ __all__ = [
     "ModelValidationError",
     "NoDiskSpaceError",
     "OutOfMemoryError",
+    "Prompt",
     "PromptTooLongError",
+    "Receipt",
+    "RunnerOptions",
+    "Sampler",
+    "SamplingDefaults",
     "Session",
+    "SessionMark",
     "SnapshotError",
     "SnapshotNotFoundError",
+    "Span",
     "Stream",
+    "TensorInfo",
+    "Timings",
     "TokenizationError",
     "Tokenizer",
     "UnsupportedModelError",
+    "Usage",
+    "ValidationReport",
+    "Vocab",
     "__version__",
     "build_batch",
     "create_sampler",
     "estimate_memory",
+    "find_model",
     "generate_once",
+    "list_models",
     "load_model",
+    "pull",
     "read_gguf",
     "set_log_level",
     "validate_model",
