@@ -18,6 +18,8 @@ from typing import Final
 
 from llama_runner import errors
 from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError
+from llama_runner.loaders.files import size_of
+from llama_runner.loaders.reading import part_names
 from llama_runner.params import ContextParams, ModelParams
 from llama_runner.system import free_memory
 
@@ -58,7 +60,8 @@ def probe(
         "options": options,
         "memory": memory,
     }
-    limit = _TIME_LIMIT + path.stat().st_size / _SLOWEST_DISK
+    size = size_of(path.with_name(name) for name in part_names(path.name))
+    limit = _TIME_LIMIT + size / _SLOWEST_DISK
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "llama_runner._probe"],

@@ -7,6 +7,7 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
     ├── LlamaSystemError           the machine: dependencies, permissions, memory, network
     │   ├── MissingDependencyError     (ImportError)
     │   ├── DownloadError              (OSError)
+    │   ├── FileWriteError             (OSError)
     │   ├── NoDiskSpaceError           (OSError)
     │   └── OutOfMemoryError           (MemoryError)
     ├── ModelError                 the model file
@@ -23,6 +24,7 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
     │   ├── DecodeError                (RuntimeError)
     │   ├── ContextBusyError           (RuntimeError)
     │   └── SnapshotError              (ValueError)
+    │       └── SnapshotNotFoundError  (FileNotFoundError)
     └── LogicError                 the calling program
         ├── InvalidParameterError      (ValueError)
         ├── ClosedError                (RuntimeError)
@@ -30,6 +32,7 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
 
 A message is one line: what was wrong, the offending value, and what to do.
 ``native`` is the last error line that llama.cpp logged during the call, where there was one.
+Those that are an OSError about one file have its ``errno`` and ``filename``.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ __all__ = [
     "ContextFullError",
     "DecodeError",
     "DownloadError",
+    "FileWriteError",
     "ForkedProcessError",
     "InvalidParameterError",
     "LlamaError",
@@ -57,6 +61,7 @@ __all__ = [
     "OutOfMemoryError",
     "PromptTooLongError",
     "SnapshotError",
+    "SnapshotNotFoundError",
     "TokenizationError",
     "UnsupportedModelError",
 ]
@@ -85,7 +90,11 @@ class LlamaError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process boundaries (multiprocessing, loading in a child process).
-        return (_rebuild, (type(self), self.message, self.field, self.native))
+        known = (type(self), self.message, self.field, self.native)
+        if not isinstance(self, OSError):
+            return (_rebuild, known)
+        names = ("errno", "strerror", "filename")
+        return (_rebuild, known, {name: getattr(self, name) for name in names})
 
 
 def _rebuild(
@@ -116,6 +125,10 @@ class MissingDependencyError(LlamaSystemError, ImportError):
 
 class DownloadError(LlamaSystemError, OSError):
     """A model could not be fetched or arrived damaged."""
+
+
+class FileWriteError(LlamaSystemError, OSError):
+    """A file cannot be written where it should be."""
 
 
 class NoDiskSpaceError(LlamaSystemError, OSError):
@@ -172,6 +185,10 @@ class ContextBusyError(LlamaRuntimeError, RuntimeError):
 
 class SnapshotError(LlamaRuntimeError, ValueError):
     """A saved conversation is damaged, or belongs to another model."""
+
+
+class SnapshotNotFoundError(SnapshotError, FileNotFoundError):
+    """There is no saved conversation under this path."""
 
 
 class InvalidParameterError(LogicError, ValueError):

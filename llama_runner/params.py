@@ -11,6 +11,7 @@ and a value out of range are refused with one line that says what would have bee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
@@ -94,6 +95,10 @@ def _as_tuple(value: object) -> object:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class GenerationParams(Parameters):
@@ -229,7 +234,9 @@ class ContextParams(Parameters):
     its next use."""
     parking_disk: int = Field(default=0, ge=0, le=2**62)
     """Bytes on disk for those that no longer fit in RAM; needs parking_dir."""
-    parking_dir: str | None = None
+    parking_dir: Annotated[
+        str | None, BeforeValidator(_as_text), Field(description="a path or None")
+    ] = None
     """An existing directory for them. Their files have no names and go with the process."""
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     """Base frequency of RoPE. None is the model's."""
@@ -275,6 +282,7 @@ class ContextParams(Parameters):
 
     def core_options(self) -> dict[str, Any]:
         """The keywords of the core's Context, but for n_ctx and the threads."""
+        parking_dir = self.parking_dir
         return {
             "n_seq_max": self.n_seq_max,
             "n_batch": self.n_batch,
@@ -288,7 +296,8 @@ class ContextParams(Parameters):
             "rope_freq_scale": self.rope_freq_scale or 0.0,
             "parking_ram": self.parking_ram,
             "parking_disk": self.parking_disk,
-            "parking_dir": self.parking_dir,
+            # Opened whenever something is parked, when the current directory may be another.
+            "parking_dir": None if parking_dir is None else Path(parking_dir).absolute(),
         }
 
 
@@ -316,7 +325,7 @@ class RunnerOptions(TypedDict, total=False):
     gc_threshold: float
     parking_ram: int
     parking_disk: int
-    parking_dir: str | None
+    parking_dir: str | os.PathLike[str] | None
     rope_freq_base: float | None
     rope_freq_scale: float | None
 

@@ -282,7 +282,7 @@ class LlamaRunner:
                     "prompt: convert it as a plain one"
                 )
             name = place.stem if name is None else name
-            context.load_adapter(name, place, file)
+            context.load_adapter(name, place.absolute(), file)
         return name
 
     # ---- text ----------------------------------------------------------------------------------

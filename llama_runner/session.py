@@ -416,17 +416,26 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a :meth:`snapshot` to a file, whole or not at all.
 
+        A new file is for the user alone (mode 0600); one that is replaced keeps its mode.
+
         Raises:
-            LlamaSystemError: It cannot be written there; NoDiskSpaceError if for want of room.
+            FileWriteError: It cannot be written there.
+            NoDiskSpaceError: The disk has no room.
             ContextBusyError: A stream on this conversation is open.
         """
         from llama_runner.loaders.files import write_file
         from llama_runner.snapshot import snapshot_path
 
-        write_file(snapshot_path(path), self.snapshot())
+        write_file(snapshot_path(path), self.snapshot(), private=True)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Become the conversation of a file that :meth:`save` wrote; see :meth:`restore`."""
+        """Become the conversation of a file that :meth:`save` wrote; see :meth:`restore`.
+
+        Raises:
+            SnapshotNotFoundError: There is no such file; the conversation is as it was.
+            SnapshotError: It cannot be read; likewise.
+            Others: As for :meth:`restore`.
+        """
         from llama_runner.snapshot import read_file
 
         self.restore(read_file(path))

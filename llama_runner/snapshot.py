@@ -31,8 +31,9 @@ from llama_runner.errors import (
     InvalidParameterError,
     PromptTooLongError,
     SnapshotError,
+    SnapshotNotFoundError,
 )
-from llama_runner.loaders.files import open_regular
+from llama_runner.loaders.files import about_file, open_regular
 from llama_runner.loaders.fingerprint import fingerprint
 from llama_runner.parts import Part
 from llama_runner.transcript import Transcript
@@ -110,8 +111,8 @@ class Snapshot:
         """The layout above."""
         header = self.header.model_dump_json().encode()
         tokens = self.tokens.astype("<i4").tobytes()
-        body = b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, tokens, self.state])
-        return body + _digest(body)
+        body = [_PREFIX.pack(MAGIC, VERSION, len(header)), header, tokens, self.state]
+        return b"".join([*body, _digest(*body)])
 
     @classmethod
     def from_bytes(cls, data: Any) -> Snapshot:
@@ -241,12 +242,18 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a snapshot file.
 
     Raises:
-        SnapshotError: There is no such file, or it cannot be read.
+        SnapshotNotFoundError: There is no such file.
+        SnapshotError: It cannot be read.
     """
     path = snapshot_path(path)
     try:
         with open_regular(path) as file:
             return file.read()
+    except FileNotFoundError as error:
+        missing = SnapshotNotFoundError(
+            f"no saved conversation at {str(path)!r}: give the path of a file that save() wrote"
+        )
+        raise about_file(missing, path, error) from None
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot {str(path)!r}: {error.strerror}") from None
 
@@ -276,8 +283,11 @@ def _fingerprint(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+def _digest(*pieces: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def _first(error: ValidationError) -> str:

@@ -23,7 +23,7 @@ from ..errors import (
     ModelNotFoundError,
     ModelValidationError,
 )
-from .files import is_file, is_there, path_text
+from .files import about_file, bytes_below, is_file, is_there, path_text
 from .header import quoted
 from .metadata import ModelMetadata, read_metadata
 from .reading import part_names
@@ -85,8 +85,7 @@ class CatalogueEntry:
     @property
     def bytes_in_cache(self) -> int:
         """The bytes that its folder in the cache takes, also those of an interrupted pull."""
-        below = self.folder.rglob("*") if self.folder is not None else ()
-        return sum(file.stat().st_size for file in below if file.is_file())
+        return 0 if self.folder is None else bytes_below(self.folder)
 
 
 def cache_directory() -> Path:
@@ -123,10 +122,12 @@ def list_models() -> list[CatalogueEntry]:
     hub = cache_directory() / "hf"
     for folder in _listed(hub, "*/*/*"):
         owner, repository, place = folder.relative_to(hub).parts
-        if folder.is_dir():
+        try:
             entry = entry_from_hub(f"hf:{owner}/{repository}:{unquote(place)}.gguf")
-            if entry.path not in named and entry.bytes_in_cache:
-                entries[entry.name] = entry
+        except InvalidParameterError:
+            continue  # no pull has such a name: the folder is somebody else's
+        if entry.path not in named and entry.bytes_in_cache:
+            entries[entry.name] = entry
     return [entries[name] for name in sorted(entries)]
 
 
@@ -170,11 +171,12 @@ def find_installed(name: str) -> CatalogueEntry:
         raise ModelMetadataError(f"{entry.problem}; run: llama-runner pull {name}")
     if not entry.installed and entry.folder is None:
         missing = next(file for file in entry.files if not is_file(file))
-        raise ModelNotFoundError(
+        error = ModelNotFoundError(
             f"no model file at {quoted(os.fspath(missing), 200)}, where the description of "
             f"{name!r} has it",
             field="model",
         )
+        raise about_file(error, missing)
     if not entry.installed:
         raise ModelNotFoundError(
             f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import DownloadError, LlamaError, ModelNotFoundError, NoDiskSpaceError
 from .catalogue import CatalogueEntry, Progress, find_entry
+from .files import about_file
 from .sources import HubSource, parse_source
 
 __all__ = ["pull", "remove"]
@@ -100,13 +101,15 @@ def _writing_to_cache(folder: Path) -> Iterator[None]:
 def _as_download_error(error: OSError, folder: Path) -> DownloadError | NoDiskSpaceError:
     where = os.fspath(folder)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoDiskSpaceError(
+        full = NoDiskSpaceError(
             f"the disk of {where!r} is full; make room, or choose another with LLAMA_RUNNER_CACHE"
         )
-    return DownloadError(
+        return about_file(full, folder, error)
+    refused = DownloadError(
         f"{where!r} cannot be written: {error.strerror or error}; "
         "choose another folder with LLAMA_RUNNER_CACHE"
     )
+    return about_file(refused, folder, error)
 
 
 def _ignore(done: int, total: int, stage: str) -> None:

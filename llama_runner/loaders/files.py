@@ -1,4 +1,4 @@
-"""Files that a user names: what may name one, opening it, and writing it whole or not at all.
+"""Files that a user names: what may name one, opening, writing whole or not at all, measuring.
 
 A name can be anything: no path at all, too long, a directory, a pipe that nobody writes to.
 """
@@ -10,14 +10,28 @@ import os
 import reprlib
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
-from ..errors import InvalidParameterError, LlamaSystemError, ModelNotFoundError, NoDiskSpaceError
+from ..errors import FileWriteError, InvalidParameterError, ModelNotFoundError, NoDiskSpaceError
 
-__all__ = ["is_file", "is_there", "open_regular", "path_text", "refuse_special", "write_file"]
+__all__ = [
+    "about_file",
+    "bytes_below",
+    "is_file",
+    "is_there",
+    "open_regular",
+    "path_text",
+    "refuse_special",
+    "size_of",
+    "write_file",
+]
 
+_AnyOSError = TypeVar("_AnyOSError", bound=OSError)
+
+_NOTHING_THERE: Final = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 _SPECIAL: Final = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a pipe",
@@ -62,6 +76,28 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def size_of(files: Iterable[Path]) -> int:
+    """The bytes that files have together; those that are not there, or no longer, have none."""
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += file.stat().st_size
+    return total
+
+
+def bytes_below(folder: Path) -> int:
+    """The bytes of all files in a folder and in those below it, also while some come and go."""
+    return size_of(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+
+
+def about_file(
+    error: _AnyOSError, path: str | os.PathLike[str], cause: OSError = _NOTHING_THERE
+) -> _AnyOSError:
+    """An error of ours that also has what Python's own would: which file, and what was wrong."""
+    error.errno, error.strerror, error.filename = cause.errno, cause.strerror, os.fspath(path)
+    return error
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading, if it is a regular one, without waiting for anybody.
 
@@ -72,7 +108,7 @@ def open_regular(path: Path) -> IO[bytes]:
         refuse_special(path.stat().st_mode)  # a socket cannot be opened to find out
         file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     except ValueError:
-        raise OSError(errno.EINVAL, "no path has such characters") from None
+        raise _odd_characters() from None
     try:
         refuse_special(os.fstat(file.fileno()).st_mode)
     except OSError:
@@ -97,26 +133,55 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file so that a reader sees the old or the new content, never a part.
+
+    Who may read and write a file that is there already still may, and nobody else.
+
+    Args:
+        path: Where to write it.
+        content: All that it will hold.
+        private: Let nobody but the user read and write it, if it is new.
 
     Raises:
         NoDiskSpaceError: The disk has no room.
-        LlamaSystemError: It cannot be written there.
+        FileWriteError: It cannot be written there.
     """
     beside = path.parent / f".{secrets.token_hex(8)}.part"
     try:
-        refuse_special(path.stat().st_mode if path.exists() else stat.S_IFREG)
-        with beside.open("xb") as file:
+        old = _mode_of(path)
+        closed = private or old is not None  # from the start: a part may be read meanwhile
+        with open(beside, "xb", opener=_open_private if closed else None) as file:
+            if old is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(old))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, ValueError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = getattr(error, "strerror", None) or "no path has such characters"
-        kind = NoDiskSpaceError if full else LlamaSystemError
-        raise kind(f"{os.fspath(path)!r} cannot be written: {reason}", field="path") from None
+        cause = error if isinstance(error, OSError) else _odd_characters()
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind = NoDiskSpaceError if full else FileWriteError
+        message = f"{os.fspath(path)!r} cannot be written: {cause.strerror}"
+        raise about_file(kind(message, field="path"), path, cause) from None
     finally:
         with suppress(OSError, ValueError):  # it is not there once it has its name
             beside.unlink()
+
+
+def _mode_of(path: Path) -> int | None:
+    """The mode of the regular file that is there, if one is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    refuse_special(mode)
+    return mode
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _odd_characters() -> OSError:
+    return OSError(errno.EINVAL, "no path has such characters")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ..errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
-from .files import open_regular, path_text, refuse_special
+from .files import about_file, open_regular, path_text, refuse_special
 from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
     try:
         file = open_regular(path) if opened is None else opened
         refuse_special(os.fstat(file.fileno()).st_mode)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         named = "" if path.name != given or path.suffix else "; find_model() takes names, too"
-        raise ModelNotFoundError(f"no model file at {name}{named}", field="path") from None
+        missing = ModelNotFoundError(f"no model file at {name}{named}", field="path")
+        raise about_file(missing, path, error) from None
     except OSError as error:
         raise ModelValidationError(
             f"{name} cannot be opened: {error.strerror}; give the path of a .gguf file",

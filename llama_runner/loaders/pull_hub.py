@@ -102,9 +102,10 @@ def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progres
             "authorization", None
         )  # the file lies elsewhere, where the token is no business
     tag = re.sub(r"\W", "", found.etag or "")
-    # The tag changes with the content, so no file is continued with another one's end.
+    # The tag changes with the content, so no file is continued with another one's end; without
+    # one, nothing says what a file is the beginning of.
     target = folder / f"{PurePosixPath(file).name}.{tag}.partial"
-    with target.open("ab") as partial:
+    with target.open("ab" if tag else "wb") as partial:
         client.http_get(
             found.location,
             partial,

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
 from ..errors import DownloadError, MissingDependencyError, ModelMetadataError, NoDiskSpaceError
 from .catalogue import CatalogueEntry, Progress
+from .files import bytes_below
 from .sources import PackageSource
 
 __all__ = ["fetch_from_package"]
@@ -99,7 +99,7 @@ def _download_wheel(
         )
         try:
             while process.poll() is None:
-                progress(min(_bytes_below(scratch), expected), expected, "download")
+                progress(min(bytes_below(scratch), expected), expected, "download")
                 try:
                     process.wait(_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -129,15 +129,6 @@ def _pip_failure(source: PackageSource, log: str) -> DownloadError | NoDiskSpace
         f"{source.requirement} could not be fetched with pip: {reason}; "
         f"check the network connection, {_OTHER_WAY}"
     )
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # pip renamed or removed it just now
-                total += Path(directory, name).stat().st_size
-    return total
 
 
 def _unpack(member: IO[bytes], target: Path, limit: int, progress: Progress) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import IO, Final
 
 from ..errors import ModelNotFoundError, ModelValidationError
+from .files import about_file
 from .gguf import GgufInfo, read_file
 from .header import FIRST_READ, Limits, ModelPath, open_model, quoted
 
@@ -100,12 +101,13 @@ def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufI
         try:
             with open_model(path) as (file, _):
                 part = read_file(file, path, limits, _PART_READ if number else FIRST_READ)
-        except ModelNotFoundError:
-            raise ModelNotFoundError(
+        except ModelNotFoundError as error:
+            missing = ModelNotFoundError(
                 f"the model is split over {given.split_count} files; {quoted(name, 200)} is "
                 "missing next to the others",
                 field="split.count",
-            ) from None
+            )
+            raise about_file(missing, path, error) from None
     for key, wanted in (("split.no", number), ("split.count", given.split_count)):
         found = part.keys.get(key)
         if found != wanted or part.value_types[key] != "u16":

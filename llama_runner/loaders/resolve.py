@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from ..errors import ModelMetadataError, ModelNotFoundError
 from .catalogue import DEFAULT_MODEL, catalogue_directory, find_installed, is_name
-from .files import is_file, is_there, path_text
+from .files import about_file, is_file, is_there, path_text
 from .gguf import GgufInfo
 from .header import ModelPath, open_model, quoted
 from .metadata import ModelMetadata, read_metadata
@@ -93,7 +93,9 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
 
     A file that exists wins over a name. A path to a ``.json`` description gives the model file
     that it describes. A folder, or anything else under a path that is no name of the catalogue, is
-    given back, too: who opens it says best what is wrong with it.
+    given back, too: who opens it says best what is wrong with it. The file's path is absolute, as
+    it is needed again when the current directory may be another; a link keeps its name, which says
+    which part of a split model it is.
 
     Raises:
         ModelNotFoundError: Neither a file nor a known name, or not pulled yet; the message says
@@ -109,11 +111,12 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
         metadata = read_metadata(path)
         return _described_file(path, metadata), metadata
     if is_file(path) or (is_there(path) and not is_name(given)):
-        return path, None
+        return path.absolute(), None
     if _looks_like_path(given):
-        raise ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
+        missing = ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
+        raise about_file(missing, path)
     entry = find_installed(given)
-    return entry.path, entry.metadata
+    return entry.path.absolute(), entry.metadata
 
 
 def default_name() -> str:

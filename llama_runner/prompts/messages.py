@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from llama_runner.errors import InvalidParameterError
 
@@ -36,9 +36,11 @@ MAX_DEPTH = 100
 Text: TypeAlias = "str | Buffer"
 """What can be tokenised: text, or bytes of UTF-8."""
 
-TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
+# Types, so that a program may write Prompt | None; only what needs numpy is a text, as importing it
+# takes long.
+TokenIds: TypeAlias = Union[Sequence[int], "NDArray[np.integer[Any]]"]
 
-Prompt: TypeAlias = "str | TokenIds | Sequence[Message]"
+Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 """Raw text, token ids, or chat messages."""
 
 

@@ -16,6 +16,7 @@ from tiny_models import KINDS, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model
+from llama_runner._probe import probe
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
@@ -29,6 +30,7 @@ from llama_runner.errors import (
 )
 from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
 from llama_runner.loaders.estimate import fitting_n_ctx
+from llama_runner.params import ContextParams, ModelParams
 from tests.fuzz.attacks import ATTACKS
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.unit.loaders.model_files import (
@@ -155,6 +157,23 @@ def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("llama_runner._probe._TIME_LIMIT", 0.01)
     with pytest.raises(ModelLoadError, match="did not finish in 0 s"):
         LlamaRunner(tiny, isolated=True)
+
+
+def test_the_time_for_a_trial_is_that_for_all_parts_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk reads 20 MB in a second, and a minute is always given."""
+    parts = [tmp_path / f"large-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    for part in parts:
+        with part.open("wb") as file:
+            file.truncate(2_000_000_000)
+
+    def never_ends(command: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr("subprocess.run", never_ends)
+    with pytest.raises(ModelLoadError, match="did not finish in 360 s"):
+        probe(parts[0], None, ModelParams(), ContextParams())
 
 
 # ---- the weights -------------------------------------------------------------------------------

@@ -195,6 +195,19 @@ def test_a_snapshot_knows_its_adapters(
             foreign.restore(data)
 
 
+def test_the_program_may_change_its_current_directory(
+    folder: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with LlamaRunner(base.name, n_ctx=256, n_threads=1) as runner:
+        name = runner.load_lora(adapter.name)
+        session = runner.session()
+        session.generate(PROMPT, 4, lora={name: 1}, **GREEDY)
+        monkeypatch.chdir("/")
+        session.restore(session.snapshot())
+        assert session.generate("a", 4, lora={name: 1}, **GREEDY).receipt.reused > 0
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tiny_models import EOS, N_VOCAB
 
 from llama_runner._core import Context, Model, Sequence
+from llama_runner.params import ContextParams
 
 N_TOKENS = 64
 
@@ -109,6 +110,23 @@ def test_a_directory_may_serve_many(tiny_models: dict[str, Model], tmp_path: Pat
         assert came_back(first)
         assert came_back(second)
         assert np.allclose(answer(first), answer(computed(other, 1)), atol=1e-4)
+
+
+def test_the_directory_is_the_one_that_was_meant_at_the_start(
+    tiny_models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parked").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ContextParams(
+        parking_ram=0,
+        parking_disk=2**24,
+        parking_dir=Path("parked"),  # type: ignore[arg-type]
+    ).core_options()
+    with Context(tiny_models["plain"], n_ctx=1024, **options) as context:
+        sequence = computed(context, 1)
+        monkeypatch.chdir("/")
+        sequence.evict()
+        assert came_back(sequence)
 
 
 def test_without_a_place_on_disk_tokens_are_decoded_again(

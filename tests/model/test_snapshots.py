@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
 from llama_runner.errors import (
     ContextBusyError,
-    LlamaSystemError,
+    FileWriteError,
     PromptTooLongError,
     SnapshotError,
+    SnapshotNotFoundError,
 )
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Completion
@@ -207,9 +210,17 @@ def test_what_is_no_snapshot_of_this_model(
             session.load(path)
     with pytest.raises(SnapshotError, match="bytes"):
         session.restore("text")  # type: ignore[arg-type]
-    for missing in (tmp_path / "missing", tmp_path):
-        with pytest.raises(SnapshotError, match="cannot read"):
-            session.load(missing)
+    with pytest.raises(SnapshotError, match="cannot read"):
+        session.load(tmp_path)
+    assert session.messages == before
+
+
+def test_a_program_that_resumes_what_is_there(session: Session, tmp_path: Path) -> None:
+    path, before = tmp_path / "conversation", session.messages
+    with pytest.raises(FileNotFoundError, match=r"save\(\)") as caught:
+        session.load(path)
+    assert isinstance(caught.value, SnapshotNotFoundError)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
     assert session.messages == before
 
 
@@ -239,13 +250,36 @@ def test_a_thousand_damaged_snapshots(session: Session) -> None:
 def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
     path = tmp_path / "conversation"
     path.write_text("what was there")
-    with pytest.raises(LlamaSystemError, match="cannot be written"):
-        session.save(tmp_path / "no such folder" / "conversation")
-    with pytest.raises(LlamaSystemError, match="cannot be written"):
+    nowhere = tmp_path / "no such folder" / "conversation"
+    with pytest.raises(OSError, match="cannot be written") as caught:
+        session.save(nowhere)
+    assert isinstance(caught.value, FileWriteError)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(nowhere))
+    with pytest.raises(FileWriteError, match="cannot be written"):
         session.save(tmp_path)
     session.save(path)
     assert sorted(tmp_path.iterdir()) == [path]
     session.load(path)
+
+
+def test_a_saved_conversation_is_for_its_user(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "conversation"
+    session.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)  # until the user says otherwise
+    session.save(path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_snapshot_is_made_without_copies_of_it(session: Session) -> None:
+    snapshot = Snapshot.from_bytes(session.snapshot())
+    snapshot.state = bytes(32 << 20)
+    tracemalloc.start()
+    try:
+        snapshot.to_bytes()
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(snapshot.state)
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_open_stream_is_in_the_way(session: Session) -> None:

@@ -1,6 +1,8 @@
 """Checked by mypy, not run: what a type checker infers for a program that uses the public API."""
 
-from typing import Literal, assert_type
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Unpack, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,33 @@ from llama_runner import (
     ContextInfo,
     ContextParams,
     GcReport,
+    GenerationOptions,
     GenerationParams,
+    GgufInfo,
     LlamaRunner,
+    MemoryEstimate,
+    Message,
     ModelParams,
+    Prompt,
+    Receipt,
+    RunnerOptions,
+    Sampler,
+    Session,
+    SessionMark,
+    Span,
     Stream,
+    Timings,
+    Usage,
+    ValidationReport,
     build_batch,
     create_sampler,
+    estimate_memory,
+    find_model,
     generate_once,
+    list_models,
+    pull,
+    read_gguf,
+    validate_model,
 )
 
 
@@ -88,6 +110,37 @@ def memory_and_text(runner: LlamaRunner) -> None:
     assert_type(build_batch([[1], runner.tokenize("a")]).tokens, NDArray[np.int32])
     assert_type(create_sampler(temperature=0).sample(np.zeros(3, np.float32)), int)
     assert_type(runner.chat_template, str | None)
+
+
+def newest(spans: Sequence[Span]) -> list[list[int]]:
+    return [[len(spans) - 1]]
+
+
+def programs_of_their_own(session: Session, prompt: Prompt, history: list[Message]) -> None:
+    def load(**options: Unpack[RunnerOptions]) -> LlamaRunner:
+        return LlamaRunner("model.gguf", **options)
+
+    def ask(asked: Prompt | None, **options: Unpack[GenerationOptions]) -> Completion:
+        return session.generate(asked or history, 10, **options)
+
+    load(parking_dir=Path("parked"))
+    completion = ask(prompt, seed=1)
+    assert_type(completion.usage, Usage)
+    assert_type(completion.timings, Timings)
+    assert_type(completion.receipt, Receipt)
+    assert_type(session.info().spans, tuple[Span, ...])
+    assert_type(session.mark(), SessionMark)
+    assert_type(session.gc(policy=newest), GcReport)
+    assert_type(create_sampler(seed=1), Sampler)
+
+
+def model_files() -> None:
+    assert_type(read_gguf("model.gguf"), GgufInfo)
+    assert_type(validate_model("model.gguf"), ValidationReport)
+    assert_type(estimate_memory("model.gguf", n_ctx="auto"), MemoryEstimate)
+    assert_type(find_model("name"), Path)
+    assert_type(pull("name"), Path)
+    assert_type([entry.path for entry in list_models()], list[Path])
 
 
 def core(runner: LlamaRunner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,13 @@ def test_the_length_of_the_context_depends_on_what_was_given() -> None:
     assert ContextParams().tokens(2048) == 2048
     assert ContextParams().tokens(8192) == 4096
     assert ContextParams(n_ctx="auto").tokens(2048) is None
+
+
+def test_the_parking_directory_is_a_path_of_either_kind(tmp_path: Path) -> None:
+    params = ContextParams(parking_dir=tmp_path)  # type: ignore[arg-type]
+    assert params == ContextParams(parking_dir=str(tmp_path))
+    assert refusal(ContextParams, parking_dir=tmp_path / "missing").field == "parking_dir"
+    assert str(refusal(ContextParams, parking_dir=3)) == "parking_dir=3: must be a path or None"
 
 
 def test_zero_context_means_the_models_own_length() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +25,7 @@ from llama_runner.params import (
 
 PUBLIC = [
     "Batch",
+    "CatalogueEntry",
     "ChatTemplateError",
     "Chunk",
     "ClosedError",
@@ -34,15 +37,22 @@ PUBLIC = [
     "DecodeError",
     "Detokenizer",
     "DownloadError",
+    "FileWriteError",
     "ForkedProcessError",
+    "GcPolicy",
     "GcReport",
+    "GenerationOptions",
     "GenerationParams",
+    "GgufArray",
+    "GgufInfo",
     "InvalidParameterError",
     "LlamaError",
     "LlamaRunner",
     "LlamaRuntimeError",
     "LlamaSystemError",
     "LogicError",
+    "MemoryEstimate",
+    "Message",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -53,19 +63,35 @@ PUBLIC = [
     "ModelValidationError",
     "NoDiskSpaceError",
     "OutOfMemoryError",
+    "Prompt",
     "PromptTooLongError",
+    "Receipt",
+    "RunnerOptions",
+    "Sampler",
+    "SamplingDefaults",
     "Session",
+    "SessionMark",
     "SnapshotError",
+    "SnapshotNotFoundError",
+    "Span",
     "Stream",
+    "TensorInfo",
+    "Timings",
     "TokenizationError",
     "Tokenizer",
     "UnsupportedModelError",
+    "Usage",
+    "ValidationReport",
+    "Vocab",
     "__version__",
     "build_batch",
     "create_sampler",
     "estimate_memory",
+    "find_model",
     "generate_once",
+    "list_models",
     "load_model",
+    "pull",
     "read_gguf",
     "set_log_level",
     "validate_model",
@@ -108,6 +134,47 @@ def test_every_public_name_can_be_imported_and_is_listed(name: str) -> None:
 
 def test_every_error_is_public() -> None:
     assert set(errors.__all__) <= set(llama_runner.__all__)
+
+
+TYPES = [name for name in PUBLIC if name[0].isupper()]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_public_type_can_stand_in_an_annotation(name: str) -> None:
+    assert getattr(llama_runner, name) | None
+    assert list[getattr(llama_runner, name)]  # type: ignore[misc]
+
+
+def members(kind: type) -> Iterator[object]:
+    """The public methods and properties of a class, and itself for its fields."""
+    yield kind
+    for name, member in vars(kind).items():
+        if not name.startswith("_"):
+            yield member.fget if isinstance(member, property) else member
+
+
+def given_back() -> Iterator[tuple[str, type]]:
+    """Each class of the package that a public name gives back or has as a field."""
+    for name in PUBLIC:
+        public = getattr(llama_runner, name)
+        if name == "SessionMark":
+            continue  # what is in it is the session's
+        for member in members(public) if isinstance(public, type) else [public]:
+            annotations = getattr(member, "__annotations__", {})
+            if not isinstance(member, type):
+                annotations = {"return": annotations.get("return", "")}
+            module = sys.modules.get(getattr(member, "__module__", None) or "")
+            for annotation in annotations.values():
+                for word in re.findall(r"\w+", str(annotation)):
+                    found = getattr(module, word, None)
+                    if isinstance(found, type) and found.__module__.startswith("llama_runner"):
+                        yield name, found
+
+
+def test_what_public_names_give_back_is_public() -> None:
+    found = list(given_back())
+    assert {"Span", "SessionMark", "GgufInfo", "Sampler"} <= {kind.__name__ for _, kind in found}
+    assert [(name, kind) for name, kind in found if kind.__name__ not in PUBLIC] == []
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
@@ -168,3 +235,15 @@ def test_error_survives_pickling(name: str) -> None:
         "prompt",
         "no slot",
     )
+
+
+OF_FILES = [name for name in TREE if issubclass(getattr(errors, name), OSError)]
+
+
+@pytest.mark.parametrize("name", OF_FILES)
+def test_what_an_error_says_of_its_file_survives_pickling(name: str) -> None:
+    error = getattr(errors, name)("not there")
+    error.errno, error.strerror, error.filename = errno.ENOENT, "no such file", "a/b"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.errno, again.strerror, again.filename) == (errno.ENOENT, "no such file", "a/b")
+    assert str(again) == "not there"

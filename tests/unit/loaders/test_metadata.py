@@ -238,6 +238,19 @@ def test_saved_elsewhere_it_keeps_the_whole_path(tmp_path: Path) -> None:
     assert load_model(folder / "tiny.json") == metadata
 
 
+def test_a_relative_path_is_saved_as_the_file_that_it_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_llama().write(tmp_path / "tiny.gguf")
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    metadata = ModelMetadata(name="Tiny", path=Path("tiny.gguf"), architecture="llama")
+    metadata.check()
+    for place in (Path("sub", "tiny.json"), Path("tiny.json")):
+        metadata.save(place)
+        assert load_model(place).path == tmp_path / "tiny.gguf"
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from llama_runner.errors import (
+    FileWriteError,
     InvalidParameterError,
     LlamaError,
     LlamaSystemError,
@@ -101,6 +103,17 @@ def test_functions_about_files_say_who_takes_names() -> None:
         read_gguf("smollm2-135m")
 
 
+@pytest.mark.parametrize("use", TAKING_A_MODEL)
+@pytest.mark.parametrize("ending", [".gguf", ".json"])
+def test_a_missing_file_is_what_python_says_it_is(
+    use: Callable[[Any], object], ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"missing{ending}"
+    error = refusal(use, path)
+    assert isinstance(error, FileNotFoundError)
+    assert (error.errno, error.filename) == (errno.ENOENT, str(path))
+
+
 def test_a_model_file_is_no_description(tmp_path: Path) -> None:
     with pytest.raises(ModelMetadataError, match="from_gguf"):
         load_model(tiny_llama().write(tmp_path / "tiny.gguf"))
@@ -140,3 +153,22 @@ def test_a_saved_description_is_as_readable_as_other_files(tmp_path: Path) -> No
     finally:
         os.umask(before)
     assert (tmp_path / "tiny.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_description_that_is_written_again_is_for_those_whom_it_was_for(tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    path = tmp_path / "tiny.json"
+    for mode in (0o600, 0o664):
+        path.touch()
+        path.chmod(mode)
+        metadata.save(path)
+        assert path.stat().st_mode & 0o777 == mode
+
+
+def test_what_cannot_be_written_is_what_python_says_it_is(tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    path = tmp_path / "no such folder" / "tiny.json"
+    with pytest.raises(OSError, match="cannot be written") as caught:
+        metadata.save(path)
+    assert isinstance(caught.value, FileWriteError)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -98,11 +99,42 @@ def test_every_embedded_description_can_be_pulled() -> None:
             assert entry.metadata.size
 
 
+@pytest.mark.parametrize("stray", ["with space", "-x", "a;b"])
+def test_what_no_pull_put_into_the_cache_is_not_listed(home: Path, stray: str) -> None:
+    folder = home / "cache" / "hf" / "owner" / "repo" / stray
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder.parent / "notes.txt").write_text("mine")
+    assert [entry.name for entry in list_models()] == [DEFAULT_MODEL]
+
+
+def test_models_are_listed_while_one_is_pulled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch file that is seen in its folder may be renamed before it is looked at."""
+    folder = home / "cache" / "hf" / "owner" / "repo" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "model.partial").write_bytes(MODEL)
+    (folder / "scratch").write_bytes(MODEL)
+    stat, seen = Path.stat, 0
+
+    def renamed_at_the_second_look(path: Path, **options: Any) -> os.stat_result:
+        nonlocal seen
+        if path.name == "scratch":
+            seen += 1
+            if seen > 1:
+                path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", renamed_at_the_second_look)
+    entry = {entry.name: entry for entry in list_models()}["hf:owner/repo:tiny.gguf"]
+    assert not entry.installed
+    assert entry.bytes_in_cache == len(MODEL)
+
+
 def test_a_path_wins_over_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(home)
     monkeypatch.chdir(home)
     Path("tiny").write_bytes(MODEL)
-    assert find_model("tiny") == Path("tiny")
+    assert find_model("tiny") == home / "tiny"
     assert find_model(home / "tiny") == home / "tiny"
 
 
