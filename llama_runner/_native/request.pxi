@@ -276,6 +276,15 @@ cdef class Request:
         return None if self.native.get().stop_index < 0 else self.native.get().stop_index
 
     @property
+    def n_surplus(self):
+        """How many tokens at the ledger's end belong to the stop string that ended the generation.
+
+        Not 0 only on a model with a recurrent state that knows of them already. Whoever goes on
+        with the sequence truncates it before, from a copy of an earlier state if there is one.
+        """
+        return self.native.get().n_surplus
+
+    @property
     def counts(self):
         """(prompt, reused, shared, prefilled): ledger tokens at the start; those of them found in
         the memory; those taken over from another sequence; and those decoded for this request

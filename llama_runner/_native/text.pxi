@@ -1,7 +1,7 @@
 # The text of a request as it grows: stop strings, and how much of it may be shown.
 from libcpp.string cimport string
 
-from llama_runner._llama_cpp.shim cimport NativeRequest, NativeSequence
+from llama_runner._llama_cpp.shim cimport NativeRequest
 
 
 cdef bint meets_stop(NativeRequest * request, size_t old_size) noexcept nogil:
@@ -22,16 +22,16 @@ cdef bint meets_stop(NativeRequest * request, size_t old_size) noexcept nogil:
     return True
 
 
-cdef void cut_at_stop(NativeRequest * request) noexcept nogil:
-    """Forget the tokens from the stop string on. One that only begins with other text stays whole,
-    in the output as in the ledger: there is no token for its first half."""
-    cdef NativeSequence * sequence = request.sequence.get()
+cdef int32_t cut_at_stop(NativeRequest * request) noexcept nogil:
+    """Take the tokens from the stop string on out of the output; returns how many. One that only
+    begins with other text stays: there is no token for its first half."""
     cdef size_t n = request.output.size()
     while n > 0 and request.output_starts[n - 1] >= request.text.size():
         n -= 1
-    sequence.tokens.resize(sequence.tokens.size() - (request.output.size() - n))
+    cdef int32_t n_cut = <int32_t> (request.output.size() - n)
     request.output.resize(n)
     request.output_starts.resize(n)
+    return n_cut
 
 
 cdef size_t showable(NativeRequest * request) noexcept nogil:

@@ -269,8 +269,7 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
     request.output_starts.push_back(text_size)
     append_piece(engine.traits.vocab, token, False, request.text, request.error)
     if meets_stop(request, text_size):
-        cut_at_stop(request)
-        trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size())
+        take_back(engine, box, request, cut_at_stop(request))
         finish(engine, box, request, Finish.Stop)
     elif (<int32_t> request.output.size() >= request.max_tokens
           or <int32_t> sequence.tokens.size() >= engine.traits.n_ctx_seq):
@@ -280,6 +279,19 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
         if 0 < request.pause_at <= <int32_t> sequence.tokens.size():
             # The caller makes room, with Python's policies, and resumes.
             request.paused = True
+
+
+cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
+                    int32_t n) noexcept nogil:
+    """Take the last n tokens off the ledger. Where a recurrent state knows of them already, their
+    owner does it, who may have a copy of the state to go back to."""
+    cdef NativeSequence * sequence = request.sequence.get()
+    cdef int32_t n_left = <int32_t> sequence.tokens.size() - n
+    if engine.traits.recurrent and sequence.n_kv > n_left:
+        request.n_surplus = n
+        return
+    sequence.tokens.resize(n_left)
+    trim_cells(engine, box, sequence, n_left)
 
 
 cdef bint let_go(NativeRequest * request) noexcept nogil:
