@@ -101,7 +101,7 @@ class LlamaRunner:
     def generate_stateless(
         self,
         prompt: Prompt,
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Completion:
@@ -109,8 +109,9 @@ class LlamaRunner:
 
         Args:
             prompt: Text, token ids or messages.
-            max_tokens: Most tokens to generate.
-            params: How to sample and when to stop; ``overrides`` are changes to it.
+            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            params: How to sample and when to stop, where it says so: for what it does not set, the
+                runner's defaults hold. ``overrides`` are changes to it.
 
         Raises:
             InvalidParameterError: A parameter is out of range, or the prompt is empty.
@@ -123,7 +124,7 @@ class LlamaRunner:
     def stream_stateless(
         self,
         prompt: Prompt,
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
@@ -133,7 +134,7 @@ class LlamaRunner:
     def _stateless(
         self,
         prompt: Prompt,
-        max_tokens: int,
+        max_tokens: int | None,
         params: GenerationParams | None,
         overrides: GenerationOptions,
     ) -> Generation:
@@ -158,7 +159,7 @@ class LlamaRunner:
     def generate_stateful(
         self,
         prompt: Prompt,
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Completion:
@@ -169,8 +170,9 @@ class LlamaRunner:
 
         Args:
             prompt: Text or token ids to go on with, or messages.
-            max_tokens: Most tokens to generate.
-            params: How to sample and when to stop; ``overrides`` are changes to it.
+            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            params: How to sample and when to stop, where it says so: for what it does not set, the
+                runner's defaults hold. ``overrides`` are changes to it.
 
         Raises:
             ContextBusyError: A stream on the conversation is still open.
@@ -182,7 +184,7 @@ class LlamaRunner:
     def stream_stateful(
         self,
         prompt: Prompt,
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:

@@ -127,7 +127,7 @@ class Session:
     def generate(
         self,
         prompt: Prompt = (),
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Completion:
@@ -135,8 +135,9 @@ class Session:
 
         Args:
             prompt: Text or token ids to go on with, or messages; () to answer what is there.
-            max_tokens: Most tokens to generate.
-            params: How to sample and when to stop; ``overrides`` are changes to it.
+            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            params: How to sample and when to stop, where it says so: for what it does not set, the
+                runner's defaults hold. ``overrides`` are changes to it.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
@@ -153,7 +154,7 @@ class Session:
     def stream(
         self,
         prompt: Prompt = (),
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
