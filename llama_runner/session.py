@@ -25,6 +25,7 @@ from llama_runner.errors import (
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
+from llama_runner.parts import UNTEMPLATED
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import (
     Prompt,
@@ -53,12 +54,21 @@ class SessionMark:
 
 
 @dataclass(frozen=True, slots=True)
+class _Before:
+    """What a call that raises goes back to."""
+
+    transcript: TranscriptMark
+    adapters: tuple[tuple[str, float], ...]
+    cleaned: bool
+    n_shifted: int
+
+
+@dataclass(frozen=True, slots=True)
 class _OpenTurn:
     """A turn that a stream computes, and what was before it."""
 
     generation: Generation
-    before: TranscriptMark
-    cleaned: bool
+    before: _Before
 
 
 class Session:
@@ -74,7 +84,7 @@ class Session:
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
             or ("chunks") also what comes behind messages that were taken out.
         defaults: How to sample where a call does not say.
-        sequence: Its ledger; a new one, if not given.
+        transcript: What is in it; nothing, if not given.
     """
 
     def __init__(
@@ -86,7 +96,7 @@ class Session:
         name: str | None = None,
         reuse: Reuse = "prefix",
         defaults: GenerationParams | None = None,
-        sequence: Sequence | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -103,13 +113,14 @@ class Session:
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._open: _OpenTurn | None = None
+        self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self._lineage = object()  # what a session and its forks have in common
-        self._live_in(context.new_sequence() if sequence is None else sequence)
+        self._become(transcript or Transcript(context.new_sequence(), chat))
 
-    def _live_in(self, sequence: Sequence) -> None:
-        self._transcript = Transcript(sequence, self._chat)
+    def _become(self, transcript: Transcript) -> None:
+        self._transcript = transcript
         self._collector = Collector(
-            self._context, self._transcript, self._gc_threshold, Checkpoints(sequence)
+            self._context, transcript, self._gc_threshold, Checkpoints(transcript.sequence)
         )
 
     @property
@@ -161,15 +172,18 @@ class Session:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered():
-            with self._undone_on_error() as (before, cleaned):
+            with self._undone_on_error() as before:
                 generation = self._begin(prompt, chosen)
-            self._open = _OpenTurn(generation, before, cleaned)
-            return Stream(generation, self._book_stream, self._make_room)
+            self._open = _OpenTurn(generation, before)
+            return Stream(generation, self._book_stream, self._make_room_for_stream)
 
     def _make_room(self, generation: Generation) -> None:
-        with self._lock:
-            generation.request.lend()
-            self._collector.make_room_while_generating(generation)
+        generation.request.lend()
+        self._collector.make_room_while_generating(generation)
+
+    def _make_room_for_stream(self, generation: Generation) -> None:
+        with self._entered():
+            self._make_room(generation)
 
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation.
@@ -193,7 +207,7 @@ class Session:
             raise InvalidParameterError(
                 "prompt: there is nothing to answer in an empty conversation", field="prompt"
             )
-        if nothing_new and not self._transcript.messages:
+        if nothing_new and self._transcript.parts[-1].role in UNTEMPLATED:
             pass  # raw text goes on by itself
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
@@ -201,8 +215,8 @@ class Session:
             params = params.merged(stop=(*params.stop, *stops)) if stops else params
         else:
             self._transcript.add_raw(prompt, parse_special=params.parse_special)
-        self._collector.make_room_for_prompt()
         self._sequence.use_adapters(params.lora)
+        self._collector.make_room_for_prompt()
         self._collector.take_opening()
         generation = Generation(
             self._sequence,
@@ -227,7 +241,7 @@ class Session:
             if gone:
                 before = transcript.parts[: gone[0]]
                 difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
-                self._collector.drop(gone)
+                self._collector.drop(gone, remember=False)
         stops, cut = transcript.add_messages(
             given,
             whole=whole,
@@ -305,6 +319,7 @@ class Session:
 
     def _set_pinned(self, index: int, pinned: bool) -> None:
         with self._entered():
+            self._sequence.check_idle()
             parts = self._transcript.parts
             try:
                 parts[operator.index(index)].pinned = pinned
@@ -366,10 +381,8 @@ class Session:
                 name=name,
                 reuse=self._reuse,
                 defaults=self._defaults,
-                sequence=self._sequence.fork(),
+                transcript=self._transcript.fork(),
             )
-            child._transcript.parts = [part.copy() for part in self._transcript.parts]
-            child._transcript.turn = self._transcript.turn
             child._collector.checkpoints.adopt(self._collector.checkpoints)
             child._lineage = self._lineage
             return child
@@ -407,10 +420,9 @@ class Session:
 
         with self._entered():
             self._sequence.check_idle()
-            old, sequence = self._sequence, self._context.new_sequence()
-            parts, turn, name = open_snapshot(snapshot, sequence)
-            self._live_in(sequence)
-            self._transcript.parts, self._transcript.turn = parts, turn
+            old, new = self._sequence, Transcript(self._context.new_sequence(), self._chat)
+            new.parts, new.turn, name = open_snapshot(snapshot, new.sequence)
+            self._become(new)
             self.name = self.name if name is None else name
             old.close()
 
@@ -445,6 +457,7 @@ class Session:
         except (ClosedError, ForkedProcessError):
             return  # there is nothing to give back, or it is the parent's
         with self._lock:
+            self._check_outside()
             self._book_stream()
             self._sequence.close()
 
@@ -471,10 +484,7 @@ class Session:
     def _entered(self) -> Iterator[None]:
         """Alone with the conversation, to change it."""
         with self._looked_at():
-            if self._inside:
-                raise ContextBusyError(
-                    "a callback or signal handler inside a call on a conversation cannot change it"
-                )
+            self._check_outside()
             self._inside = True
             try:
                 yield
@@ -483,7 +493,7 @@ class Session:
 
     @contextmanager
     def _looked_at(self) -> Iterator[None]:
-        """While no other thread changes the conversation; the turn of a stream that ended booked.
+        """While no other thread changes the conversation; what earlier calls left undone is done.
 
         A callback or signal handler may look at it in the middle of a call.
         """
@@ -491,36 +501,60 @@ class Session:
         with self._lock:
             self._sequence.check()
             if not self._inside:
+                self._go_back()
                 self._book_stream()
             yield
+
+    def _check_outside(self) -> None:
+        if self._inside:
+            raise ContextBusyError(
+                "a callback or signal handler inside a call on a conversation cannot change it"
+            )
 
     def _book_stream(self) -> None:
         """Count the turn of a stream that has ended to the conversation."""
         with self._lock:
             turn = self._open
-            if turn is None or not turn.generation.request.done or self._context.closed:
+            if turn is None or self._inside or self._context.closed:
                 return
+            request = turn.generation.request
+            if not request.done:
+                return
+            if request.finish_reason is None:
+                self._undo, self._open = turn.before, None
+                self._go_back()
+                return
+            self._transcript.book_answer(request.text)
             self._open = None
-            if turn.generation.request.finish_reason is None:
-                self._go_back(turn.before, turn.cleaned)
-            else:
-                self._book_answer(turn.generation.request.text)
+            self._collector.checkpoints.take_turn()
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[tuple[TranscriptMark, bool]]:
+    def _undone_on_error(self) -> Iterator[_Before]:
         """Change the conversation if nobody generates on it; what was before is given."""
         self._sequence.check_idle()
-        before, cleaned = self._transcript.mark(), self._collector.cleaned
+        before = _Before(
+            self._transcript.mark(),
+            self._sequence.adapters,
+            self._collector.cleaned,
+            self._collector.n_shifted,
+        )
+        self._undo = before
         try:
-            yield before, cleaned
+            yield before
         except BaseException:
-            self._go_back(before, cleaned)
+            self._go_back()
             raise
+        self._undo = None
 
-    def _go_back(self, before: TranscriptMark, cleaned: bool) -> None:
-        if not self._sequence.busy and not self._context.closed:
-            self._return_to(before)
-            self._collector.cleaned = cleaned
+    def _go_back(self) -> None:
+        """Undo a call that raised. A signal may interrupt this, too; then the next call does it."""
+        before = self._undo
+        if before is None or self._sequence.busy or self._context.closed:
+            return
+        self._sequence.use_adapters(before.adapters)
+        self._return_to(before.transcript)
+        self._collector.cleaned, self._collector.n_shifted = before.cleaned, before.n_shifted
+        self._undo = None
 
     def _return_to(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
         self._collector.checkpoints.go_back(self._transcript.n_as_at(mark), checkpoint)
