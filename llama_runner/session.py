@@ -74,7 +74,9 @@ class _OpenTurn:
 class Session:
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
-    Calls from several threads take turns. While a stream is open, others are refused.
+    Calls from several threads take turns. While a stream is open, others are refused. All but
+    ``close`` raise ClosedError once the session or its runner is closed, and ForkedProcessError in
+    a child process.
 
     Args:
         context: Where it lives.
@@ -85,6 +87,9 @@ class Session:
             or ("chunks") also what comes behind messages that were taken out.
         defaults: How to sample where a call does not say.
         transcript: What is in it; nothing, if not given.
+
+    Raises:
+        InvalidParameterError: ``name`` is no printable text, or ``reuse`` is unknown.
     """
 
     def __init__(
@@ -129,7 +134,11 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The messages as they stand in memory, oldest first; a copy."""
+        """The messages as they stand in memory, oldest first; a copy.
+
+        Raises:
+            ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
+        """
         with self._looked_at():
             return copy.deepcopy(self._transcript.messages)
 
@@ -169,7 +178,12 @@ class Session:
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
-        """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
+        """Like :meth:`generate`, in chunks. What was generated when it is closed is kept.
+
+        Raises:
+            As :meth:`generate`; what goes wrong while it is computed, where the stream is read. A
+            stream that could not make room ends with what it has, one that failed is undone.
+        """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered():
             with self._undone_on_error() as before:
@@ -190,6 +204,13 @@ class Session:
 
         Unlike :meth:`generate` it never takes messages for the whole conversation: an assistant's
         message, as of an example or a call of a tool, comes behind what is there.
+
+        Raises:
+            InvalidParameterError: It is empty, or its messages are none.
+            TokenizationError: It is no text, or has token ids that do not exist.
+            ChatTemplateError: There is no template, or it refuses these messages.
+            PromptTooLongError: It does not fit beside what is pinned.
+            ContextBusyError: A stream on this conversation is open.
         """
         with self._entered(), self._undone_on_error():
             if is_messages(prompt):
@@ -257,7 +278,11 @@ class Session:
     # ---- memory --------------------------------------------------------------------------------
 
     def info(self) -> ContextInfo:
-        """What is in the conversation's memory. Computes nothing on the model."""
+        """What is in the conversation's memory. Computes nothing on the model.
+
+        Raises:
+            ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
+        """
         with self._looked_at():
             return self._collector.info()
 
@@ -279,13 +304,17 @@ class Session:
         Args:
             target: Share of the context, 0 to 1. Nothing is dropped where less is used.
             policy: "oldest_turns", "tool_results", or a policy of :mod:`llama_runner.memory`.
-            dry_run: Change nothing, report what would be done and what it would cost.
+            dry_run: Drop nothing, report what would be done and what it would cost. A parked
+                conversation comes back into the KV memory for that, and others may have to leave.
             exact: Decode what stays again, as if what goes had never been there; also what earlier
                 collections moved up.
 
         Raises:
-            InvalidParameterError: ``target`` is out of range, or there is no such policy.
+            InvalidParameterError: ``target`` is out of range, there is no such policy, it proposes
+                what is no span, or a summary is no text or too long.
+            ChatTemplateError: The template takes no summary there.
             ContextBusyError: A stream on this conversation is open.
+            Others: Whatever the policy raises. In each case nothing was dropped.
         """
         if not isinstance(target, int | float) or not 0 <= target < 1:
             raise InvalidParameterError(
@@ -310,11 +339,22 @@ class Session:
 
         Args:
             index: Of :attr:`ContextInfo.spans`; by default the newest.
+
+        Raises:
+            InvalidParameterError: There is no such span.
+            ContextBusyError: A stream on this conversation is open.
         """
         self._set_pinned(index, True)
 
     def unpin(self, index: int = -1) -> None:
-        """Let a span go again when room is needed."""
+        """Let a span go again when room is needed.
+
+        Args:
+            index: As for :meth:`pin`.
+
+        Raises:
+            As :meth:`pin`.
+        """
         self._set_pinned(index, False)
 
     def _set_pinned(self, index: int, pinned: bool) -> None:
@@ -330,7 +370,11 @@ class Session:
                 ) from None
 
     def pause(self) -> None:
-        """Stay in the KV memory while a tool runs: until the next use, others leave it first."""
+        """Stay in the KV memory while a tool runs: until the next use, others leave it first.
+
+        Raises:
+            ContextBusyError: A stream on this conversation is open.
+        """
         with self._entered():
             self._sequence.keep_warm()
 
@@ -340,6 +384,10 @@ class Session:
         """This place in the conversation, to :meth:`rewind` to.
 
         On a model with a recurrent state it holds a copy of that state; otherwise next to nothing.
+
+        Raises:
+            ContextBusyError: A stream on this conversation is open.
+            DecodeError: llama.cpp cannot save the recurrent state.
         """
         with self._entered():
             self._sequence.check_idle()
@@ -372,6 +420,13 @@ class Session:
         """A second conversation that begins as this one; they go on independently.
 
         On plain attention in the unified layout both have the same cells; no token is copied.
+
+        Args:
+            name: The new one's, for people.
+
+        Raises:
+            InvalidParameterError: ``name`` is no printable text.
+            ContextBusyError: A stream on this conversation is open.
         """
         with self._entered():
             child = Session(
@@ -396,6 +451,8 @@ class Session:
         in another process, with the same model.
 
         Raises:
+            SnapshotError: The file of the model or of an adapter is no longer there.
+            DecodeError: llama.cpp cannot save the state.
             ContextBusyError: A stream on this conversation is open.
         """
         from llama_runner.snapshot import take_snapshot
