@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from llama_runner._core import Context
 from llama_runner.checkpoints import Checkpoints
@@ -79,11 +80,14 @@ class Collector:
         """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
         started = time.perf_counter()
         transcript, sequence = self._transcript, self._transcript.sequence
-        sequence.bring_in()  # what is not in the memory cannot be shifted there
         spans = transcript.spans()
         doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
         if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
             doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
+        summary = "" if dry_run else self._summary(doomed, policy)
+        # What is not in the memory cannot be shifted there; what the caller's functions did by now
+        # may have moved it out.
+        sequence.bring_in()
         n_gone = sum(spans[i].tokens for i in doomed)
         n_same = spans[doomed[0]].start if doomed else len(sequence)
         checkpoint = self.checkpoints.latest(n_same) if doomed else None
@@ -91,53 +95,65 @@ class Collector:
             n_same = len(checkpoint.tokens)
         elif exact:
             n_same = min(n_same, sequence.n_exact)
-        n_again = len(sequence) - n_gone - n_same
-        method: GcMethod = "none"
+        method: GcMethod = "rebuild"
         if checkpoint is not None:
             method = "checkpoint"
+        elif not doomed and n_same == len(sequence):
+            method = "none"
         elif doomed and not exact and self._can_shift(spans, doomed, policy):
-            method, n_again = "shift", 0
-        elif doomed or n_again:
-            method = "rebuild"
+            method = "shift"
+        n_again = 0
+        if method in ("rebuild", "checkpoint"):
+            n_again = len(sequence) - n_gone - min(n_same, sequence.n_cached)
         if dry_run or method == "none":
             ms = self._estimate(method, n_again)
             return GcReport(len(doomed), n_gone, method, n_again, ms)
-        summary = ""
-        if doomed and isinstance(policy, Summarize):
-            summary = policy.write(transcript.text_of(doomed))
-            if not isinstance(summary, str):
-                raise InvalidParameterError(
-                    f"summarize: the function returned {type(summary).__name__}, not str"
-                )
         if checkpoint is not None:
             checkpoint.restore(sequence)
         elif method == "rebuild":
             sequence.forget_from(n_same)
         if summary:
-            n_note = transcript.replace(doomed, summary)
-            n_gone, n_again = n_gone - n_note, n_again + n_note
-        elif doomed:
-            self.drop(doomed)
+            n_gone -= transcript.replace(doomed, summary)
+        elif doomed and self.drop(doomed) == "rebuild" and method == "shift":
+            method = "rebuild"  # another thread needed the room meanwhile
+        if method != "shift":
+            n_again = len(sequence) - sequence.n_cached
         self.cleaned |= bool(doomed)
         ms = (time.perf_counter() - started) * 1e3
         return GcReport(len(doomed), n_gone, method, n_again, ms)
 
+    def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
+        """What is to take the place of spans, "" for nothing."""
+        if not doomed or not isinstance(policy, Summarize):
+            return ""
+        summary = policy.write(self._transcript.text_of(doomed))
+        if not isinstance(summary, str):
+            raise InvalidParameterError(
+                f"summarize: the function returned {type(summary).__name__}, not str"
+            )
+        return summary
+
     def _can_shift(self, spans: tuple[Span, ...], doomed: list[int], policy: GcPolicy) -> bool:
         """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
+        sequence = self._transcript.sequence
         last = doomed[0]
         while last + 1 in doomed:
             last += 1
         end = spans[last].start + spans[last].tokens
-        is_free = self._transcript.sequence.n_shared <= end
-        return self._context.can_shift and is_free and not isinstance(policy, Summarize)
+        is_there = sequence.n_cached > spans[doomed[-1]].start + spans[doomed[-1]].tokens
+        is_free = sequence.n_shared <= end
+        shifts = self._context.can_shift and not isinstance(policy, Summarize)
+        return shifts and is_there and is_free
 
-    def drop(self, indices: list[int]) -> None:
-        """Take parts out of the transcript."""
+    def drop(self, indices: list[int], *, remember: bool = True) -> Literal["shift", "rebuild"]:
+        """Take parts out of the transcript; see :meth:`Transcript.remove`."""
         transcript, sequence = self._transcript, self._transcript.sequence
         n_cached, n_tokens = sequence.n_cached, len(sequence)
-        if transcript.remove(indices) == "shift":
+        method = transcript.remove(indices, remember=remember)
+        if method == "shift":
             n_behind = n_cached - transcript.start_of(indices[0])
             self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
+        return method
 
     def take_opening(self) -> None:
         """Keep a copy of the state behind what opens the conversation, if it has one to keep."""

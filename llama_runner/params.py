@@ -158,12 +158,12 @@ class GenerationOptions(TypedDict, total=False):
 
 
 def generation_params(
-    max_tokens: int,
+    max_tokens: int | None,
     params: GenerationParams | None,
     overrides: GenerationOptions,
     defaults: GenerationParams,
 ) -> GenerationParams:
-    """What a call asks for: its keywords over its params, or over the runner's defaults.
+    """What a call asks for: its keywords over what its params set, over the runner's defaults.
 
     Raises:
         InvalidParameterError: One is unknown or out of range.
@@ -172,7 +172,12 @@ def generation_params(
         raise InvalidParameterError(
             f"params: must be GenerationParams (got {type(params).__name__})", field="params"
         )
-    return (params or defaults).merged(max_tokens=max_tokens, **overrides)
+    given: dict[str, Any] = {}
+    if params is not None:
+        given = {name: getattr(params, name) for name in params.model_fields_set}
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    return defaults.merged(**given | dict(overrides))
 
 
 class ModelParams(Parameters):

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["UNTEMPLATED", "Part", "n_in_common", "taken_out", "without_collected"]
+__all__ = ["UNTEMPLATED", "Part", "left", "n_in_common", "taken_out", "without_collected"]
 
 # Roles of parts that no template made.
 UNTEMPLATED = ("raw", "generated")
@@ -35,6 +35,32 @@ class Part:
         if self.role == "summary":
             return self.collected
         return (*self.collected, *map(_digest, self.messages))
+
+
+def left(
+    parts: list[Part], gone: set[int], *, note: Part | None = None, remember: bool = True
+) -> list[Part]:
+    """The parts that are left, each with the digests of what went from before it.
+
+    Args:
+        parts: Those that there were.
+        gone: Indices of those that go.
+        note: To be put in the place of the first run of them; it stands for that run alone.
+        remember: Know the messages of those that go again, beside what they remembered.
+    """
+    kept: list[Part] = []
+    collected: tuple[bytes, ...] = ()
+    for i, part in enumerate(parts):
+        stays = part
+        if i in gone:
+            collected += part.collect() if remember else part.collected
+            if note is None or i + 1 in gone:
+                continue
+            stays, note = note, None
+        stays.collected = collected + stays.collected
+        collected = ()
+        kept.append(stays)
+    return kept
 
 
 def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[dict[str, Any]]:

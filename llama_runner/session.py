@@ -25,6 +25,7 @@ from llama_runner.errors import (
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
+from llama_runner.parts import UNTEMPLATED
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import (
     Prompt,
@@ -53,18 +54,29 @@ class SessionMark:
 
 
 @dataclass(frozen=True, slots=True)
+class _Before:
+    """What a call that raises goes back to."""
+
+    transcript: TranscriptMark
+    adapters: tuple[tuple[str, float], ...]
+    cleaned: bool
+    n_shifted: int
+
+
+@dataclass(frozen=True, slots=True)
 class _OpenTurn:
     """A turn that a stream computes, and what was before it."""
 
     generation: Generation
-    before: TranscriptMark
-    cleaned: bool
+    before: _Before
 
 
 class Session:
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
-    Calls from several threads take turns. While a stream is open, others are refused.
+    Calls from several threads take turns. While a stream is open, others are refused. All but
+    ``close`` raise ClosedError once the session or its runner is closed, and ForkedProcessError in
+    a child process.
 
     Args:
         context: Where it lives.
@@ -74,7 +86,10 @@ class Session:
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
             or ("chunks") also what comes behind messages that were taken out.
         defaults: How to sample where a call does not say.
-        sequence: Its ledger; a new one, if not given.
+        transcript: What is in it; nothing, if not given.
+
+    Raises:
+        InvalidParameterError: ``name`` is no printable text, or ``reuse`` is unknown.
     """
 
     def __init__(
@@ -86,7 +101,7 @@ class Session:
         name: str | None = None,
         reuse: Reuse = "prefix",
         defaults: GenerationParams | None = None,
-        sequence: Sequence | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -103,13 +118,14 @@ class Session:
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._open: _OpenTurn | None = None
+        self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self._lineage = object()  # what a session and its forks have in common
-        self._live_in(context.new_sequence() if sequence is None else sequence)
+        self._become(transcript or Transcript(context.new_sequence(), chat))
 
-    def _live_in(self, sequence: Sequence) -> None:
-        self._transcript = Transcript(sequence, self._chat)
+    def _become(self, transcript: Transcript) -> None:
+        self._transcript = transcript
         self._collector = Collector(
-            self._context, self._transcript, self._gc_threshold, Checkpoints(sequence)
+            self._context, transcript, self._gc_threshold, Checkpoints(transcript.sequence)
         )
 
     @property
@@ -118,7 +134,11 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The messages as they stand in memory, oldest first; a copy."""
+        """The messages as they stand in memory, oldest first; a copy.
+
+        Raises:
+            ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
+        """
         with self._looked_at():
             return copy.deepcopy(self._transcript.messages)
 
@@ -127,7 +147,7 @@ class Session:
     def generate(
         self,
         prompt: Prompt = (),
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Completion:
@@ -135,8 +155,9 @@ class Session:
 
         Args:
             prompt: Text or token ids to go on with, or messages; () to answer what is there.
-            max_tokens: Most tokens to generate.
-            params: How to sample and when to stop; ``overrides`` are changes to it.
+            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            params: How to sample and when to stop, where it says so: for what it does not set, the
+                runner's defaults hold. ``overrides`` are changes to it.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
@@ -153,28 +174,43 @@ class Session:
     def stream(
         self,
         prompt: Prompt = (),
-        max_tokens: int = 200,
+        max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
-        """Like :meth:`generate`, in chunks. What was generated when it is closed is kept."""
+        """Like :meth:`generate`, in chunks. What was generated when it is closed is kept.
+
+        Raises:
+            As :meth:`generate`; what goes wrong while it is computed, where the stream is read. A
+            stream that could not make room ends with what it has, one that failed is undone.
+        """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         with self._entered():
-            with self._undone_on_error() as (before, cleaned):
+            with self._undone_on_error() as before:
                 generation = self._begin(prompt, chosen)
-            self._open = _OpenTurn(generation, before, cleaned)
-            return Stream(generation, self._book_stream, self._make_room)
+            self._open = _OpenTurn(generation, before)
+            return Stream(generation, self._book_stream, self._make_room_for_stream)
 
     def _make_room(self, generation: Generation) -> None:
-        with self._lock:
-            generation.request.lend()
-            self._collector.make_room_while_generating(generation)
+        generation.request.lend()
+        self._collector.make_room_while_generating(generation)
+
+    def _make_room_for_stream(self, generation: Generation) -> None:
+        with self._entered():
+            self._make_room(generation)
 
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation.
 
         Unlike :meth:`generate` it never takes messages for the whole conversation: an assistant's
         message, as of an example or a call of a tool, comes behind what is there.
+
+        Raises:
+            InvalidParameterError: It is empty, or its messages are none.
+            TokenizationError: It is no text, or has token ids that do not exist.
+            ChatTemplateError: There is no template, or it refuses these messages.
+            PromptTooLongError: It does not fit beside what is pinned.
+            ContextBusyError: A stream on this conversation is open.
         """
         with self._entered(), self._undone_on_error():
             if is_messages(prompt):
@@ -192,7 +228,7 @@ class Session:
             raise InvalidParameterError(
                 "prompt: there is nothing to answer in an empty conversation", field="prompt"
             )
-        if nothing_new and not self._transcript.messages:
+        if nothing_new and self._transcript.parts[-1].role in UNTEMPLATED:
             pass  # raw text goes on by itself
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
@@ -200,8 +236,8 @@ class Session:
             params = params.merged(stop=(*params.stop, *stops)) if stops else params
         else:
             self._transcript.add_raw(prompt, parse_special=params.parse_special)
-        self._collector.make_room_for_prompt()
         self._sequence.use_adapters(params.lora)
+        self._collector.make_room_for_prompt()
         self._collector.take_opening()
         generation = Generation(
             self._sequence,
@@ -226,7 +262,7 @@ class Session:
             if gone:
                 before = transcript.parts[: gone[0]]
                 difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
-                self._collector.drop(gone)
+                self._collector.drop(gone, remember=False)
         stops, cut = transcript.add_messages(
             given,
             whole=whole,
@@ -242,7 +278,11 @@ class Session:
     # ---- memory --------------------------------------------------------------------------------
 
     def info(self) -> ContextInfo:
-        """What is in the conversation's memory. Computes nothing on the model."""
+        """What is in the conversation's memory. Computes nothing on the model.
+
+        Raises:
+            ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
+        """
         with self._looked_at():
             return self._collector.info()
 
@@ -264,13 +304,17 @@ class Session:
         Args:
             target: Share of the context, 0 to 1. Nothing is dropped where less is used.
             policy: "oldest_turns", "tool_results", or a policy of :mod:`llama_runner.memory`.
-            dry_run: Change nothing, report what would be done and what it would cost.
+            dry_run: Drop nothing, report what would be done and what it would cost. A parked
+                conversation comes back into the KV memory for that, and others may have to leave.
             exact: Decode what stays again, as if what goes had never been there; also what earlier
                 collections moved up.
 
         Raises:
-            InvalidParameterError: ``target`` is out of range, or there is no such policy.
+            InvalidParameterError: ``target`` is out of range, there is no such policy, it proposes
+                what is no span, or a summary is no text or too long.
+            ChatTemplateError: The template takes no summary there.
             ContextBusyError: A stream on this conversation is open.
+            Others: Whatever the policy raises. In each case nothing was dropped.
         """
         if not isinstance(target, int | float) or not 0 <= target < 1:
             raise InvalidParameterError(
@@ -295,15 +339,27 @@ class Session:
 
         Args:
             index: Of :attr:`ContextInfo.spans`; by default the newest.
+
+        Raises:
+            InvalidParameterError: There is no such span.
+            ContextBusyError: A stream on this conversation is open.
         """
         self._set_pinned(index, True)
 
     def unpin(self, index: int = -1) -> None:
-        """Let a span go again when room is needed."""
+        """Let a span go again when room is needed.
+
+        Args:
+            index: As for :meth:`pin`.
+
+        Raises:
+            As :meth:`pin`.
+        """
         self._set_pinned(index, False)
 
     def _set_pinned(self, index: int, pinned: bool) -> None:
         with self._entered():
+            self._sequence.check_idle()
             parts = self._transcript.parts
             try:
                 parts[operator.index(index)].pinned = pinned
@@ -314,7 +370,11 @@ class Session:
                 ) from None
 
     def pause(self) -> None:
-        """Stay in the KV memory while a tool runs: until the next use, others leave it first."""
+        """Stay in the KV memory while a tool runs: until the next use, others leave it first.
+
+        Raises:
+            ContextBusyError: A stream on this conversation is open.
+        """
         with self._entered():
             self._sequence.keep_warm()
 
@@ -324,6 +384,10 @@ class Session:
         """This place in the conversation, to :meth:`rewind` to.
 
         On a model with a recurrent state it holds a copy of that state; otherwise next to nothing.
+
+        Raises:
+            ContextBusyError: A stream on this conversation is open.
+            DecodeError: llama.cpp cannot save the recurrent state.
         """
         with self._entered():
             self._sequence.check_idle()
@@ -356,6 +420,13 @@ class Session:
         """A second conversation that begins as this one; they go on independently.
 
         On plain attention in the unified layout both have the same cells; no token is copied.
+
+        Args:
+            name: The new one's, for people.
+
+        Raises:
+            InvalidParameterError: ``name`` is no printable text.
+            ContextBusyError: A stream on this conversation is open.
         """
         with self._entered():
             child = Session(
@@ -365,10 +436,8 @@ class Session:
                 name=name,
                 reuse=self._reuse,
                 defaults=self._defaults,
-                sequence=self._sequence.fork(),
+                transcript=self._transcript.fork(),
             )
-            child._transcript.parts = [part.copy() for part in self._transcript.parts]
-            child._transcript.turn = self._transcript.turn
             child._collector.checkpoints.adopt(self._collector.checkpoints)
             child._lineage = self._lineage
             return child
@@ -382,6 +451,8 @@ class Session:
         in another process, with the same model.
 
         Raises:
+            SnapshotError: The file of the model or of an adapter is no longer there.
+            DecodeError: llama.cpp cannot save the state.
             ContextBusyError: A stream on this conversation is open.
         """
         from llama_runner.snapshot import take_snapshot
@@ -406,10 +477,9 @@ class Session:
 
         with self._entered():
             self._sequence.check_idle()
-            old, sequence = self._sequence, self._context.new_sequence()
-            parts, turn, name = open_snapshot(snapshot, sequence)
-            self._live_in(sequence)
-            self._transcript.parts, self._transcript.turn = parts, turn
+            old, new = self._sequence, Transcript(self._context.new_sequence(), self._chat)
+            new.parts, new.turn, name = open_snapshot(snapshot, new.sequence)
+            self._become(new)
             self.name = self.name if name is None else name
             old.close()
 
@@ -453,6 +523,7 @@ class Session:
         except (ClosedError, ForkedProcessError):
             return  # there is nothing to give back, or it is the parent's
         with self._lock:
+            self._check_outside()
             self._book_stream()
             self._sequence.close()
 
@@ -479,10 +550,7 @@ class Session:
     def _entered(self) -> Iterator[None]:
         """Alone with the conversation, to change it."""
         with self._looked_at():
-            if self._inside:
-                raise ContextBusyError(
-                    "a callback or signal handler inside a call on a conversation cannot change it"
-                )
+            self._check_outside()
             self._inside = True
             try:
                 yield
@@ -491,7 +559,7 @@ class Session:
 
     @contextmanager
     def _looked_at(self) -> Iterator[None]:
-        """While no other thread changes the conversation; the turn of a stream that ended booked.
+        """While no other thread changes the conversation; what earlier calls left undone is done.
 
         A callback or signal handler may look at it in the middle of a call.
         """
@@ -499,36 +567,60 @@ class Session:
         with self._lock:
             self._sequence.check()
             if not self._inside:
+                self._go_back()
                 self._book_stream()
             yield
+
+    def _check_outside(self) -> None:
+        if self._inside:
+            raise ContextBusyError(
+                "a callback or signal handler inside a call on a conversation cannot change it"
+            )
 
     def _book_stream(self) -> None:
         """Count the turn of a stream that has ended to the conversation."""
         with self._lock:
             turn = self._open
-            if turn is None or not turn.generation.request.done or self._context.closed:
+            if turn is None or self._inside or self._context.closed:
                 return
+            request = turn.generation.request
+            if not request.done:
+                return
+            if request.finish_reason is None:
+                self._undo, self._open = turn.before, None
+                self._go_back()
+                return
+            self._transcript.book_answer(request.text)
             self._open = None
-            if turn.generation.request.finish_reason is None:
-                self._go_back(turn.before, turn.cleaned)
-            else:
-                self._book_answer(turn.generation.request.text)
+            self._collector.checkpoints.take_turn()
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[tuple[TranscriptMark, bool]]:
+    def _undone_on_error(self) -> Iterator[_Before]:
         """Change the conversation if nobody generates on it; what was before is given."""
         self._sequence.check_idle()
-        before, cleaned = self._transcript.mark(), self._collector.cleaned
+        before = _Before(
+            self._transcript.mark(),
+            self._sequence.adapters,
+            self._collector.cleaned,
+            self._collector.n_shifted,
+        )
+        self._undo = before
         try:
-            yield before, cleaned
+            yield before
         except BaseException:
-            self._go_back(before, cleaned)
+            self._go_back()
             raise
+        self._undo = None
 
-    def _go_back(self, before: TranscriptMark, cleaned: bool) -> None:
-        if not self._sequence.busy and not self._context.closed:
-            self._return_to(before)
-            self._collector.cleaned = cleaned
+    def _go_back(self) -> None:
+        """Undo a call that raised. A signal may interrupt this, too; then the next call does it."""
+        before = self._undo
+        if before is None or self._sequence.busy or self._context.closed:
+            return
+        self._sequence.use_adapters(before.adapters)
+        self._return_to(before.transcript)
+        self._collector.cleaned, self._collector.n_shifted = before.cleaned, before.n_shifted
+        self._undo = None
 
     def _return_to(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
         self._collector.checkpoints.go_back(self._transcript.n_as_at(mark), checkpoint)

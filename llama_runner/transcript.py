@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llama_runner._core import Sequence
 from llama_runner.errors import InvalidParameterError
-from llama_runner.parts import UNTEMPLATED, Part, n_in_common, taken_out, without_collected
+from llama_runner.parts import (
+    UNTEMPLATED,
+    Part,
+    left,
+    n_in_common,
+    taken_out,
+    without_collected,
+)
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import TokenIds, begins_turn
 from llama_runner.results import Span
@@ -31,7 +38,7 @@ class TranscriptMark:
     parts: tuple[Part, ...]
     turn: int
     tokens: NDArray[np.int32]  # the ledger
-    n_shifts: int
+    epoch: object
 
 
 class Transcript:
@@ -47,7 +54,8 @@ class Transcript:
         self.parts: list[Part] = []
         self.turn = 0
         """The highest number that a turn has had."""
-        self._n_shifts = 0
+        # Another object after each shift: cells of before and after are not the same.
+        self._epoch = object()
         self._chat = chat
 
     @property
@@ -279,7 +287,7 @@ class Transcript:
             self.parts.append(Part(pending[-1]["role"], rest, turn, pinned, messages=pending))
 
     def book_answer(self, text: str | None) -> None:
-        """Count tokens that were generated to the part that opened the answer.
+        """Count tokens that were generated to the part that opened the answer; once or again.
 
         Args:
             text: The whole answer, which ends the turn; None while it is going on.
@@ -292,7 +300,7 @@ class Transcript:
             last = Part("generated", n_new, last.turn)
             self.parts.append(last)
         if text is not None and last.role == "assistant":
-            last.messages.append({"role": "assistant", "content": text})
+            last.messages = [{"role": "assistant", "content": text}]
 
     # ---- shrinking -----------------------------------------------------------------------------
 
@@ -301,26 +309,26 @@ class Transcript:
         n_fixed = self._n_fixed(whole=True)
         return [n_fixed + i for i in taken_out(self.parts[n_fixed:], given)]
 
-    def remove(self, indices: list[int]) -> Literal["shift", "rebuild"]:
-        """Take parts out of transcript and ledger; "shift" where no token must be recomputed."""
+    def remove(self, indices: list[int], *, remember: bool = True) -> Literal["shift", "rebuild"]:
+        """Take parts out of transcript and ledger.
+
+        Args:
+            indices: Of the parts.
+            remember: Know their messages again in a conversation that is given whole, and leave
+                them out of it: they went for want of room, not because the caller took them out.
+
+        Returns:
+            "shift" where no token must be recomputed.
+        """
         method: Literal["shift", "rebuild"] = "shift"
-        doomed = set(indices)
-        for i in sorted(doomed, reverse=True):
+        for i in sorted(indices, reverse=True):
             start = self.start_of(i)
             if self.parts[i].n_tokens:
                 how = self.sequence.remove(start, start + self.parts[i].n_tokens)
                 method = "rebuild" if how == "rebuild" else method
-                self._n_shifts += how == "shift"
-        kept: list[Part] = []
-        collected: tuple[bytes, ...] = ()
-        for i, part in enumerate(self.parts):
-            if i in doomed:
-                collected += part.collect()
-            else:
-                part.collected = collected + part.collected
-                collected = ()
-                kept.append(part)
-        self.parts = kept
+                if how == "shift":
+                    self._epoch = object()
+        self.parts = left(self.parts, set(indices), remember=remember)
         return method
 
     def replace(self, indices: list[int], text: str) -> int:
@@ -351,18 +359,15 @@ class Transcript:
             )
         ledger = self.sequence.tokens
         runs = [tokens]
-        note = Part("summary", len(tokens), self.parts[first].turn, True, messages)
-        note.collected = tuple(d for i in indices for d in self.parts[i].collect())
-        kept = [*self.parts[:first], note]
         for i in range(first, len(self.parts)):
             if i not in doomed:
                 begin = self.start_of(i)
                 runs.append(ledger[begin : begin + self.parts[i].n_tokens])
-                kept.append(self.parts[i])
         self.sequence.truncate(start)
         for run in runs:
             self.sequence.append(run)
-        self.parts = kept
+        note = Part("summary", len(tokens), self.parts[first].turn, True, messages)
+        self.parts = left(self.parts, doomed, note=note)
         return len(tokens)
 
     def clear(self) -> None:
@@ -373,10 +378,17 @@ class Transcript:
 
     # ---- going back ----------------------------------------------------------------------------
 
+    def fork(self) -> Transcript:
+        """A second one, of a fork of the sequence."""
+        child = Transcript(self.sequence.fork(), self._chat)
+        child.parts = [part.copy() for part in self.parts]
+        child.turn, child._epoch = self.turn, self._epoch
+        return child
+
     def mark(self) -> TranscriptMark:
         """What is there now, to go back to."""
         parts = tuple(part.copy() for part in self.parts)
-        return TranscriptMark(parts, self.turn, self.sequence.tokens, self._n_shifts)
+        return TranscriptMark(parts, self.turn, self.sequence.tokens, self._epoch)
 
     def n_as_at(self, mark: TranscriptMark) -> int:
         """How many tokens of a mark can stay in the memory.
@@ -384,7 +396,7 @@ class Transcript:
         Cells that were moved since were computed with what had been between them.
         """
         n_same = self.sequence.common_prefix(mark.tokens)
-        return n_same if mark.n_shifts == self._n_shifts else min(n_same, self.sequence.n_exact)
+        return n_same if mark.epoch is self._epoch else min(n_same, self.sequence.n_exact)
 
     def go_back(self, mark: TranscriptMark) -> None:
         """Be as at the mark. Tokens that were removed since are decoded again when needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
-from llama_runner.errors import InvalidParameterError
-from llama_runner.memory import sliding_window, summarize
+from llama_runner.errors import InvalidParameterError, PromptTooLongError
+from llama_runner.memory import oldest_turns, sliding_window, summarize
+from llama_runner.results import Span
+from llama_runner.transcript import Transcript
 
 N_CTX = 512
 
@@ -204,6 +206,49 @@ def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
         assert (plan.method, plan.tokens_recomputed) == (done.method, done.tokens_recomputed)
         assert done.method == "shift"
         assert session.generate(question("Go on."), 2, **greedy()).receipt.recomputed < 25
+
+
+def test_functions_of_the_caller_may_use_the_memory(model_path: Path) -> None:
+    """A policy, too: the conversation comes back before it is decided how it is shortened."""
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
+        session = runner.session("Be brief.")
+        for i in range(4):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+
+        def policy(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
+            runner.generate_stateless("The sky is", 1)
+            return oldest_turns(spans)
+
+        report = session.gc(0.1, policy=policy)
+        assert (report.method, report.tokens_recomputed) == ("shift", 0)
+        assert session.generate(question("Go on."), 2, **greedy()).receipt.recomputed < 25
+
+
+def test_a_collection_that_lost_the_memory_says_so(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may need the room after it was decided to move the rest up."""
+    for i in range(4):
+        session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+    remove = Transcript.remove
+
+    def remove_after_all(self: Transcript, *args: Any, **options: Any) -> Any:
+        self.sequence.evict()
+        return remove(self, *args, **options)
+
+    monkeypatch.setattr(Transcript, "remove", remove_after_all)
+    report = session.gc(0.1)
+    assert (report.method, report.tokens_recomputed) == ("rebuild", session.info().used)
+
+
+def test_nothing_counts_as_moved_by_a_call_that_raised(runner: LlamaRunner) -> None:
+    with runner.session("You are helpful.", reuse="chunks") as session:
+        for i in range(4):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        given = session.messages
+        with pytest.raises(PromptTooLongError):
+            session.generate([given[0], *given[3:], *question("word " * N_CTX)], 4, **greedy())
+        assert session.generate([*given, *question("Go on.")], 4, **greedy()).receipt.shifted == 0
 
 
 def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from oracle import Oracle
 from talk import assistant, user
+from tiny_models import write_model
 
 from llama_runner import LlamaRunner
-from llama_runner.errors import LlamaError
+from llama_runner.errors import DecodeError, LlamaError
 from llama_runner.results import Completion, ContextInfo
+from llama_runner.transcript import Transcript, TranscriptMark
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 
@@ -258,6 +260,53 @@ def test_an_error_that_comes_after_room_was_made_undoes_that(model_path: Path) -
             else:
                 runner.generate_stateful("and", 1, **GREEDY)
                 before = snapshot(runner)
+
+
+@pytest.fixture
+def interrupted_undo(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """Exceptions of signal handlers that come while an undo waits for another thread's turn."""
+    due: list[BaseException] = []
+    go_back = Transcript.go_back
+
+    def interrupted(self: Transcript, mark: TranscriptMark) -> None:
+        if due:
+            raise due.pop()
+        go_back(self, mark)
+
+    monkeypatch.setattr(Transcript, "go_back", interrupted)
+    return due
+
+
+def test_an_undo_that_is_interrupted_is_done_by_the_next_call(
+    runner: LlamaRunner, interrupted_undo: list[BaseException]
+) -> None:
+    runner.generate_stateful([user("Hello.")], 8, **GREEDY)
+    before = snapshot(runner)
+    for _ in range(2):
+        interrupted_undo.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            runner.generate_stateful([user("word " * 2000)], 8, **GREEDY)
+    assert runner.get_context_info() == before[1]
+    assert snapshot(runner) == before
+
+
+def test_a_failed_stream_is_undone_though_that_is_interrupted(
+    tmp_path: Path, interrupted_undo: list[BaseException]
+) -> None:
+    path = write_model(tmp_path / "broken.gguf", broken=True)
+    with LlamaRunner(path, n_ctx=256, n_threads=1, validate=False) as runner:
+        session = runner.session()
+        session.append("abc")
+        before = session.info().spans
+        stream = session.stream("the a", 4)
+        interrupted_undo.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert session.info().spans == before
+        stream = session.stream("the a", 4)
+        with pytest.raises(DecodeError, match="no finite logit"):
+            next(stream)
+        assert session.info().spans == before
 
 
 # ---- beside other calls ------------------------------------------------------------------------

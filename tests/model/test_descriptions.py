@@ -58,6 +58,24 @@ def test_what_a_call_says_wins(folder: Path) -> None:
         assert runner.generate_stateful("abc", 12, params).tokens == drawn
 
 
+def test_params_say_only_what_they_set(folder: Path) -> None:
+    path = described(folder, sampling={"temperature": 0.0})
+    five = GenerationParams(max_tokens=5, ignore_eos=True)
+    with runner_of(path) as runner:
+        session = runner.session()
+        greedy = runner.generate_stateless("abc", 5, ignore_eos=True).tokens
+        assert len(greedy) == 5
+        assert runner.generate_stateless("abc", params=five).tokens == greedy
+        assert runner.generate_stateful("abc", params=five).tokens == greedy
+        assert session.generate("abc", params=five).tokens == greedy
+        for stream in (
+            runner.stream_stateless("abc", params=five),
+            runner.stream_stateful("abc", params=five),
+            session.stream("abc", params=five),
+        ):
+            assert sum(len(chunk.tokens) for chunk in stream) == 5
+
+
 def test_the_chat_template_is_used(folder: Path) -> None:
     path = described(folder, chat_template="<{{ messages[0].content }}>")
     with runner_of(path) as runner:

@@ -13,8 +13,10 @@ from talk import assistant, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaError
+from llama_runner.memory import summarize
 
 GREEDY: dict[str, Any] = {"temperature": 0}
+TEMPLATE = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,8 @@ def test_what_was_appended_is_answered(runner: LlamaRunner, session: Session) ->
         raw.append("A, B, C,")
         assert raw.generate(max_tokens=4, **GREEDY).text == " D, E,"
         assert "".join(chunk.text for chunk in raw.stream(max_tokens=4, **GREEDY)) == " F, G,"
+    session.append("A, B, C,")  # raw text goes on by itself, also behind messages
+    assert session.generate(max_tokens=4, **GREEDY).text == " D, E,"
 
 
 def test_what_the_session_shows_may_be_given_back(session: Session) -> None:
@@ -80,6 +84,49 @@ def test_what_went_may_be_given_back_where_turns_are_alike(session: Session) -> 
     left = session.messages
     session.generate([*whole, user("What is new?")], 4, **GREEDY)
     assert session.messages[:-1] == [*left, user("What is new?")]
+
+
+@pytest.fixture
+def talk(tiny_paths: dict[str, Path]) -> Iterator[Session]:
+    """Four turns that no model had to think of."""
+    options: dict[str, Any] = {"n_ctx": 512, "n_seq_max": 1, "chat_template": TEMPLATE}
+    with LlamaRunner(tiny_paths["plain"], n_threads=1, **options) as runner:
+        session = runner.session("abc", reuse="chunks")
+        for i in range(4):
+            session.append([user(f"the {i}"), assistant(f"a {i}")])
+        yield session
+
+
+def test_a_summary_stands_for_what_went_before_the_turn_that_stayed(talk: Session) -> None:
+    whole = talk.messages
+    talk.pin(3)
+    talk.gc(0.0, policy=summarize(lambda text: "ab"))
+    left = talk.messages
+    pinned = [span.pinned for span in talk.info().spans]
+    assert [message["content"] for message in left] == ["abc", "ab", "the 1", "a 1", "the 3", "a 3"]
+    for given in ([*whole, user("more")], [*left, user("more")]):
+        mark = talk.mark()
+        receipt = talk.generate(given, 1, **GREEDY).receipt
+        assert receipt.first_difference is None
+        assert talk.messages[:-1] == [*left, user("more")]
+        assert [span.pinned for span in talk.info().spans] == [*pinned, False, False]
+        talk.rewind(mark)
+
+
+def test_what_was_taken_out_may_be_put_back(talk: Session) -> None:
+    whole = talk.messages
+    for given in ([whole[0], *whole[3:]], whole, whole[:3], whole):
+        talk.generate([*given, user("more")], 1, **GREEDY)
+        assert talk.messages[:-1] == [*given, user("more")]
+
+
+def test_what_had_no_room_is_known_when_other_messages_were_taken_out(talk: Session) -> None:
+    system, *turns = talk.messages
+    talk.gc(0.0, policy=lambda spans: [[1, 2]])
+    assert talk.messages == [system, *turns[2:]]
+    for given in ([*turns[:2], *turns[4:]], turns):
+        talk.generate([system, *given, user("more")], 1, **GREEDY)
+        assert talk.messages[:-1] == [system, *given[2:], user("more")]
 
 
 def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:

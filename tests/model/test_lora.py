@@ -17,6 +17,7 @@ from llama_runner import GenerationParams, LlamaRunner
 from llama_runner._core import Context, Model
 from llama_runner.errors import (
     ClosedError,
+    ContextFullError,
     InvalidParameterError,
     LlamaError,
     ModelNotFoundError,
@@ -250,6 +251,30 @@ def test_what_is_not_loaded_is_named_and_changes_nothing(tuned: LlamaRunner) -> 
     with pytest.raises(InvalidParameterError, match=r"no adapter 'cook' is loaded.*'pirate'"):
         tuned.generate_stateful("b", 4, lora={"cook": 1})
     assert tuned.get_context_info() == before
+
+
+def test_a_call_that_raises_leaves_no_adapter_behind(tuned: LlamaRunner, base: Path) -> None:
+    session = tuned.session()
+    session.generate("a", 4, **GREEDY)
+    session.pin(0)
+    with pytest.raises(ContextFullError):
+        session.generate("the a abc " * 50, 2000, lora={"pirate": 1}, **GREEDY)
+    assert session._sequence.adapters == ()
+    with LlamaRunner(base, n_ctx=1024, n_threads=1) as other:  # which has no adapter
+        copy = other.session()
+        copy.restore(session.snapshot())
+        assert copy.generate("b", 4, **GREEDY).tokens == session.generate("b", 4, **GREEDY).tokens
+
+
+def test_what_is_not_loaded_is_named_before_room_is_made(base: Path) -> None:
+    with LlamaRunner(base, n_ctx=256, n_threads=1) as runner:
+        session = runner.session()
+        for _ in range(4):
+            session.generate("the a abc " * 4, 8, **GREEDY)
+        before = session.info()
+        with pytest.raises(InvalidParameterError, match="no adapter 'cook' is loaded"):
+            session.generate("the a abc " * 8, 8, lora={"cook": 1}, **GREEDY)
+        assert session.info() == before
 
 
 def test_a_name_is_given_once(tuned: LlamaRunner, adapter: Path) -> None:

@@ -108,7 +108,8 @@ class Pair:
 
     session: Session
     model: Conversation
-    mark: tuple[SessionMark, Conversation] | None = None
+    mark: tuple[SessionMark, Conversation, bool] | None = None
+    """With whether its cells depend on nothing that had gone."""
     pinned_before: list[Message] = field(default_factory=list)
 
     def pinned(self) -> list[Message]:
@@ -342,27 +343,32 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def mark(self, data: st.DataObject) -> None:
         pair = self.chosen(data)
-        pair.mark = pair.session.mark(), pair.model.copy()
+        sequence = pair.session._sequence
+        is_exact = sequence.n_exact == len(sequence)
+        pair.mark = pair.session.mark(), pair.model.copy(), is_exact
 
     @rule(data=st.data())
     def rewind(self, data: st.DataObject) -> None:
         pair = self.chosen(data)
         if pair.mark is not None:
-            pair.session.rewind(pair.mark[0])
-            pair.model = pair.mark[1].copy()
+            mark, model, is_exact = pair.mark
+            pair.session.rewind(mark)
+            pair.model = model.copy()
+            sequence = pair.session._sequence
+            assert sequence.n_exact == len(sequence) or not is_exact
 
     @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         pair = self.chosen(data)
-        self.pairs.append(Pair(pair.session.fork(), pair.model.copy()))
+        self.pairs.append(Pair(pair.session.fork(), pair.model.copy(), pair.mark))
 
     @rule(data=st.data())
     def restore_a_snapshot(self, data: st.DataObject) -> None:
         """Into another conversation, or the same."""
         source, target = self.chosen(data), self.chosen(data)
         target.session.restore(source.session.snapshot())
-        target.model, target.mark = source.model.copy(), None
+        target.model = source.model.copy()
         assert target.session.info().spans == source.session.info().spans
 
     @precondition(lambda self: len(self.pairs) > 1)

@@ -9,6 +9,7 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
+from llama_runner.collection import Collector
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -16,6 +17,7 @@ from llama_runner.errors import (
     InvalidParameterError,
     PromptTooLongError,
 )
+from llama_runner.generation import Generation
 from llama_runner.memory import summarize
 
 N_CTX = 512
@@ -118,6 +120,21 @@ def test_a_mark_of_another_conversation_is_refused(runner: LlamaRunner, session:
     assert session.messages[-1]["content"] == said.text
 
 
+def test_a_mark_knows_cells_that_moved_in_another_life(session: Session) -> None:
+    """What moved up after the mark is computed again, though a snapshot or fork came between."""
+    for i in range(3):
+        session.generate(question(f"Tell me about {i}."), 12, **greedy(ignore_eos=True))
+    mark, before = session.mark(), session.messages
+    assert session.gc(0.0).method == "shift"
+    session.restore(session.snapshot())
+    assert session._sequence.n_exact < len(session._sequence)
+    with session.fork() as fork:
+        for each in (session, fork):
+            each.rewind(mark)
+            assert each.messages == before
+            assert each._sequence.n_exact == len(each._sequence)
+
+
 def test_forks_go_on_independently_and_share_what_they_have_in_common(
     runner: LlamaRunner, session: Session
 ) -> None:
@@ -175,7 +192,8 @@ def test_bad_prompts_change_nothing(session: Session) -> None:
     assert session.info() == before
     with session.stream("Hello", 8, **greedy()) as stream:
         next(stream)
-        for forbidden in (session.mark, session.fork, session.gc, session.clear, session.close):
+        for forbidden in (session.mark, session.fork, session.gc, session.clear, session.close,
+                          session.pin, session.unpin, session.pause):  # fmt: skip
             with pytest.raises(ContextBusyError):
                 forbidden()
     session.clear()
@@ -289,6 +307,48 @@ def test_a_callback_cannot_change_the_conversation_that_calls_it(session: Sessio
     with pytest.raises(ContextBusyError, match="callback"):
         session.gc(0.0, policy=summarize(meddle))
     assert session.messages == before
+
+
+def test_a_callback_cannot_close_the_conversation_that_calls_it(session: Session) -> None:
+    for i in range(3):
+        session.generate(question(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
+    before = session.messages
+
+    def meddle(text: str) -> str:
+        session.close()
+        return "done"
+
+    with pytest.raises(ContextBusyError, match="callback"):
+        session.gc(0.0, policy=summarize(meddle))
+    assert session.messages == before
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_signal_handler_cannot_change_a_conversation_in_which_room_is_made(
+    session: Session, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    for i in range(4):
+        session.generate(question(f"Tell me about {i}."), 40, **greedy(ignore_eos=True))
+    refused = 0
+    make_room = Collector.make_room_while_generating
+
+    def interrupted(self: Collector, generation: Generation) -> None:
+        nonlocal refused
+        for change in (session.clear, lambda: session.append("x"), session.close):
+            with pytest.raises(ContextBusyError):
+                change()
+            refused += 1
+        assert session.info().used > 0  # but it may look
+        make_room(self, generation)
+
+    monkeypatch.setattr(Collector, "make_room_while_generating", interrupted)
+    if streamed:
+        stream = session.stream(question("Go on."), 300, **greedy(ignore_eos=True))
+        text = "".join(chunk.text for chunk in stream)
+    else:
+        text = session.generate(question("Go on."), 300, **greedy(ignore_eos=True)).text
+    assert refused > 0
+    assert session.messages[-1]["content"] == text
 
 
 @pytest.mark.parametrize("gc_threshold", [0.2, 0.5, 1.0])

@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_runner.errors import InvalidParameterError
-from llama_runner.params import ContextParams, GenerationParams, ModelParams, Parameters
+from llama_runner.params import (
+    ContextParams,
+    GenerationParams,
+    ModelParams,
+    Parameters,
+    generation_params,
+)
 
 ALL = (GenerationParams, ModelParams, ContextParams)
 
@@ -128,6 +134,25 @@ def test_anything_is_either_taken_or_refused_in_one_line(values: dict[str, Any])
         return
     assert refused.field in values
     assert "\n" not in str(refused)
+
+
+def test_a_call_lies_over_its_params_and_these_over_the_defaults() -> None:
+    defaults = GenerationParams(temperature=0.2, top_k=3)
+    params = GenerationParams(max_tokens=5, temperature=0.8)
+
+    def chosen(max_tokens: int | None, params: GenerationParams | None, **given: Any) -> Any:
+        return generation_params(max_tokens, params, given, defaults)  # type: ignore[arg-type]
+
+    assert chosen(None, None) == defaults
+    assert chosen(7, None) == defaults.merged(max_tokens=7)
+    # That 0.8 is what holds where nobody says anything does not make it nothing.
+    assert chosen(None, params) == GenerationParams(max_tokens=5, temperature=0.8, top_k=3)
+    assert chosen(7, params).max_tokens == 7
+    assert chosen(None, params, top_k=9, temperature=0.0) == GenerationParams(
+        max_tokens=5, temperature=0.0, top_k=9
+    )
+    with pytest.raises(InvalidParameterError, match="max_tokens=0"):
+        chosen(0, params)
 
 
 def test_ubatch_follows_a_smaller_batch_unless_it_is_given() -> None:
