@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from llama_runner._core import Context
+from llama_runner.conversation import Conversation, Reuse
 from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicyLike
@@ -21,7 +22,7 @@ from llama_runner.params import (
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import Prompt, Text, TokenIds, is_messages, read_messages
 from llama_runner.results import Completion, ContextInfo, GcReport
-from llama_runner.session import Reuse, Session
+from llama_runner.session import Session
 from llama_runner.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -260,14 +261,10 @@ class LlamaRunner:
             UnsupportedModelError: The model was loaded with vocab_only.
             ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
         """
-        session = Session(
-            self._alive_context(),
-            self._chat,
-            self.context_params.gc_threshold,
-            name=name,
-            reuse=reuse,
-            defaults=self.generation_params,
+        conversation = Conversation(
+            self._alive_context(), self._chat, self.context_params.gc_threshold, reuse
         )
+        session = Session(conversation, name=name, defaults=self.generation_params)
         if system is not None:
             session.append([{"role": "system", "content": system}])
         return session

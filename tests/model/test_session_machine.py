@@ -23,6 +23,7 @@ from tiny_models import WINDOW
 
 from llama_runner import Session
 from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner.conversation import Conversation
 from llama_runner.errors import ContextFullError
 from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summarize
 from llama_runner.prompts.chat_format import ChatFormat
@@ -82,7 +83,7 @@ class Turn:
 
 
 @dataclass
-class Conversation:
+class Expected:
     """What a conversation should be."""
 
     system: list[Message]
@@ -98,8 +99,8 @@ class Conversation:
             self.turns.append(Turn([]))
         self.turns[-1].messages.append(message)
 
-    def copy(self) -> Conversation:
-        return Conversation(list(self.system), [turn.copy() for turn in self.turns])
+    def copy(self) -> Expected:
+        return Expected(list(self.system), [turn.copy() for turn in self.turns])
 
 
 @dataclass
@@ -107,14 +108,14 @@ class Pair:
     """A session and its model."""
 
     session: Session
-    model: Conversation
-    mark: tuple[SessionMark, Conversation, bool] | None = None
+    model: Expected
+    mark: tuple[SessionMark, Expected, bool] | None = None
     """With whether its cells depend on nothing that had gone."""
     pinned_before: list[Message] = field(default_factory=list)
 
     def pinned(self) -> list[Message]:
         """Messages that may not go."""
-        parts = self.session._transcript.parts
+        parts = self.session._conversation.transcript.parts
         return [m for part in parts if part.pinned for m in part.messages]
 
 
@@ -151,8 +152,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
     @rule(system=st.none() | texts, reuse=st.sampled_from(["prefix", "chunks"]))
     def begin(self, system: str | None, reuse: Any) -> None:
-        session = Session(self.context, self.chat, 0.8, reuse=reuse)
-        model = Conversation([])
+        session = Session(Conversation(self.context, self.chat, 0.8, reuse))
+        model = Expected([])
         if system is not None:
             model.system.append({"role": "system", "content": system})
             session.append(model.system)
@@ -182,7 +183,7 @@ class Machine(RuleBasedStateMachine):
         said.say({"role": "assistant", "content": answer})
         self.adopt(pair, said)
 
-    def adopt(self, pair: Pair, said: Conversation) -> None:
+    def adopt(self, pair: Pair, said: Expected) -> None:
         """Old turns may have gone: the oldest, nothing that is pinned, not the last."""
         if any(turn.pinned for turn in said.turns):
             left = pair.session.messages
@@ -304,14 +305,14 @@ class Machine(RuleBasedStateMachine):
         """Take over the turns that are left."""
         turns: dict[int, Turn] = {}
         system: list[Message] = []
-        for part in pair.session._transcript.parts:
+        for part in pair.session._conversation.transcript.parts:
             if part.role == "system":
                 system += part.messages
             else:
                 turn = turns.setdefault(part.turn, Turn([]))
                 turn.messages += part.messages
                 turn.pinned |= part.pinned
-        pair.model = Conversation(system, list(turns.values()))
+        pair.model = Expected(system, list(turns.values()))
 
     @rule(data=st.data(), pinned=st.booleans())
     def pin(self, data: st.DataObject, pinned: bool) -> None:
@@ -328,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         pair = self.chosen(data)
         pair.session.clear()
         assert pair.session.info().state == "empty"
-        pair.model = Conversation([])
+        pair.model = Expected([])
 
     @rule(data=st.data())
     def leave_the_memory(self, data: st.DataObject) -> None:

@@ -16,6 +16,7 @@ from talk import question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner.conversation import Conversation
 from llama_runner.errors import (
     ContextBusyError,
     FileWriteError,
@@ -108,7 +109,7 @@ def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full
 
     def begin() -> tuple[Context, Session]:
         context = Context(model, n_ctx=256, kv_type="f32", swa_full=swa_full)
-        return context, Session(context, chat, 0.8)
+        return context, Session(Conversation(context, chat, 0.8))
 
     first_context, first = begin()
     second_context, second = begin()
@@ -156,7 +157,9 @@ def restored_and_continued(
         Context(model, n_ctx=512, n_seq_max=2, **made_with) as first_context,
         Context(model, n_ctx=512, n_seq_max=2, **restored_with) as second_context,
     ):
-        first, second = (Session(c, chat, 0.8) for c in (first_context, second_context))
+        first, second = (
+            Session(Conversation(c, chat, 0.8)) for c in (first_context, second_context)
+        )
         first.generate("abc the a é漢字 " * 6, 10, **GREEDY)
         second.restore(first.snapshot())
         expected = first.generate(" go on", 4, **GREEDY)

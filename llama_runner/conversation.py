@@ -1,0 +1,317 @@
+"""A conversation that calls may share: whose turn it is, and what is done in a turn.
+
+Calls change it one after the other. One that raises is undone, and one that goes on between calls,
+as a stream does, is booked when it has ended.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_runner._core import Context, Sequence
+from llama_runner.checkpoints import Checkpoint, Checkpoints
+from llama_runner.collection import Collector
+from llama_runner.errors import (
+    ClosedError,
+    ContextBusyError,
+    ForkedProcessError,
+    InvalidParameterError,
+)
+from llama_runner.generation import Generation, Stream
+from llama_runner.params import GenerationParams
+from llama_runner.parts import UNTEMPLATED
+from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.prompts.messages import (
+    Prompt,
+    is_messages,
+    is_whole_conversation,
+    read_messages,
+)
+from llama_runner.transcript import Transcript, TranscriptMark
+
+__all__ = ["Conversation", "Reuse"]
+
+Reuse = Literal["prefix", "chunks"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What a call that raises goes back to."""
+
+    transcript: TranscriptMark
+    adapters: tuple[tuple[str, float], ...]
+    cleaned: bool
+    n_shifted: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenTurn:
+    """A turn that a stream computes, and what was before it."""
+
+    generation: Generation
+    before: _Before
+
+
+class Conversation:
+    """A transcript, what makes room in it, and the order of those who change it.
+
+    Args:
+        context: Where it lives.
+        chat: How messages become tokens.
+        gc_threshold: Share of the context above which old turns are dropped by themselves.
+        reuse: What of the memory serves a conversation that is given whole: the common beginning,
+            or ("chunks") also what comes behind messages that were taken out.
+
+    Raises:
+        InvalidParameterError: ``reuse`` is unknown.
+    """
+
+    transcript: Transcript
+    collector: Collector
+
+    def __init__(
+        self, context: Context, chat: ChatFormat, gc_threshold: float, reuse: Reuse = "prefix"
+    ) -> None:
+        if reuse not in ("prefix", "chunks"):
+            raise InvalidParameterError(
+                f"reuse={reuse!r}: must be 'prefix' or 'chunks'", field="reuse"
+            )
+        self.lineage = object()
+        """What a conversation and its forks have in common."""
+        self._context = context
+        self._chat = chat
+        self._gc_threshold = gc_threshold
+        self._reuse = reuse
+        self._lock = threading.RLock()
+        self._inside = False  # a call is going on; the lock alone would let its callbacks in
+        self._open: _OpenTurn | None = None
+        self._undo: _Before | None = None  # not None until a call has ended well or is undone
+        self.become(self.empty_transcript())
+
+    @property
+    def sequence(self) -> Sequence:
+        """Its ledger."""
+        return self.transcript.sequence
+
+    def empty_transcript(self) -> Transcript:
+        """A new one in the same context and format."""
+        return Transcript(self._context.new_sequence(), self._chat)
+
+    def become(self, transcript: Transcript) -> None:
+        """Be what another transcript says."""
+        self.transcript = transcript
+        self.collector = Collector(
+            self._context, transcript, self._gc_threshold, Checkpoints(transcript.sequence)
+        )
+
+    def fork(self) -> Conversation:
+        """A second one that begins as this one."""
+        child = Conversation(self._context, self._chat, self._gc_threshold, self._reuse)
+        child.become(self.transcript.fork())
+        child.collector.checkpoints.adopt(self.collector.checkpoints)
+        child.lineage = self.lineage
+        return child
+
+    def close(self) -> None:
+        """Give the memory back.
+
+        Raises:
+            ContextBusyError: Somebody generates on it, or this comes from inside a call.
+        """
+        try:
+            self._context.check()
+        except (ClosedError, ForkedProcessError):
+            return  # there is nothing to give back, or it is the parent's
+        with self._lock:
+            self.check_outside()
+            self.book_stream()
+            self.sequence.close()
+
+    def stop_stream(self) -> None:
+        """End the stream that is open, if there is one, with what it has."""
+        if self._open is not None:
+            self._open.generation.request.close()
+
+    # ---- whose turn it is ----------------------------------------------------------------------
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Alone with the conversation, to change it."""
+        with self.looked_at():
+            self.check_outside()
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """While no other thread changes the conversation; what earlier calls left undone is done.
+
+        A callback or signal handler may look at it in the middle of a call.
+        """
+        self._context.check()  # in a forked child the lock may never be let go of
+        with self._lock:
+            self.sequence.check()
+            if not self._inside:
+                self._go_back()
+                self.book_stream()
+            yield
+
+    def check_outside(self) -> None:
+        """Refuse what comes from inside a call.
+
+        Raises:
+            ContextBusyError: It does.
+        """
+        if self._inside:
+            raise ContextBusyError(
+                "a callback or signal handler inside a call on a conversation cannot change it"
+            )
+
+    def book_stream(self) -> None:
+        """Count the turn of a stream that has ended to the conversation."""
+        with self._lock:
+            turn = self._open
+            if turn is None or self._inside or self._context.closed:
+                return
+            request = turn.generation.request
+            if not request.done:
+                return
+            if request.finish_reason is None:
+                self._undo, self._open = turn.before, None
+                self._go_back()
+                return
+            self.transcript.book_answer(request.text)
+            self._open = None
+            self.collector.checkpoints.take_turn()
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[_Before]:
+        """Change the conversation if nobody generates on it; what was before is given."""
+        self.sequence.check_idle()
+        before = _Before(
+            self.transcript.mark(),
+            self.sequence.adapters,
+            self.collector.cleaned,
+            self.collector.n_shifted,
+        )
+        self._undo = before
+        try:
+            yield before
+        except BaseException:
+            self._go_back()
+            raise
+        self._undo = None
+
+    def _go_back(self) -> None:
+        """Undo a call that raised. A signal may interrupt this, too; then the next call does it."""
+        before = self._undo
+        if before is None or self.sequence.busy or self._context.closed:
+            return
+        self.sequence.use_adapters(before.adapters)
+        self.return_to(before.transcript)
+        self.collector.cleaned, self.collector.n_shifted = before.cleaned, before.n_shifted
+        self._undo = None
+
+    def return_to(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
+        """Be as at a mark.
+
+        Args:
+            mark: Of this transcript.
+            checkpoint: A state that was kept with it.
+        """
+        self.collector.checkpoints.go_back(self.transcript.n_as_at(mark), checkpoint)
+        self.transcript.go_back(mark)
+
+    # ---- a turn --------------------------------------------------------------------------------
+
+    def begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
+        """Add a prompt, and make what answers it; see :meth:`Session.generate`."""
+        started = time.perf_counter()
+        self.collector.cleaned = False
+        difference: tuple[int, int] | None = None
+        nothing_new = isinstance(prompt, tuple) and not prompt
+        if nothing_new and not self.transcript.parts:
+            raise InvalidParameterError(
+                "prompt: there is nothing to answer in an empty conversation", field="prompt"
+            )
+        if nothing_new and self.transcript.parts[-1].role in UNTEMPLATED:
+            pass  # raw text goes on by itself
+        elif nothing_new or is_messages(prompt):
+            given = read_messages(prompt)  # type: ignore[arg-type]
+            stops, difference = self.add_messages(given, for_answer=True)
+            params = params.merged(stop=(*params.stop, *stops)) if stops else params
+        else:
+            self.transcript.add_raw(prompt, parse_special=params.parse_special)
+        self.sequence.use_adapters(params.lora)
+        self.collector.make_room_for_prompt()
+        self.collector.take_opening()
+        generation = Generation(
+            self.sequence,
+            params,
+            started=started,
+            shifted=self.collector.n_shifted,
+            first_difference=difference,
+        )
+        self.collector.n_shifted = 0
+        generation.request.resume(self.collector.pause_at())
+        return generation
+
+    def add_messages(
+        self, given: list[dict[str, Any]], *, for_answer: bool
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """Bring the transcript to what these messages say.
+
+        Returns:
+            (stops, difference): strings that end an answer, and the first token and message that
+            differ from what was there.
+        """
+        transcript = self.transcript
+        difference = None
+        whole = for_answer and is_whole_conversation(given)
+        if self._reuse == "chunks" and whole:
+            gone = transcript.taken_out(given)
+            if gone:
+                before = transcript.parts[: gone[0]]
+                difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
+                self.collector.drop(gone, remember=False)
+        stops, cut = transcript.add_messages(
+            given,
+            whole=whole,
+            for_answer=for_answer,
+            before_cut=self.collector.checkpoints.go_back,
+        )
+        return stops, difference or cut
+
+    def book_answer(self, text: str) -> None:
+        """Count an answer to the conversation."""
+        self.transcript.book_answer(text)
+        self.collector.checkpoints.take_turn()
+
+    def stream(self, prompt: Prompt, params: GenerationParams) -> Stream:
+        """Add a prompt, and open what answers it; :meth:`book_stream` counts it."""
+        with self.undone_on_error() as before:
+            generation = self.begin(prompt, params)
+        self._open = _OpenTurn(generation, before)
+        return Stream(generation, self.book_stream, self.make_room_for_stream)
+
+    def make_room(self, generation: Generation) -> None:
+        """Let a generation go on that rests because its context is full.
+
+        Raises:
+            ContextFullError: All that could go is pinned.
+        """
+        generation.request.lend()
+        self.collector.make_room_while_generating(generation)
+
+    def make_room_for_stream(self, generation: Generation) -> None:
+        """The same as a call of its own, which pulling from a stream is."""
+        with self.entered():
+            self.make_room(generation)
