@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama_runner._core import Context, Sequence
+from llama_runner._core import Context, Request, Sequence
 from llama_runner.checkpoints import Checkpoint, Checkpoints
 from llama_runner.collection import Collector
 from llama_runner.errors import (
@@ -32,6 +32,7 @@ from llama_runner.prompts.messages import (
     is_whole_conversation,
     read_messages,
 )
+from llama_runner.results import Completion
 from llama_runner.transcript import Transcript, TranscriptMark
 
 __all__ = ["Conversation", "Reuse"]
@@ -188,7 +189,7 @@ class Conversation:
                 self._undo, self._open = turn.before, None
                 self._go_back()
                 return
-            self.transcript.book_answer(request.text)
+            self._book_answer(request)
             self._open = None
             self.collector.checkpoints.take_turn()
 
@@ -232,8 +233,23 @@ class Conversation:
 
     # ---- a turn --------------------------------------------------------------------------------
 
-    def begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
-        """Add a prompt, and make what answers it; see :meth:`Session.generate`."""
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Completion:
+        """Add a prompt and what answers it; see :meth:`Session.generate`."""
+        with self.undone_on_error():
+            generation = self._begin(prompt, params)
+            completion = generation.run(self._make_room)
+            self._book_answer(generation.request)
+            self.collector.checkpoints.take_turn()
+            return completion
+
+    def stream(self, prompt: Prompt, params: GenerationParams) -> Stream:
+        """Add a prompt, and open what answers it; :meth:`book_stream` counts it."""
+        with self.undone_on_error() as before:
+            generation = self._begin(prompt, params)
+        self._open = _OpenTurn(generation, before)
+        return Stream(generation, self.book_stream, self._make_room_for_stream)
+
+    def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
         self.collector.cleaned = False
         difference: tuple[int, int] | None = None
@@ -290,19 +306,14 @@ class Conversation:
         )
         return stops, difference or cut
 
-    def book_answer(self, text: str) -> None:
-        """Count an answer to the conversation."""
-        self.transcript.book_answer(text)
-        self.collector.checkpoints.take_turn()
+    def _book_answer(self, request: Request) -> None:
+        """Count an answer to the conversation. Where that is interrupted, it may be done again."""
+        if request.stop_at is not None and request.stop_at < len(self.sequence):
+            self.collector.checkpoints.go_back(request.stop_at)
+            self.sequence.truncate(request.stop_at)
+        self.transcript.book_answer(request.text)
 
-    def stream(self, prompt: Prompt, params: GenerationParams) -> Stream:
-        """Add a prompt, and open what answers it; :meth:`book_stream` counts it."""
-        with self.undone_on_error() as before:
-            generation = self.begin(prompt, params)
-        self._open = _OpenTurn(generation, before)
-        return Stream(generation, self.book_stream, self.make_room_for_stream)
-
-    def make_room(self, generation: Generation) -> None:
+    def _make_room(self, generation: Generation) -> None:
         """Let a generation go on that rests because its context is full.
 
         Raises:
@@ -311,7 +322,7 @@ class Conversation:
         generation.request.lend()
         self.collector.make_room_while_generating(generation)
 
-    def make_room_for_stream(self, generation: Generation) -> None:
+    def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""
         with self.entered():
-            self.make_room(generation)
+            self._make_room(generation)

@@ -101,12 +101,8 @@ class Session:
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
-        conversation = self._conversation
-        with conversation.entered(), conversation.undone_on_error():
-            generation = conversation.begin(prompt, chosen)
-            completion = generation.run(conversation.make_room)
-            conversation.book_answer(completion.text)
-            return completion
+        with self._conversation.entered():
+            return self._conversation.generate(prompt, chosen)
 
     def stream(
         self,

@@ -214,7 +214,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         size_t tokens_taken
         int32_t stop_index
         vector[float] logits
-        int32_t n_surplus
+        int32_t stop_at
         int32_t n_prompt
         int32_t n_reused
         int32_t n_shared

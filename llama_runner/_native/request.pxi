@@ -276,13 +276,14 @@ cdef class Request:
         return None if self.native.get().stop_index < 0 else self.native.get().stop_index
 
     @property
-    def n_surplus(self):
-        """How many tokens at the ledger's end belong to the stop string that ended the generation.
+    def stop_at(self):
+        """Where the ledger is to end, without the stop string that ended the generation; or None.
 
-        Not 0 only on a model with a recurrent state that knows of them already. Whoever goes on
-        with the sequence truncates it before, from a copy of an earlier state if there is one.
+        None where it does end there. It does not where the model has a recurrent state, which
+        knows of these tokens already: whoever goes on with the sequence truncates it before, from
+        a copy of an earlier state if there is one.
         """
-        return self.native.get().n_surplus
+        return None if self.native.get().stop_at < 0 else self.native.get().stop_at
 
     @property
     def counts(self):

@@ -288,7 +288,7 @@ cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
     cdef NativeSequence * sequence = request.sequence.get()
     cdef int32_t n_left = <int32_t> sequence.tokens.size() - n
     if engine.traits.recurrent and sequence.n_kv > n_left:
-        request.n_surplus = n
+        request.stop_at = n_left
         return
     sequence.tokens.resize(n_left)
     trim_cells(engine, box, sequence, n_left)

@@ -161,7 +161,7 @@ struct Request {
     size_t                   tokens_taken = 0;
     int32_t                  stop_index   = -1;
     std::vector<float>       logits;         // of a probe
-    int32_t                  n_surplus = 0;  // ledger tokens that its owner is to take back
+    int32_t                  stop_at = -1;   // where its owner is to end the ledger, or -1
 
     int32_t n_prompt = 0;  // ledger length when the request began
     int32_t n_reused = 0;  // of those, already in the memory

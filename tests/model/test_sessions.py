@@ -386,3 +386,29 @@ def test_what_cannot_be_rewound_comes_back_whole(tiny_paths: dict[str, Path], ki
         other.restore(session.snapshot())
         session.close()
         assert other.generate("abc", 4, **greedy()).receipt.recomputed < 20
+
+
+@pytest.mark.parametrize("kind", ["plain", "recurrent", "hybrid"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stop_string_of_many_tokens_costs_the_turn_at_most(
+    tiny_paths: dict[str, Path], kind: str, streaming: bool
+) -> None:
+    """Also where the state knows of the string's first tokens when its last one comes."""
+    with LlamaRunner(tiny_paths[kind], n_ctx=512, n_seq_max=2) as runner:
+        session = runner.session()
+        session.generate("the a abc " * 20, 8, **greedy(ignore_eos=True))
+        n_before = session.info().used
+        mark = session.mark()
+        text = session.generate(" the a", 60, **greedy(ignore_eos=True)).text
+        session.rewind(mark)
+        stop = max(text.split("\ufffd"), key=len)  # whole characters
+        assert len(runner.tokenize(stop, add_special=False)) > 3
+        if streaming:
+            with session.stream(" the a", 60, stop=[stop], **greedy(ignore_eos=True)) as stream:
+                answer = "".join(chunk.text for chunk in stream)
+        else:
+            answer = session.generate(" the a", 60, stop=[stop], **greedy(ignore_eos=True)).text
+        assert answer == text[: text.index(stop)]
+        n_answered = session.info().used
+        receipt = session.generate(" abc", 4, **greedy(ignore_eos=True)).receipt
+        assert receipt.reused >= (n_answered - 1 if kind == "plain" else n_before - 1)
