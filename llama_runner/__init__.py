@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PromptTooLongError,
         SnapshotError,
         SnapshotNotFoundError,
+        SnapshotReadError,
         TokenizationError,
         UnsupportedModelError,
     )
@@ -137,6 +138,7 @@ _HOME = {
     "SessionMark": "session",
     "SnapshotError": "errors",
     "SnapshotNotFoundError": "errors",
+    "SnapshotReadError": "errors",
     "Span": "results",
     "Stream": "generation",
     "TensorInfo": "loaders",
@@ -210,6 +212,7 @@ __all__ = [
     "SessionMark",
     "SnapshotError",
     "SnapshotNotFoundError",
+    "SnapshotReadError",
     "Span",
     "Stream",
     "TensorInfo",

@@ -24,7 +24,8 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
     │   ├── DecodeError                (RuntimeError)
     │   ├── ContextBusyError           (RuntimeError)
     │   └── SnapshotError              (ValueError)
-    │       └── SnapshotNotFoundError  (FileNotFoundError)
+    │       ├── SnapshotNotFoundError  (FileNotFoundError)
+    │       └── SnapshotReadError      (OSError)
     └── LogicError                 the calling program
         ├── InvalidParameterError      (ValueError)
         ├── ClosedError                (RuntimeError)
@@ -62,6 +63,7 @@ __all__ = [
     "PromptTooLongError",
     "SnapshotError",
     "SnapshotNotFoundError",
+    "SnapshotReadError",
     "TokenizationError",
     "UnsupportedModelError",
 ]
@@ -189,6 +191,10 @@ class SnapshotError(LlamaRuntimeError, ValueError):
 
 class SnapshotNotFoundError(SnapshotError, FileNotFoundError):
     """There is no saved conversation under this path."""
+
+
+class SnapshotReadError(SnapshotError, OSError):
+    """The file of a saved conversation cannot be read."""
 
 
 class InvalidParameterError(LogicError, ValueError):

@@ -362,12 +362,14 @@ class Session:
 
         Raises:
             SnapshotNotFoundError: There is no such file; the conversation is as it was.
-            SnapshotError: It cannot be read; likewise.
-            Others: As for :meth:`restore`.
+            SnapshotReadError: It cannot be read; likewise.
+            Others: As for :meth:`restore`; the message names the file.
         """
-        from llama_runner.snapshot import read_file
+        from llama_runner.snapshot import naming, read_file
 
-        self.restore(read_file(path))
+        snapshot = read_file(path)
+        with naming(path):
+            self.restore(snapshot)
 
     # ---- lifetime ------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from llama_runner.errors import (
     PromptTooLongError,
     SnapshotError,
     SnapshotNotFoundError,
+    SnapshotReadError,
 )
 from llama_runner.loaders.files import about_file, open_regular
 from llama_runner.loaders.fingerprint import fingerprint
@@ -43,6 +46,7 @@ __all__ = [
     "Header",
     "PartRecord",
     "Snapshot",
+    "naming",
     "open_snapshot",
     "read_file",
     "snapshot_path",
@@ -243,7 +247,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         SnapshotNotFoundError: There is no such file.
-        SnapshotError: It cannot be read.
+        SnapshotReadError: It cannot be read.
     """
     path = snapshot_path(path)
     try:
@@ -255,7 +259,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         )
         raise about_file(missing, path, error) from None
     except OSError as error:
-        raise SnapshotError(f"cannot read the snapshot {str(path)!r}: {error.strerror}") from None
+        unreadable = SnapshotReadError(f"{str(path)!r} cannot be read: {error.strerror}")
+        raise about_file(unreadable, path, error) from None
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a snapshot that is refused which file it came from."""
+    try:
+        yield
+    except (SnapshotError, PromptTooLongError) as error:
+        raise type(error)(f"{os.fspath(path)!r}: {error.message}") from None
 
 
 def snapshot_path(path: str | os.PathLike[str]) -> Path:

@@ -23,6 +23,7 @@ from llama_runner.errors import (
     PromptTooLongError,
     SnapshotError,
     SnapshotNotFoundError,
+    SnapshotReadError,
 )
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Completion
@@ -193,6 +194,9 @@ def test_what_is_no_snapshot_of_this_model(
         long.append([504] * 300)
         with pytest.raises(PromptTooLongError, match="raise n_ctx"):
             copy.restore(long.snapshot())
+        long.save(tmp_path / "long")
+        with pytest.raises(PromptTooLongError, match=f"{tmp_path / 'long'}.*raise n_ctx"):
+            copy.load(tmp_path / "long")
         long.close()
     newer = bytearray(data)
     newer[8] += 1
@@ -209,12 +213,14 @@ def test_what_is_no_snapshot_of_this_model(
             session.restore(wrong)
         path = tmp_path / "wrong"
         path.write_bytes(wrong)
-        with pytest.raises(SnapshotError, match=message):
+        with pytest.raises(SnapshotError, match=f"{path}.*{message}"):
             session.load(path)
     with pytest.raises(SnapshotError, match="bytes"):
         session.restore("text")  # type: ignore[arg-type]
-    with pytest.raises(SnapshotError, match="cannot read"):
+    with pytest.raises(OSError, match="cannot be read: it is a directory") as caught:
         session.load(tmp_path)
+    assert isinstance(caught.value, SnapshotReadError)
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(tmp_path))
     assert session.messages == before
 
 

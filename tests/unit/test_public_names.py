@@ -73,6 +73,7 @@ PUBLIC = [
     "SessionMark",
     "SnapshotError",
     "SnapshotNotFoundError",
+    "SnapshotReadError",
     "Span",
     "Stream",
     "TensorInfo",
