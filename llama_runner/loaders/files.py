@@ -136,7 +136,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file so that a reader sees the old or the new content, never a part.
 
-    Who may read and write a file that is there already still may, and nobody else.
+    Who may read and write a file that is there already still may, and nobody else. A link stays
+    one, as where a file is opened to be written.
 
     Args:
         path: Where to write it.
@@ -147,9 +148,11 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
         NoDiskSpaceError: The disk has no room.
         FileWriteError: It cannot be written there.
     """
-    beside = path.parent / f".{secrets.token_hex(8)}.part"
+    is_link = os.path.islink(path)  # noqa: PTH114  # pathlib's raises for a name too long
+    target = Path(os.path.realpath(path)) if is_link else path
+    beside = target.parent / f".{secrets.token_hex(8)}.part"
     try:
-        old = _mode_of(path)
+        old = _mode_of(target)
         closed = private or old is not None  # from the start: a part may be read meanwhile
         with open(beside, "xb", opener=_open_private if closed else None) as file:
             if old is not None:
@@ -157,7 +160,7 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        beside.replace(target)
     except (OSError, ValueError) as error:
         cause = error if isinstance(error, OSError) else _odd_characters()
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT)

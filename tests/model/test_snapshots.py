@@ -264,8 +264,9 @@ def test_saving_is_all_or_nothing(session: Session, tmp_path: Path) -> None:
         session.save(nowhere)
     assert isinstance(caught.value, FileWriteError)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(nowhere))
-    with pytest.raises(FileWriteError, match="cannot be written"):
-        session.save(tmp_path)
+    for refused in (tmp_path, tmp_path / ("x" * 5000)):
+        with pytest.raises(FileWriteError, match="cannot be written"):
+            session.save(refused)
     session.save(path)
     assert sorted(tmp_path.iterdir()) == [path]
     session.load(path)
@@ -278,6 +279,22 @@ def test_a_saved_conversation_is_for_its_user(session: Session, tmp_path: Path) 
     path.chmod(0o640)  # until the user says otherwise
     session.save(path)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_saving_through_a_link_writes_what_it_leads_to(session: Session, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link, loop = tmp_path / "latest", tmp_path / "loop"
+    link.symlink_to(Path("disk", "conversation"))
+    for _ in range(2):  # where nothing is yet, and where something is
+        session.save(link)
+        assert link.is_symlink()
+        assert list(disk.iterdir()) == [disk / "conversation"]
+    session.load(disk / "conversation")
+    loop.symlink_to(loop)
+    with pytest.raises(FileWriteError, match=f"{loop}.* cannot be written") as caught:
+        session.save(loop)
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(loop))
 
 
 def test_a_snapshot_is_made_without_copies_of_it(session: Session) -> None:
