@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, Union
 
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import InvalidParameterError, TokenizationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,16 +45,37 @@ Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 
 
 def is_messages(prompt: Prompt) -> TypeIs[Sequence[Message]]:
-    """Whether a prompt is a list of messages."""
+    """Whether a prompt is a list of messages.
+
+    Raises:
+        InvalidParameterError: It is a message that is in no list.
+        TokenizationError: It is of no kind that a prompt can be.
+    """
     if isinstance(prompt, Mapping):
         raise InvalidParameterError(
             "prompt: a single message must be in a list: [message]", field="prompt"
         )
-    return (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, str)
-        and len(prompt) > 0
-        and isinstance(prompt[0], Mapping)
+    if isinstance(prompt, bytes | bytearray) or not _has_items(prompt):
+        raise _no_prompt(type(prompt).__name__)
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or len(prompt) == 0:
+        return False
+    first = prompt[0]
+    if not isinstance(first, Mapping | SupportsIndex):
+        raise _no_prompt(f"{type(prompt).__name__} of {type(first).__name__}")
+    return isinstance(first, Mapping)
+
+
+def _has_items(prompt: object) -> bool:
+    try:
+        iter(prompt)  # type: ignore[call-overload]
+    except TypeError:
+        return False
+    return True
+
+
+def _no_prompt(kind: str) -> TokenizationError:
+    return TokenizationError(
+        f"prompt: must be text, token ids or a list of messages (got {kind})", field="prompt"
     )
 
 

@@ -151,6 +151,34 @@ def test_a_token_id_out_of_range(
         runner.detokenize([5, token])
 
 
+class Question:
+    role = "user"
+    content = "a"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        (None, "NoneType"),
+        (5, "int"),
+        (5.0, "float"),
+        (b"text", "bytes"),
+        (bytearray(b"text"), "bytearray"),
+        (np.array(5), "ndarray"),
+        (["text"], "list of str"),
+        ([[5, 6]], "list of list"),
+        ((Question(),), "tuple of Question"),
+    ],
+)
+def test_what_is_no_prompt(
+    calls: list[Callable[..., Any]], runner: LlamaRunner, prompt: Any, kind: str
+) -> None:
+    allowed = f"prompt: must be text, token ids or a list of messages (got {kind})"
+    for call in (*calls, runner.session().append):
+        with refused(TokenizationError, allowed):
+            call(prompt)
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -179,7 +207,7 @@ def test_what_is_no_token_id(
     calls: list[Callable[..., Any]], runner: LlamaRunner, prompt: Any
 ) -> None:
     for call in calls:
-        with refused(TokenizationError, "integers"):
+        with refused(TokenizationError):
             call(prompt)
     with refused(TokenizationError, "integers"):
         runner.detokenize(prompt)
