@@ -254,7 +254,8 @@ class LlamaRunner:
                 were taken out; it moves up, and still remembers them faintly.
 
         Raises:
-            InvalidParameterError: ``name`` is no printable text, or ``reuse`` is unknown.
+            InvalidParameterError: ``name`` is no printable text, ``system`` is no text, or
+                ``reuse`` is unknown.
             ChatTemplateError: There is no chat template, or it refuses a system message.
             TokenizationError: The system message is nothing that the vocabulary can write.
             PromptTooLongError: It does not fit the context.

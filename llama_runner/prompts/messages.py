@@ -83,8 +83,8 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
     """Check messages and copy them, of each what templates see.
 
     Raises:
-        InvalidParameterError: One is no mapping, has no role or no content, or holds what JSON
-            cannot.
+        InvalidParameterError: One is no mapping, has no role or no content, content that is no
+            text, or holds what JSON cannot.
     """
     messages = []
     for i, message in enumerate(prompt):
@@ -95,8 +95,19 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             )
         if not isinstance(message.get("role"), str):
             raise InvalidParameterError(f"prompt[{i}]: has no 'role'", field="prompt")
-        if message.get("content") is None and not message.get("tool_calls"):
+        content = message.get("content")
+        if not isinstance(content, str | list | tuple | None):
+            raise InvalidParameterError(
+                f"prompt[{i}]: 'content' must be text (got {type(content).__name__})",
+                field="prompt",
+            )
+        if not isinstance(content, str) and not content and not message.get("tool_calls"):
             raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
+        if isinstance(content, list | tuple) and not all(map(_is_text_part, content)):
+            raise InvalidParameterError(
+                f"prompt[{i}]: each part of 'content' must be {{'type': 'text', 'text': ...}}",
+                field="prompt",
+            )
         seen = {key: message[key] for key in KEYS if message.get(key) not in (None, [])}
         try:
             copied = json.loads(json.dumps(seen))
@@ -112,6 +123,13 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             )
         messages.append(copied)
     return messages
+
+
+def _is_text_part(part: object) -> bool:
+    """Whether this is a part of a message as in OpenAI's API, and neither image nor sound."""
+    if not isinstance(part, Mapping):
+        return False
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _depth(value: object) -> int:

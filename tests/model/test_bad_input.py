@@ -221,8 +221,14 @@ def test_what_is_no_token_id(
         ([{"role": 5, "content": "a"}], InvalidParameterError, "role"),
         ([{"role": "user"}], InvalidParameterError, "content"),
         ([{"role": "user", "content": "a"}, "b"], InvalidParameterError, "prompt[1]"),
-        ([{"role": "user", "content": 5}], ChatTemplateError, "content"),
-        ([{"role": "user", "content": object()}], InvalidParameterError, "JSON"),
+        ([{"role": "user", "content": []}], InvalidParameterError, "has no 'content'"),
+        ([{"role": "user", "content": ()}], InvalidParameterError, "has no 'content'"),
+        ([{"role": "user", "content": 5}], InvalidParameterError, "must be text (got int)"),
+        ([{"role": "user", "content": b"a"}], InvalidParameterError, "must be text (got bytes)"),
+        ([{"role": "user", "content": ["a"]}], InvalidParameterError, "part"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], InvalidParameterError, "part"),
+        ([{"role": "user", "content": [{"type": "text"}]}], InvalidParameterError, "part"),
+        ([{"role": "user", "content": "a", "name": object()}], InvalidParameterError, "JSON"),
         ([{"role": "user", "content": "\ud800"}], ChatTemplateError, "surrogate"),
         ("a\ud800", TokenizationError, "surrogate"),
     ],
@@ -233,6 +239,18 @@ def test_messages_and_texts_that_are_none(
     for call in calls:
         with refused(kind, part):
             call(prompt)
+
+
+def test_a_system_message_that_is_none(runner: LlamaRunner) -> None:
+    with refused(InvalidParameterError, "must be text (got int)"):
+        runner.session(system=5)  # type: ignore[arg-type]
+
+
+def test_content_in_parts_is_that_text(runner: LlamaRunner) -> None:
+    whole = runner.generate_stateless([{"role": "user", "content": "Hello."}], 1)
+    parts = [{"type": "text", "text": "Hello."}]
+    in_parts = runner.generate_stateless([{"role": "user", "content": parts}], 1)
+    assert in_parts.usage.prompt_tokens == whole.usage.prompt_tokens
 
 
 # ---- parameters --------------------------------------------------------------------------------

@@ -186,8 +186,8 @@ def test_an_index_of_a_message_counts_those_that_were_given(session: Session) ->
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "user", "content": {1, 2}},
-        {"role": "user", "content": b"bytes"},
+        {"role": "user", "content": "", "name": {1, 2}},
+        {"role": "user", "content": "", "name": b"bytes"},
         {"role": "assistant", "content": "", "tool_calls": [{"function": object()}]},
     ],
 )
@@ -201,7 +201,7 @@ def test_messages_that_are_no_json_are_refused(session: Session, message: Any) -
         for _ in range(depth):
             nested = [nested]
         with pytest.raises(InvalidParameterError, match=r"prompt\[0\]"):
-            session.append([{"role": "user", "content": nested}])
+            session.append([{"role": "assistant", "content": "", "tool_calls": nested}])
     assert session.messages == before
 
 
