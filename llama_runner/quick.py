@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from typing import Unpack
 
+from llama_runner.params import GenerationOptions
 from llama_runner.runner import LlamaRunner
 
 __all__ = ["generate_once"]
 
 
-def generate_once(model_path: str | os.PathLike[str], prompt: str, max_tokens: int = 200) -> str:
+def generate_once(
+    model_path: str | os.PathLike[str],
+    prompt: str,
+    max_tokens: int = 200,
+    **overrides: Unpack[GenerationOptions],
+) -> str:
     """Load a model, answer one raw text prompt, free everything.
+
+    Options of the runner, such as ``n_ctx``, are for :class:`LlamaRunner`.
 
     Args:
         model_path: A GGUF file, or the name of a pulled model.
         prompt: Raw text.
         max_tokens: Most tokens to generate.
+        **overrides: Fields of :class:`GenerationParams`, such as ``temperature``.
 
     Returns:
         The generated text.
@@ -24,4 +34,4 @@ def generate_once(model_path: str | os.PathLike[str], prompt: str, max_tokens: i
         LlamaError: As :class:`LlamaRunner` and :meth:`LlamaRunner.generate_stateless`.
     """
     with LlamaRunner(model_path, n_seq_max=1) as runner:
-        return runner.generate_stateless(prompt, max_tokens).text
+        return runner.generate_stateless(prompt, max_tokens, **overrides).text

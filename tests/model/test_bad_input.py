@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_runner import GenerationParams, LlamaRunner
+from llama_runner import GenerationParams, LlamaRunner, generate_once
 from llama_runner.errors import (
     ChatTemplateError,
     ClosedError,
@@ -279,6 +279,13 @@ def test_a_parameter_out_of_range(
     for call in calls:
         with refused(InvalidParameterError, part):
             call("Hello", **options)
+
+
+def test_one_answer_takes_what_a_generation_takes(model_path: Path) -> None:
+    with refused(InvalidParameterError, "temperature=-1"):
+        generate_once(model_path, "Hello", temperature=-1)
+    with refused(InvalidParameterError, "unknown parameter 'n_ctx'"):
+        generate_once(model_path, "Hello", n_ctx=256)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def generating(runner: LlamaRunner, params: GenerationParams) -> None:
     runner.generate_stateless("a", temprature=0.0)  # type: ignore[call-arg]
     runner.generate_stateful("a", top_k="all")  # type: ignore[arg-type]
     runner.stream_stateless("a", nothing=1)  # type: ignore[call-arg]
-    assert_type(generate_once("model.gguf", "a"), str)
+    assert_type(generate_once("model.gguf", "a", temperature=0.0, stop="\n"), str)
+    generate_once("model.gguf", "a", n_ctx=256)  # type: ignore[call-arg]
 
 
 def streaming(runner: LlamaRunner) -> None:
