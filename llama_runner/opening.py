@@ -58,7 +58,7 @@ def open_runner(
     n_threads, n_threads_batch = thread_counts(
         context_params.n_threads, context_params.n_threads_batch
     )
-    _check_arguments(progress, validate)
+    _check_arguments(progress, validate, isolated)
     from llama_runner.loaders.header import quoted
     from llama_runner.loaders.lora import bare_header
     from llama_runner.loaders.resolve import checked_model
@@ -114,7 +114,7 @@ def open_runner(
     )
 
 
-def _check_arguments(progress: object, validate: object) -> None:
+def _check_arguments(progress: object, validate: object, isolated: object) -> None:
     """Refuse now what would be found out in the middle of loading."""
     if progress is not None and not callable(progress):
         raise InvalidParameterError(
@@ -123,6 +123,10 @@ def _check_arguments(progress: object, validate: object) -> None:
     if validate not in ("full", "header", False):
         raise InvalidParameterError(
             f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
+        )
+    if not isinstance(isolated, bool):
+        raise InvalidParameterError(
+            f"isolated={isolated!r}: must be True or False", field="isolated"
         )
 
 

@@ -205,6 +205,8 @@ class Session:
     def pin(self, index: int = -1) -> None:
         """Keep a span whatever happens.
 
+        What opens the conversation, a system message or the first raw text, is always kept.
+
         Args:
             index: Of :attr:`ContextInfo.spans`; by default the newest.
 
@@ -215,7 +217,7 @@ class Session:
         self._set_pinned(index, True)
 
     def unpin(self, index: int = -1) -> None:
-        """Let a span go again when room is needed.
+        """Let a span go again when room is needed; not what opens the conversation, which stays.
 
         Args:
             index: As for :meth:`pin`.

@@ -120,7 +120,9 @@ class ModelMetadata(_Description):
         Annotated[
             str,
             Field(
-                max_length=MAX_TEMPLATE, description=f"a text of at most {MAX_TEMPLATE} characters"
+                min_length=1,
+                max_length=MAX_TEMPLATE,
+                description=f"a text of 1 to {MAX_TEMPLATE} characters",
             ),
         ]
         | None

@@ -41,12 +41,17 @@ def check_chat_template(source: object) -> None:
     """Check a chat template that is given instead of the model's own.
 
     Raises:
-        InvalidParameterError: It is no string.
+        InvalidParameterError: It is no string, or empty.
         ChatTemplateError: It is no valid text, too large or too deep.
     """
     if not isinstance(source, str):
         raise InvalidParameterError(
             f"chat_template={source!r:.100}: must be a Jinja template as a string",
+            field="chat_template",
+        )
+    if not source:  # llama.cpp would take the model's own
+        raise InvalidParameterError(
+            "chat_template='': is empty; leave it out to use the model's own",
             field="chat_template",
         )
     try:

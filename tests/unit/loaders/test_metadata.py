@@ -142,6 +142,7 @@ def test_a_broken_model_file_is_refused(tmp_path: Path) -> None:
         ({"source": "hf:owner/repo:../../x.gguf"}, "source"),
         ({"path": 3}, "path"),
         ({"chat_template": 3}, "chat_template"),
+        ({"chat_template": ""}, "chat_template"),
         ({"size": 1.5}, "size"),
         ({"sha256": []}, "sha256"),
         ({"tags": [3]}, "tags"),
@@ -276,7 +277,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_s
     license_name=st.none() | TEXT,
     tags=st.lists(TEXT, max_size=4),
     temperature=st.none() | st.floats(0, 100),
-    template=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
+    template=st.none()
+    | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100),
 )
 def test_what_is_saved_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
