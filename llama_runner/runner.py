@@ -213,6 +213,8 @@ class LlamaRunner:
     def get_context_info(self) -> ContextInfo:
         """What the conversation holds and how much room is left.
 
+        Waits for a call of another thread on the conversation.
+
         Raises:
             UnsupportedModelError: The model was loaded with vocab_only.
             ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.

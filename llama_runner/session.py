@@ -38,9 +38,10 @@ class SessionMark:
 class Session:
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
-    Calls from several threads take turns. While a stream is open, others are refused. All but
-    ``close`` raise ClosedError once the session or its runner is closed, and ForkedProcessError in
-    a child process.
+    Calls from several threads take turns: also :meth:`info`, :attr:`messages` and :meth:`close`
+    wait until a :meth:`generate` of another thread is done. While a stream is open, others are
+    refused. All but ``close`` raise ClosedError once the session or its runner is closed, and
+    ForkedProcessError in a child process.
 
     Args:
         conversation: What is in it, and whose turn it is.
@@ -71,6 +72,8 @@ class Session:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first; a copy.
+
+        Waits for a call of another thread on this conversation.
 
         Raises:
             ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
@@ -147,6 +150,8 @@ class Session:
     def info(self) -> ContextInfo:
         """What is in the conversation's memory. Computes nothing on the model.
 
+        Waits for a call of another thread on this conversation.
+
         Raises:
             ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
         """
@@ -166,7 +171,8 @@ class Session:
         A system message, turns with a pinned span and the newest turn stay; of the newest, older
         calls of tools and their results may go. On a model that remembers with
         plain attention the rest moves up; otherwise, or with ``exact``, it is decoded again with
-        the next generation.
+        the next generation; also while it shares the cells of the rest with a fork, or with what
+        it was forked from.
 
         Args:
             target: Share of the context, 0 to 1. Nothing is dropped where less is used.
@@ -377,6 +383,8 @@ class Session:
 
     def close(self) -> None:
         """Give the memory back.
+
+        Waits for a call of another thread on this conversation; :meth:`LlamaRunner.close` does not.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
