@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -54,7 +54,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What a GGUF model says about itself.
+    """What a GGUF model says about itself; ``str()`` of it is one line for people.
 
     Attributes:
         path: The file; of a split model, the first.
@@ -72,12 +72,19 @@ class GgufInfo:
     path: Path
     size: int
     version: int
-    keys: Mapping[str, GgufValue]
-    value_types: Mapping[str, str]
-    tensors: tuple[TensorInfo, ...]
+    keys: Mapping[str, GgufValue] = field(repr=False)
+    value_types: Mapping[str, str] = field(repr=False)
+    tensors: tuple[TensorInfo, ...] = field(repr=False)
     alignment: int
     data_offset: int
-    parts: tuple[GgufInfo, ...] = ()
+    parts: tuple[GgufInfo, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"{quoted(str(self.path), limit=200)}: architecture {quoted(self.architecture or '')}, "
+            f"{self.quantization}, {self.n_params:,} weights in {len(self.tensors):,} tensors, "
+            f"{self.size / 2**20:,.1f} MiB"
+        )
 
     @property
     def architecture(self) -> str | None:
@@ -181,14 +188,14 @@ def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]
         reader.fail("version", f"GGUF version {version} is not supported (2 and 3 are)")
     limits.keys -= n_keys
     limits.tensors -= n_tensors
-    for field, count, limit, left, least in (
+    for what, count, limit, left, least in (
         ("n_kv", n_keys, MAX_KEYS, limits.keys, _MIN_KEY_BYTES),
         ("n_tensors", n_tensors, MAX_TENSORS, limits.tensors, _MIN_TENSOR_BYTES),
     ):
         if left < 0:
-            reader.fail(field, f"{field} is {count}; a model may have {limit} in all")
+            reader.fail(what, f"{what} is {count}; a model may have {limit} in all")
         if count * least > reader.file_size - reader.position:
-            reader.fail(field, f"{field} is {count}, more than fit; is the file truncated?")
+            reader.fail(what, f"{what} is {count}, more than fit; is the file truncated?")
     return version, n_tensors, n_keys
 
 

@@ -37,7 +37,7 @@ Level = Literal["header", "full"]
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What was found in a model that may be loaded.
+    """What was found in a model that may be loaded; ``str()`` of it is one line for people.
 
     Attributes:
         info: The model's header; of a split model, all its parts'.
@@ -48,6 +48,9 @@ class ValidationReport:
     info: GgufInfo
     level: Level
     notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.info}; the {self.level} check passed, with {len(self.notes)} notes"
 
 
 def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> ValidationReport:

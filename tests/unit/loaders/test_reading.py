@@ -45,6 +45,19 @@ def plain(value: object) -> object:
     return value.values() if isinstance(value, GgufArray) else value
 
 
+def test_a_line_for_people(tmp_path: Path) -> None:
+    path = tiny_llama(n_layers=2).write(tmp_path / "tiny.gguf")
+    report = validate_model(path)
+    assert str(report.info).startswith(f"{str(path)!r}: architecture 'llama', F32, ")
+    assert str(report).startswith(str(report.info))
+    assert str(report).endswith("; the full check passed, with 0 notes")
+    assert "token_embd.weight" not in repr(report)
+    odd = tiny_llama().with_keys(general__architecture=(STRING, "a\n\x1b[2J" * 1000))
+    line = str(read_gguf(odd.write(tmp_path / "odd.gguf")))
+    assert line.isprintable()
+    assert len(line) < 1000
+
+
 def test_a_model_says_what_it_is(tmp_path: Path) -> None:
     path = tiny_llama(n_layers=2).write(tmp_path / "tiny.gguf")
     info = read_gguf(path)
