@@ -416,11 +416,11 @@ ledger = runner._session._sequence
 ledger.append([504 + i % 1000 for i in range(1800)])
 ledger.next_logits()  # signal handlers ran in the midst of this one
 late = 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
 for i in range(30):
     ledger.remove(5, 6)  # a shift is put off until the state is moved out
-    signal.setitimer(signal.ITIMER_REAL, 0.0002 * i + 0.0001)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 * i + 0.0001)
         ledger.evict()
         time.sleep(0.02)  # the signal has come
     except KeyboardInterrupt:

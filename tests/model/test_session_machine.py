@@ -285,7 +285,9 @@ class Machine(RuleBasedStateMachine):
         if dry_run or report.method == "none":
             assert (pair.session.messages, after.spans) == (before, info.spans)
             return
-        assert info.used - after.used == report.tokens_removed > 0
+        assert info.used - after.used == report.tokens_removed
+        # Where nothing has to go, cells that were moved earlier are computed again.
+        assert report.tokens_removed > 0 or (exact and report.spans_removed == 0)
         notes = [{"role": role, "content": SUMMARY} for role in ("system", "user")]
         kept = iter(before)
         for message in pair.session.messages:
