@@ -43,6 +43,7 @@ cdef class StringArray:
 cdef class Model:
     cdef shared_ptr[ModelBox] box
     cdef readonly str path
+    cdef readonly str fingerprint
     cdef readonly bint vocab_only
     cdef readonly bint no_alloc
     cdef shared_ptr[ModelBox] alive(self) except *
@@ -80,7 +81,7 @@ cdef class Context:
     cdef readonly str memory_kind
     cdef readonly bint unified
     cdef readonly dict state_format  # what else than the model a sequence's cells depend on
-    cdef readonly dict adapter_paths  # by name
+    cdef readonly dict adapter_fingerprints  # by name
     cdef dict adapters  # LoRA adapters by name: addresses of what is freed with the model
     cdef object __weakref__
     cdef shared_ptr[ContextBox] alive(self) except *

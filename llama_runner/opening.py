@@ -85,7 +85,13 @@ def open_runner(
 
             n_ctx = fitting_n_ctx(found.path, found.info, model_params, context_params, file)
         try:
-            loaded = Model(found.path, file=file, progress=progress, **model_params.model_dump())
+            loaded = Model(
+                found.path,
+                file=file,
+                progress=progress,
+                fingerprint=found.fingerprint(),
+                **model_params.model_dump(),
+            )
         except ModelLoadError as error:
             if not (model_params.check_tensors and "invalid data" in (error.native or "")):
                 raise

@@ -296,6 +296,7 @@ class LlamaRunner:
         """
         from llama_runner.loaders import read_gguf, validate_lora
         from llama_runner.loaders.files import path_text
+        from llama_runner.loaders.fingerprint import fingerprint
         from llama_runner.loaders.header import open_model
 
         context = self._alive_context()
@@ -311,7 +312,7 @@ class LlamaRunner:
                     "prompt: convert it as a plain one"
                 )
             name = place.stem if name is None else name
-            context.load_adapter(name, place.absolute(), file)
+            context.load_adapter(name, place.absolute(), file, fingerprint(file))
         return name
 
     # ---- text ----------------------------------------------------------------------------------

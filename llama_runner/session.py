@@ -318,7 +318,6 @@ class Session:
         in another process, with the same model.
 
         Raises:
-            SnapshotError: The file of the model or of an adapter is no longer there.
             DecodeError: llama.cpp cannot save the state.
             ContextBusyError: A stream on this conversation is open.
         """

@@ -37,7 +37,6 @@ from llama_runner.errors import (
     SnapshotReadError,
 )
 from llama_runner.loaders.files import about_file, open_regular
-from llama_runner.loaders.fingerprint import fingerprint
 from llama_runner.parts import Part
 from llama_runner.transcript import Transcript
 
@@ -167,10 +166,10 @@ def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
     state, n_cells = sequence.save_state()
     header = Header(
         name=name,
-        model=_fingerprint(context.model.path),
+        model=context.model.fingerprint,
         context=context.state_format,
         adapters=[
-            (adapter, scale, _fingerprint(context.adapter_paths[adapter]))
+            (adapter, scale, context.adapter_fingerprints[adapter])
             for adapter, scale in sequence.adapters
         ],
         turn=transcript.turn,
@@ -205,14 +204,15 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
     """
     snapshot = Snapshot.from_bytes(data)
     header, context = snapshot.header, sequence.context
-    if header.model != _fingerprint(context.model.path):
+    if header.model != context.model.fingerprint:
         raise SnapshotError(
             f"this snapshot was made with another model than {context.model.path!r}: load that one"
         )
     for name, _, made_with in header.adapters:
-        if name not in context.adapter_paths:
+        known = context.adapter_fingerprints.get(name)
+        if known is None:
             raise SnapshotError(f"this snapshot needs the LoRA adapter {name!r}: load it first")
-        if _fingerprint(context.adapter_paths[name]) != made_with:
+        if known != made_with:
             raise SnapshotError(
                 f"this snapshot was made with another LoRA adapter {name!r} than the one loaded"
             )
@@ -285,16 +285,6 @@ def snapshot_path(path: str | os.PathLike[str]) -> Path:
     if found is None or "\0" in str(found) or not found.name:
         raise InvalidParameterError(f"path={path!r}: must be the path of a file", field="path")
     return found
-
-
-def _fingerprint(path: str | os.PathLike[str]) -> str:
-    try:
-        return fingerprint(path)
-    except OSError as error:
-        raise SnapshotError(
-            f"cannot tell which model {str(path)!r} is ({error.strerror}): a snapshot needs the "
-            "file that was loaded to be there"
-        ) from None
 
 
 def _digest(*pieces: bytes | memoryview) -> bytes:

@@ -112,7 +112,7 @@ cdef class Context:
     def __cinit__(self):
         self.engine = new Engine()
         self.adapters = {}
-        self.adapter_paths = {}
+        self.adapter_fingerprints = {}
         self.owner = process_id()
 
     def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
@@ -286,13 +286,14 @@ cdef class Context:
         with self._exclusive():
             return used_cells(self.engine)
 
-    def load_adapter(self, str name not None, path, file):
+    def load_adapter(self, str name not None, path, file, str fingerprint=""):
         """Load a LoRA adapter, which requests can then ask for by name.
 
         Args:
             name: What to call it.
             path: Names the file; it is not opened.
             file: The file, open for reading bytes.
+            fingerprint: What tells it from others; kept, not looked at.
 
         Raises:
             InvalidParameterError: The name is taken.
@@ -318,7 +319,7 @@ cdef class Context:
             raise ModelLoadError(
                 f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())
         self.adapters[name] = <size_t> adapter
-        self.adapter_paths[name] = _os.fsdecode(path)
+        self.adapter_fingerprints[name] = fingerprint
 
     cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1:
         cdef Adapter adapter

@@ -97,6 +97,7 @@ cdef class Model:
         file: The model's only file, open for reading bytes: it is loaded, and ``path`` is not
             opened again but only names it.
         progress: Called with the fraction loaded (0.0 to 1.0); returning False cancels.
+        fingerprint: What tells the file from others; kept, not looked at.
 
     Raises:
         ModelLoadError: llama.cpp refused the file, or ``progress`` cancelled.
@@ -106,7 +107,7 @@ cdef class Model:
     def __init__(self, path, *, int n_gpu_layers=-1, str load_mode="auto",
                  str split_mode="layer", int main_gpu=0, bint vocab_only=False,
                  bint check_tensors=False, bint repack=True, bint no_alloc=False,
-                 file=None, progress=None):
+                 file=None, progress=None, str fingerprint=""):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         # Without weights there is nothing to map, and llama.cpp aborts on the attempt.
@@ -150,6 +151,7 @@ cdef class Model:
             )
         self.box.reset(new ModelBox(loaded))
         self.path = _os.fsdecode(path)
+        self.fingerprint = fingerprint
         self.vocab_only = vocab_only
         self.no_alloc = no_alloc
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import lru_cache
-from pathlib import Path
+from typing import IO
 
 __all__ = ["fingerprint"]
 
@@ -14,25 +13,20 @@ _N_SAMPLES = 64
 _SAMPLE_BYTES = 16 * 1024
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
+def fingerprint(file: IO[bytes]) -> str:
     """A hash of a model file's size, its beginning and evenly spaced samples, as hex.
 
-    Takes milliseconds for a file of any size. It tells models apart; it does not prove that a
-    file is unchanged.
+    Takes milliseconds for a file of any size, and leaves its position where it is. It tells models
+    apart; it does not prove that a file is unchanged.
 
     Raises:
         OSError: The file cannot be read.
     """
-    status = Path(path).stat()
-    return _fingerprint(Path(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _fingerprint(path: Path, size: int, _mtime_ns: int) -> str:
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
-    with path.open("rb") as file:
-        digest.update(file.read(2**20))
-        for i in range(_N_SAMPLES):
-            file.seek(i * max(0, size - _SAMPLE_BYTES) // (_N_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    digest.update(os.pread(descriptor, 2**20, 0))
+    for i in range(_N_SAMPLES):
+        start = i * max(0, size - _SAMPLE_BYTES) // (_N_SAMPLES - 1)
+        digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
     return digest.hexdigest()

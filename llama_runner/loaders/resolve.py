@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from ..errors import ModelMetadataError, ModelNotFoundError
 from .catalogue import DEFAULT_MODEL, catalogue_directory, find_installed, is_name
 from .files import about_file, is_file, is_there, path_text
+from .fingerprint import fingerprint
 from .gguf import GgufInfo
 from .header import ModelPath, open_model, quoted
 from .metadata import ModelMetadata, read_metadata
@@ -57,6 +58,17 @@ class FoundModel:
         if layers is None or "n_gpu_layers" in given.model_fields_set:
             return given
         return given.merged(n_gpu_layers=layers)
+
+    def fingerprint(self) -> str:
+        """What tells it from others; of a split model, its first file does.
+
+        Raises:
+            ModelNotFoundError, ModelLoadError: The file cannot be opened.
+        """
+        if self.file is not None:
+            return fingerprint(self.file)
+        with open_model(self.path) as (file, _):
+            return fingerprint(file)
 
 
 @contextmanager

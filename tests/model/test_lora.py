@@ -320,7 +320,7 @@ def test_a_context_keeps_the_weights_that_adapters_are_for(base: Path, adapter: 
     with Context(model, n_ctx=256) as context, adapter.open("rb") as file:
         model.close()
         context.load_adapter("pirate", adapter, file)
-        assert list(context.adapter_paths) == ["pirate"]
+        assert list(context.adapter_fingerprints) == ["pirate"]
 
 
 def test_the_model_file_may_be_gone_by_then(tmp_path: Path, base: Path, adapter: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -25,6 +26,7 @@ from llama_runner.errors import (
     SnapshotNotFoundError,
     SnapshotReadError,
 )
+from llama_runner.opening import Validation
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Completion
 from llama_runner.snapshot import Snapshot
@@ -324,3 +326,28 @@ def test_nothing_to_save(runner: LlamaRunner) -> None:
         other.restore(empty.snapshot())
         assert other.info().state == "empty"
         assert other.generate("The sky is", 2, **GREEDY).receipt.recomputed > 0
+
+
+@pytest.mark.parametrize("validate", ["full", False])
+def test_a_snapshot_is_of_the_model_that_was_loaded(
+    tiny_paths: dict[str, Path], tmp_path: Path, validate: Validation
+) -> None:
+    """Whatever stands under its path by then."""
+    path = Path(shutil.copy(tiny_paths["plain"], tmp_path / "model.gguf"))
+    with LlamaRunner(path, n_ctx=256, validate=validate) as runner:
+        session = runner.session()
+        session.generate("abc", 4, **GREEDY)
+        path.unlink()
+        saved = session.snapshot()
+        runner.session().restore(saved)
+        shutil.copy(tiny_paths["mrope"], path)
+        assert session.snapshot() == saved
+    with (
+        LlamaRunner(path, n_ctx=256, validate=validate) as other,
+        pytest.raises(SnapshotError, match="another model"),
+    ):
+        other.session().restore(saved)
+    with LlamaRunner(tiny_paths["plain"], n_ctx=256, validate=validate) as same:
+        session = same.session()
+        session.restore(saved)
+        assert session.generate("d", 4, **GREEDY).receipt.reused > 2
