@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from llama_runner._core import Context, Request, Sequence
 from llama_runner.checkpoints import Checkpoint, Checkpoints
@@ -38,6 +38,8 @@ from llama_runner.transcript import Transcript, TranscriptMark
 __all__ = ["Conversation", "Reuse"]
 
 Reuse = Literal["prefix", "chunks"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,9 @@ class Conversation:
 
     def become(self, transcript: Transcript) -> None:
         """Be what another transcript says."""
-        self.transcript = transcript
-        self.collector = Collector(
-            self._context, transcript, self._gc_threshold, Checkpoints(transcript.sequence)
-        )
+        checkpoints = Checkpoints(transcript.sequence)
+        collector = Collector(self._context, transcript, self._gc_threshold, checkpoints)
+        self.transcript, self.collector = transcript, collector
 
     def fork(self) -> Conversation:
         """A second one that begins as this one."""
@@ -129,8 +130,8 @@ class Conversation:
         except (ClosedError, ForkedProcessError):
             return  # there is nothing to give back, or it is the parent's
         with self._lock:
-            self.check_outside()
-            self.book_stream()
+            self._check_outside()
+            self._settle()
             self.sequence.close()
 
     def stop_stream(self) -> None:
@@ -140,82 +141,93 @@ class Conversation:
 
     # ---- whose turn it is ----------------------------------------------------------------------
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Alone with the conversation, to change it."""
-        with self.looked_at():
-            self.check_outside()
-            self._inside = True
-            try:
-                yield
-            finally:
-                self._inside = False
-
-    @contextmanager
-    def looked_at(self) -> Iterator[None]:
-        """While no other thread changes the conversation; what earlier calls left undone is done.
+    def look(self, do: Callable[[], _T]) -> _T:
+        """Call something while no other thread changes the conversation.
 
         A callback or signal handler may look at it in the middle of a call.
         """
         self._context.check()  # in a forked child the lock may never be let go of
         with self._lock:
             self.sequence.check()
-            if not self._inside:
-                self._go_back()
-                self.book_stream()
-            yield
+            self._settle()
+            return do()
 
-    def check_outside(self) -> None:
-        """Refuse what comes from inside a call.
+    def change(self, do: Callable[[], _T]) -> _T:
+        """Call what changes the conversation, alone with it.
 
         Raises:
-            ContextBusyError: It does.
+            ContextBusyError: This comes from inside such a call.
         """
+        self._context.check()
+        with self._lock:
+            self.sequence.check()
+            self._check_outside()
+            self._settle()
+            self._inside = True
+            try:
+                return do()
+            finally:
+                self._inside = False
+
+    def attempt(self, do: Callable[[], _T]) -> _T:
+        """Inside of :meth:`change`: call something, and undo it where it raises.
+
+        Raises:
+            ContextBusyError: Somebody generates on it.
+        """
+        self.sequence.check_idle()
+        self._undo = self._before()
+        try:
+            result = do()
+        except BaseException:
+            self._go_back()
+            raise
+        self._undo = None
+        return result
+
+    def book_stream(self) -> None:
+        """Count the turn of a stream that has ended to the conversation."""
+        with self._lock:
+            self._settle()
+
+    def _check_outside(self) -> None:
         if self._inside:
             raise ContextBusyError(
                 "a callback or signal handler inside a call on a conversation cannot change it"
             )
 
-    def book_stream(self) -> None:
-        """Count the turn of a stream that has ended to the conversation."""
-        with self._lock:
+    def _settle(self) -> None:
+        """Do what earlier calls could not: undo one that raised, book a stream that has ended."""
+        if self._inside or self._context.closed:
+            return
+        self._inside = True
+        try:
+            self._go_back()
             turn = self._open
-            if turn is None or self._inside or self._context.closed:
+            if turn is None or not turn.generation.request.done:
                 return
-            request = turn.generation.request
-            if not request.done:
-                return
-            if request.finish_reason is None:
-                self._undo, self._open = turn.before, None
+            if turn.generation.request.finish_reason is None:
+                self._undo = turn.before
                 self._go_back()
                 return
-            self._book_answer(request)
+            self._book_answer(turn.generation.request)
             self._open = None
             self.collector.checkpoints.take_turn()
+        finally:
+            self._inside = False
 
-    @contextmanager
-    def undone_on_error(self) -> Iterator[_Before]:
-        """Change the conversation if nobody generates on it; what was before is given."""
-        self.sequence.check_idle()
-        before = _Before(
-            self.transcript.mark(),
-            self.sequence.adapters,
-            self.collector.cleaned,
-            self.collector.n_shifted,
+    def _before(self) -> _Before:
+        collector = self.collector
+        return _Before(
+            self.transcript.mark(), self.sequence.adapters, collector.cleaned, collector.n_shifted
         )
-        self._undo = before
-        try:
-            yield before
-        except BaseException:
-            self._go_back()
-            raise
-        self._undo = None
 
     def _go_back(self) -> None:
         """Undo a call that raised. A signal may interrupt this, too; then the next call does it."""
         before = self._undo
         if before is None or self.sequence.busy or self._context.closed:
             return
+        self._open = None  # the turn that it opened
         self.sequence.use_adapters(before.adapters)
         self.return_to(before.transcript)
         self.collector.cleaned, self.collector.n_shifted = before.cleaned, before.n_shifted
@@ -235,19 +247,41 @@ class Conversation:
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Completion:
         """Add a prompt and what answers it; see :meth:`Session.generate`."""
-        with self.undone_on_error():
-            generation = self._begin(prompt, params)
+
+        def run(generation: Generation) -> Completion:
             completion = generation.run(self._make_room)
             self._book_answer(generation.request)
             self.collector.checkpoints.take_turn()
             return completion
 
+        return self._answer(prompt, params, run)
+
     def stream(self, prompt: Prompt, params: GenerationParams) -> Stream:
         """Add a prompt, and open what answers it; :meth:`book_stream` counts it."""
-        with self.undone_on_error() as before:
+
+        def leave_open(generation: Generation) -> Stream:
+            assert self._undo is not None
+            stream = Stream(generation, self.book_stream, self._make_room_for_stream)
+            self._open = _OpenTurn(generation, self._undo)
+            return stream
+
+        return self._answer(prompt, params, leave_open)
+
+    def _answer(
+        self, prompt: Prompt, params: GenerationParams, use: Callable[[Generation], _T]
+    ) -> _T:
+        """Call something with what answers a prompt, which has the sequence until it is done."""
+
+        def turn() -> _T:
             generation = self._begin(prompt, params)
-        self._open = _OpenTurn(generation, before)
-        return Stream(generation, self.book_stream, self._make_room_for_stream)
+            try:
+                generation.request.resume(self.collector.pause_at())
+                return use(generation)
+            except BaseException:
+                generation.request.close()  # not when the exception is forgotten
+                raise
+
+        return self.attempt(turn)
 
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
@@ -277,7 +311,6 @@ class Conversation:
             first_difference=difference,
         )
         self.collector.n_shifted = 0
-        generation.request.resume(self.collector.pause_at())
         return generation
 
     def add_messages(
@@ -324,5 +357,4 @@ class Conversation:
 
     def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""
-        with self.entered():
-            self._make_room(generation)
+        self.change(partial(self._make_room, generation))

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
+from llama_runner.errors import LlamaError
 from llama_runner.params import SEED_MAX, GenerationParams
 from llama_runner.results import Chunk, Completion, Receipt, Timings, Usage
 
@@ -44,10 +45,11 @@ class Generation:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
-        self.request = Request(sequence, params, temporary=temporary)
         self._before_ms = (time.perf_counter() - started) * 1e3  # templates, tokens, room
         self._shifted = shifted
         self._first_difference = first_difference or (None, None)
+        # Last: a signal handler that raises behind it would leave it to the exception's traceback.
+        self.request = Request(sequence, params, temporary=temporary)
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
         """Generate to the end; no Python runs between two tokens.
@@ -107,7 +109,8 @@ class Stream(Iterator[Chunk]):
     """The chunks of one generation; computed as they are pulled.
 
     Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
-    chunk, or when a signal handler interrupts it, :attr:`completion` is set. Not for several
+    chunk, or when a signal handler raises while one is computed, :attr:`completion` is set, with all
+    that was generated. Not for several
     threads at once, but :meth:`cancel` may be called from any.
 
     Args:
@@ -126,6 +129,7 @@ class Stream(Iterator[Chunk]):
         self._generation = generation
         self._on_end = on_end
         self._make_room = make_room
+        self._shown = (0, 0)  # see Request.read
         self._ended = False
         self.completion: Completion | None = None
         """The whole answer, once the stream has ended."""
@@ -138,19 +142,22 @@ class Stream(Iterator[Chunk]):
             while True:
                 if request.paused and self._make_room is not None:
                     self._make_room(self._generation)
-                text, tokens = request.read()
+                text, tokens, shown = request.read(self._shown)
                 if text or not request.paused:
                     break  # when it paused with text to show, room is made at the next pull
-        except BaseException:
-            if request.paused:
-                request.close()  # no room could be made: what was generated is the answer
+            if request.done:
+                self._end()
+            chunk = Chunk(text, tuple(tokens), request.finish_reason, self.completion)
+        except BaseException as error:
+            # Where no room could be made, or a signal handler raised, even in between: what was
+            # generated so far is the answer.
+            if request.paused or not isinstance(error, LlamaError):
+                request.close()
             if request.done:
                 self._end()
             raise
-        if not request.done:
-            return Chunk(text, tuple(tokens))
-        self._end()
-        return Chunk(text, tuple(tokens), request.finish_reason, self.completion)
+        self._shown = shown  # with no call from here on: nothing can come in between
+        return chunk
 
     def cancel(self) -> None:
         """Stop as soon as possible; the next chunk is the last, with reason "cancelled"."""
@@ -166,9 +173,9 @@ class Stream(Iterator[Chunk]):
     def _end(self) -> None:
         if self._ended:
             return
-        self._ended = True
         if self._generation.request.finish_reason is not None:
             self.completion = self._generation.completion()
+        self._ended = True
         self._on_end()
 
     def __enter__(self) -> Self:

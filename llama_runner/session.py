@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import operator
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from llama_runner._core import Sequence
 from llama_runner.checkpoints import Checkpoint
@@ -24,6 +26,44 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Session", "SessionMark"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Method = Callable[Concatenate["Session", _P], _T]
+
+
+# Calls, not context managers: where a signal handler raises between the two halves of one, the
+# second would never come.
+
+
+def _looking(method: _Method[_P, _T]) -> _Method[_P, _T]:
+    """See :meth:`Conversation.look`."""
+
+    @wraps(method)
+    def call(self: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._conversation.look(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+def _alone(method: _Method[_P, _T]) -> _Method[_P, _T]:
+    """See :meth:`Conversation.change`."""
+
+    @wraps(method)
+    def call(self: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._conversation.change(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+def _undone_on_error(method: _Method[_P, _T]) -> _Method[_P, _T]:
+    """See :meth:`Conversation.attempt`."""
+
+    @wraps(method)
+    def call(self: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._conversation.attempt(partial(method, self, *args, **kwargs))
+
+    return call
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +110,7 @@ class Session:
         return self._conversation.sequence
 
     @property
+    @_looking
     def messages(self) -> list[dict[str, Any]]:
         """The messages as they stand in memory, oldest first; a copy.
 
@@ -78,11 +119,11 @@ class Session:
         Raises:
             ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
         """
-        with self._conversation.looked_at():
-            return copy.deepcopy(self._conversation.transcript.messages)
+        return copy.deepcopy(self._conversation.transcript.messages)
 
     # ---- generating ----------------------------------------------------------------------------
 
+    @_alone
     def generate(
         self,
         prompt: Prompt = (),
@@ -104,9 +145,9 @@ class Session:
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
-        with self._conversation.entered():
-            return self._conversation.generate(prompt, chosen)
+        return self._conversation.generate(prompt, chosen)
 
+    @_alone
     def stream(
         self,
         prompt: Prompt = (),
@@ -121,9 +162,10 @@ class Session:
             stream that could not make room ends with what it has, one that failed is undone.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
-        with self._conversation.entered():
-            return self._conversation.stream(prompt, chosen)
+        return self._conversation.stream(prompt, chosen)
 
+    @_alone
+    @_undone_on_error
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation.
 
@@ -138,15 +180,15 @@ class Session:
             ContextBusyError: A stream on this conversation is open.
         """
         conversation = self._conversation
-        with conversation.entered(), conversation.undone_on_error():
-            if is_messages(prompt):
-                conversation.add_messages(read_messages(prompt), for_answer=False)
-            else:
-                conversation.transcript.add_raw(prompt, parse_special=parse_special)
-            conversation.collector.make_room_for_prompt()
+        if is_messages(prompt):
+            conversation.add_messages(read_messages(prompt), for_answer=False)
+        else:
+            conversation.transcript.add_raw(prompt, parse_special=parse_special)
+        conversation.collector.make_room_for_prompt()
 
     # ---- memory --------------------------------------------------------------------------------
 
+    @_looking
     def info(self) -> ContextInfo:
         """What is in the conversation's memory. Computes nothing on the model.
 
@@ -155,9 +197,10 @@ class Session:
         Raises:
             ClosedError, ForkedProcessError: The session cannot be used any more, or not here.
         """
-        with self._conversation.looked_at():
-            return self._conversation.collector.info()
+        return self._conversation.collector.info()
 
+    @_alone
+    @_undone_on_error
     def gc(
         self,
         target: float = 0.5,
@@ -195,18 +238,18 @@ class Session:
             )
         chosen = resolve_policy(policy)
         conversation = self._conversation
-        with conversation.entered(), conversation.undone_on_error():
-            return conversation.collector.collect(target, chosen, dry_run=dry_run, exact=exact)
+        return conversation.collector.collect(target, chosen, dry_run=dry_run, exact=exact)
 
+    @_alone
+    @_undone_on_error
     def clear(self) -> None:
         """Forget everything.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._conversation.entered():
-            self._conversation.transcript.clear()
-            self._conversation.collector.reset()
+        self._conversation.transcript.clear()
+        self._conversation.collector.reset()
 
     def pin(self, index: int = -1) -> None:
         """Keep a span whatever happens.
@@ -233,29 +276,30 @@ class Session:
         """
         self._set_pinned(index, False)
 
+    @_alone
     def _set_pinned(self, index: int, pinned: bool) -> None:
-        with self._conversation.entered():
-            self._sequence.check_idle()
-            parts = self._conversation.transcript.parts
-            try:
-                parts[operator.index(index)].pinned = pinned
-            except (IndexError, TypeError):
-                raise InvalidParameterError(
-                    f"index={index!r}: must be one of the {len(parts)} spans' indices",
-                    field="index",
-                ) from None
+        self._sequence.check_idle()
+        parts = self._conversation.transcript.parts
+        try:
+            parts[operator.index(index)].pinned = pinned
+        except (IndexError, TypeError):
+            raise InvalidParameterError(
+                f"index={index!r}: must be one of the {len(parts)} spans' indices",
+                field="index",
+            ) from None
 
+    @_alone
     def pause(self) -> None:
         """Stay in the KV memory while a tool runs: until the next use, others leave it first.
 
         Raises:
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._conversation.entered():
-            self._sequence.keep_warm()
+        self._sequence.keep_warm()
 
     # ---- time travel ---------------------------------------------------------------------------
 
+    @_alone
     def mark(self) -> SessionMark:
         """This place in the conversation, to :meth:`rewind` to.
 
@@ -265,14 +309,15 @@ class Session:
             ContextBusyError: A stream on this conversation is open.
             DecodeError: llama.cpp cannot save the recurrent state.
         """
-        with self._conversation.entered():
-            self._sequence.check_idle()
-            self._sequence.bring_in()
-            checkpoint = Checkpoint.take(self._sequence)
-            return SessionMark(
-                self._conversation.transcript.mark(), checkpoint, self._conversation.lineage
-            )
+        self._sequence.check_idle()
+        self._sequence.bring_in()
+        checkpoint = Checkpoint.take(self._sequence)
+        return SessionMark(
+            self._conversation.transcript.mark(), checkpoint, self._conversation.lineage
+        )
 
+    @_alone
+    @_undone_on_error
     def rewind(self, mark: SessionMark) -> None:
         """Go back to a mark of this session: as if what came later had never been.
 
@@ -283,17 +328,17 @@ class Session:
             InvalidParameterError: It is no mark of this session or its forks.
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._conversation.entered():
-            self._sequence.check_idle()
-            if not isinstance(mark, SessionMark) or mark.lineage is not self._conversation.lineage:
-                raise InvalidParameterError(
-                    "mark: must be what mark() of this session, or of a fork, returned",
-                    field="mark",
-                )
-            self._sequence.bring_in()
-            self._conversation.return_to(mark.transcript, mark.checkpoint)
-            self._conversation.collector.reset()
+        self._sequence.check_idle()
+        if not isinstance(mark, SessionMark) or mark.lineage is not self._conversation.lineage:
+            raise InvalidParameterError(
+                "mark: must be what mark() of this session, or of a fork, returned",
+                field="mark",
+            )
+        self._sequence.bring_in()
+        self._conversation.return_to(mark.transcript, mark.checkpoint)
+        self._conversation.collector.reset()
 
+    @_alone
     def fork(self, name: str | None = None) -> Session:
         """A second conversation that begins as this one; they go on independently.
 
@@ -306,11 +351,11 @@ class Session:
             InvalidParameterError: ``name`` is no printable text.
             ContextBusyError: A stream on this conversation is open.
         """
-        with self._conversation.entered():
-            return Session(self._conversation.fork(), name=name, defaults=self._defaults)
+        return Session(self._conversation.fork(), name=name, defaults=self._defaults)
 
     # ---- saving --------------------------------------------------------------------------------
 
+    @_alone
     def snapshot(self) -> bytes:
         """The whole conversation as bytes, its cells in the KV memory included.
 
@@ -323,9 +368,9 @@ class Session:
         """
         from llama_runner.snapshot import take_snapshot
 
-        with self._conversation.entered():
-            return take_snapshot(self._conversation.transcript, self.name)
+        return take_snapshot(self._conversation.transcript, self.name)
 
+    @_alone
     def restore(self, snapshot: Buffer) -> None:
         """Become the conversation of a snapshot, in the place of what was here.
 
@@ -341,13 +386,12 @@ class Session:
         """
         from llama_runner.snapshot import open_snapshot
 
-        with self._conversation.entered():
-            self._sequence.check_idle()
-            old, new = self._sequence, self._conversation.empty_transcript()
-            new.parts, new.turn, name = open_snapshot(snapshot, new.sequence)
-            self._conversation.become(new)
-            self.name = self.name if name is None else name
-            old.close()
+        self._sequence.check_idle()
+        old, new = self._sequence, self._conversation.empty_transcript()
+        new.parts, new.turn, name = open_snapshot(snapshot, new.sequence)
+        self._conversation.become(new)
+        self.name = self.name if name is None else name
+        old.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a :meth:`snapshot` to a file, whole or not at all.

@@ -82,27 +82,33 @@ cdef class Request:
         """
         self._advance(False)
 
-    def read(self):
-        """Generate until there is new text.
+    def read(self, after=None):
+        """Generate until there is text behind what was read before.
+
+        Args:
+            after: What was read before, as that call said; by default, what the last call gave. A
+                signal handler may raise before its caller has it, who then asks again.
 
         Returns:
-            (text, tokens): the new text, whole characters only, and the list of new token ids;
-            ("", []) or the rest when :attr:`done`.
+            (text, tokens, read): the new text, whole characters only, the list of new token ids,
+            and what is read with them. Both are empty, or the rest, when :attr:`done`.
         """
         cdef NativeRequest * native = self.native.get()
         cdef size_t start, n_start, n
+        if after is not None:
+            native.taken, native.tokens_taken = after
         self._advance(True)
         start, n_start = native.taken, native.tokens_taken
-        native.taken = native.released
         n = native.output.size()
         if native.phase != Phase.Done:
             # A token whose text is held back may yet turn out to be part of a stop string.
-            while n > n_start and native.output_starts[n - 1] >= native.taken:
+            while n > n_start and native.output_starts[n - 1] >= native.released:
                 n -= 1
-        native.tokens_taken = n
+        native.taken, native.tokens_taken = native.released, n
         return (
             native.text.substr(start, native.taken - start).decode("utf-8", "replace"),
             [native.output[i] for i in range(n_start, n)],
+            (native.taken, n),
         )
 
     def _advance(self, bint streaming):
