@@ -109,9 +109,9 @@ class Stream(Iterator[Chunk]):
     """The chunks of one generation; computed as they are pulled.
 
     Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
-    chunk, or when a signal handler raises while one is computed, :attr:`completion` is set, with all
-    that was generated. Not for several
-    threads at once, but :meth:`cancel` may be called from any.
+    chunk, or when a signal handler raises while one is computed, :attr:`completion` is set, with
+    all that was generated. Not for several threads at once, but :meth:`cancel` may be called from
+    any.
 
     Args:
         generation: Not begun yet.
