@@ -92,6 +92,7 @@ class Conversation:
         self._reuse = reuse
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
+        self._answering: Generation | None = None  # what a call waits for
         self._open: _OpenTurn | None = None
         self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self.become(self.empty_transcript())
@@ -139,6 +140,14 @@ class Conversation:
         if self._open is not None:
             self._open.generation.request.close()
 
+    def cancel(self) -> None:
+        """Stop what is generated now, if anything is; does not wait for it."""
+        turn, generation = self._open, self._answering
+        if generation is None and turn is not None:
+            generation = turn.generation
+        if generation is not None:
+            generation.request.cancel()
+
     # ---- whose turn it is ----------------------------------------------------------------------
 
     def look(self, do: Callable[[], _T]) -> _T:
@@ -167,7 +176,7 @@ class Conversation:
             try:
                 return do()
             finally:
-                self._inside = False
+                self._inside, self._answering = False, None
 
     def attempt(self, do: Callable[[], _T]) -> _T:
         """Inside of :meth:`change`: call something, and undo it where it raises.
@@ -249,6 +258,7 @@ class Conversation:
         """Add a prompt and what answers it; see :meth:`Session.generate`."""
 
         def run(generation: Generation) -> Completion:
+            self._answering = generation
             completion = generation.run(self._make_room)
             self._book_answer(generation.request)
             self.collector.checkpoints.take_turn()

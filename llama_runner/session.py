@@ -164,6 +164,14 @@ class Session:
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         return self._conversation.stream(prompt, chosen)
 
+    def cancel(self) -> None:
+        """Stop what is generated on this conversation, from any thread.
+
+        What there is by then is the answer, with the finish reason "cancelled". Where nothing is
+        generated, nothing happens.
+        """
+        self._conversation.cancel()
+
     @_alone
     @_undone_on_error
     def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:

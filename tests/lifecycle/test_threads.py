@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from llama_runner import GenerationParams, LlamaRunner
+from llama_runner import Completion, GenerationParams, LlamaRunner
 from llama_runner._core import Request
 from llama_runner.errors import ClosedError, ContextBusyError, ContextFullError, LlamaError
 
@@ -341,3 +342,33 @@ def test_error_in_one_thread_is_no_error_in_another(runner, resident) -> None:
         assert pool.submit(fail).result() == 3
         assert good.result().text == expected
     assert resident() == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_conversation_is_cancelled_by_another_thread(
+    runner: LlamaRunner, streaming: bool
+) -> None:
+    with runner.session() as session, ThreadPoolExecutor(1) as pool:
+        session.cancel()  # nothing to stop
+        session.generate("1, 2, 3,", 4, temperature=0)
+        n_before = session.info().used
+
+        def generate() -> Completion:
+            if not streaming:
+                return session.generate("Why?", 900, **ENDLESS)
+            stream = session.stream("Why?", 900, **ENDLESS)
+            for _ in stream:
+                pass
+            assert stream.completion is not None
+            return stream.completion
+
+        answer = pool.submit(generate)
+        while len(session._sequence) < n_before + 10:
+            time.sleep(0.01)
+        session.cancel()
+        completion = answer.result()
+        assert completion.finish_reason == "cancelled"
+        assert 0 < len(completion.tokens) < 900
+        assert session.info().used > n_before + 5
+        session.cancel()
+        assert session.generate(" 4, 5,", 4, **ENDLESS).finish_reason == "length"
