@@ -144,8 +144,8 @@ cdef class Request:
             raise ClosedError("the context was closed while this request was generating")
         if code == NO_FINITE_LOGIT:
             raise DecodeError(
-                "the model gave no finite logit: its weights are broken, or the KV type is too "
-                "coarse for it"
+                "the model's largest logit is not finite: its weights are broken, or the KV type "
+                "is too coarse for it"
             )
         if code == CONTEXT_BROKEN:
             raise DecodeError(

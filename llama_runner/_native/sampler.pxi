@@ -118,7 +118,7 @@ cdef void restore_logits(SamplerState & state, float * logits) noexcept nogil:
 
 
 cdef llama_token best_token(SamplerState & state, const float * logits, int n) noexcept nogil:
-    # The first of the largest, as llama.cpp's greedy sampler takes it; -1 if none is finite.
+    # The first of the largest, as llama.cpp's greedy sampler takes it; -1 if it is not finite.
     cdef size_t b
     cdef size_t best_block = 0
     cdef int i
@@ -228,15 +228,15 @@ cdef llama_token fused_sample(SamplerState & state, const float * logits, int n)
 cdef llama_token chain_sample(SamplerState & state, const float * logits, int n) noexcept nogil:
     cdef llama_token_data_array array
     cdef int i
-    cdef bint finite = False
+    cdef float largest = -INFINITY
     state.chain_data.resize(n)
     for i in range(n):
         state.chain_data[i].id = i
         # The chain sorts: an order that has NaNs in it is undefined.
         state.chain_data[i].logit = -INFINITY if isnan(logits[i]) else logits[i]
         state.chain_data[i].p = 0
-        finite = finite or isfinite(logits[i])
-    if not finite:
+        largest = max(largest, state.chain_data[i].logit)
+    if not isfinite(largest):
         return -1
     array.data = state.chain_data.data()
     array.size = n
@@ -248,7 +248,7 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
 
 cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
                               const llama_token * history, size_t n_history) noexcept nogil:
-    """The next token, or -1 if no logit is finite.
+    """The next token, or -1 if the largest logit is not finite, as of broken weights.
 
     logits: float[n_vocab], changed during the call and as before afterwards.
     history: the ledger so far, for the penalties.
@@ -350,7 +350,7 @@ cdef class Sampler:
 
         Raises:
             InvalidParameterError: ``logits`` is something else.
-            DecodeError: No logit is finite.
+            DecodeError: The largest logit, of those that are numbers, is not finite.
             TokenizationError: A history token is not an index of ``logits``.
         """
         cdef vector[llama_token] recent
@@ -367,5 +367,5 @@ cdef class Sampler:
         # With the GIL: whichever thread comes next finds state and logits as they were.
         token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
         if token < 0:
-            raise DecodeError("no logit is a finite number")
+            raise DecodeError("the largest logit is not finite: the weights are broken")
         return token

@@ -304,7 +304,7 @@ def test_a_failed_stream_is_undone_though_that_is_interrupted(
             next(stream)
         assert session.info().spans == before
         stream = session.stream("the a", 4)
-        with pytest.raises(DecodeError, match="no finite logit"):
+        with pytest.raises(DecodeError, match="largest logit is not finite"):
             next(stream)
         assert session.info().spans == before
 

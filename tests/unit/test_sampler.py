@@ -203,6 +203,12 @@ def test_no_finite_logit_is_an_error(value: float, use_chain: bool, temperature:
         sampler.sample(np.full(6_000, value, np.float32))
     with pytest.raises(DecodeError):
         sampler.sample(np.empty(0, np.float32))
+    if value == np.inf:  # one is enough: it would be certain
+        overflown = distinct_logits(seed=3, size=6_000, spread=2.0)
+        overflown[17] = value
+        for few in (overflown, overflown[:30]):
+            with pytest.raises(DecodeError, match="finite"):
+                sampler.sample(few)
     # The sampler is as good as before.
     good = distinct_logits(seed=3, size=6_000, spread=2.0)
     assert 0 <= sampler.sample(good) < 6_000
