@@ -470,6 +470,7 @@ thread.join()
 RANDOM_INTERRUPTS = """
 import random
 
+sys.unraisablehook = lambda _: None  # Python prints what is raised while an object dies
 runner = new_runner(n_ctx=512)
 session = runner.session(system="Be brief.")
 session.generate([{"role": "user", "content": "My name is Bob."}], 4, **GREEDY)
