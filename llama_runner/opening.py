@@ -53,7 +53,8 @@ def open_runner(
     isolated: bool,
 ) -> Opened:
     """Check and load a model, and make its context; see :class:`LlamaRunner`."""
-    model_params, context_params = runner_params(options)
+    others = "chat_template", "progress", "validate", "isolated"
+    model_params, context_params = runner_params(options, others)
     generation_params = GenerationParams()
     n_threads, n_threads_batch = thread_counts(
         context_params.n_threads, context_params.n_threads_batch

@@ -12,6 +12,7 @@ and a value out of range are refused with one line that says what would have bee
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
@@ -74,13 +75,20 @@ class Parameters(Values):
         return self._with(overrides) if overrides else self
 
 
-def refuse_unknown(names: Iterable[str], *kinds: type[Parameters]) -> None:
+def refuse_unknown(
+    names: Iterable[str], *kinds: type[Parameters], others: Sequence[str] = ()
+) -> None:
     """Refuse names of parameters that are fields of none of these classes.
+
+    Args:
+        names: Those given.
+        kinds: The classes.
+        others: Names that the caller takes beside them, to be proposed, too.
 
     Raises:
         InvalidParameterError: There is one.
     """
-    known = [field for kind in kinds for field in kind.model_fields]
+    known = [*others, *(field for kind in kinds for field in kind.model_fields)]
     unknown = [name for name in names if name not in known]
     if unknown:
         problems = (f"unknown parameter {name!r}{nearest(name, known)}" for name in unknown)
@@ -102,41 +110,44 @@ def _as_text(value: object) -> object:
 
 
 class GenerationParams(Parameters):
-    """How to choose the next token and when to stop."""
+    """How to choose the next token and when to stop.
+
+    Attributes:
+        max_tokens: Most tokens to generate in one call.
+        temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy.
+        top_k: Keep only this many likeliest tokens. 0 keeps all.
+        top_p: Keep the likeliest tokens that together reach this probability. 1 keeps all.
+        min_p: Drop tokens less likely than this share of the likeliest one. 0 keeps all.
+        repeat_penalty: Weakens the logit of tokens seen lately by this factor. 1 is off.
+        frequency_penalty: Subtracted from a token's logit for each time it was seen lately.
+        presence_penalty: Subtracted once from the logit of a token seen lately.
+        penalty_last_n: How many of the last tokens the penalties look at. 0 turns them off.
+        seed: Same seed, same tokens. None chooses one at random; the completion names it.
+        stop: Strings that end the answer; they are not part of it.
+        parse_special: Read special tokens written out in a raw text prompt as those tokens.
+        lora: Adapters to compute with, by the names that load_lora() gave them: a mapping to their
+            scales. 1 is as trained, 0 is none.
+        ignore_eos: Go on after the model's end-of-generation token, up to max_tokens.
+    """
 
     max_tokens: int = Field(default=200, ge=1, le=INT32_MAX)
-    """Most tokens to generate in one call."""
     temperature: Temperature = 0.8
-    """Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy."""
     top_k: TopK = 40
-    """Keep only this many likeliest tokens. 0 keeps all."""
     top_p: TopP = 0.95
-    """Keep the likeliest tokens that together reach this probability. 1 keeps all."""
     min_p: MinP = 0.05
-    """Drop tokens less likely than this share of the likeliest one. 0 keeps all."""
     repeat_penalty: RepeatPenalty = 1.0
-    """Weakens the logit of tokens seen lately by this factor. 1 is off."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    """Subtracted from a token's logit for each time it was seen lately."""
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    """Subtracted once from the logit of a token seen lately."""
     penalty_last_n: int = Field(default=64, ge=0, le=INT32_MAX)
-    """How many of the last tokens the penalties look at. 0 turns them off."""
     seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
-    """Same seed, same tokens. None chooses one at random; the completion names it."""
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_tuple)] = Field(
         default=(), max_length=16
     )
-    """Strings that end the answer; they are not part of it."""
     parse_special: bool = True
-    """Read special tokens written out in a raw text prompt as those tokens."""
     lora: Annotated[tuple[tuple[str, LoraScale], ...], BeforeValidator(_as_pairs)] = Field(
         default=(), max_length=16
     )
-    """Adapters to compute with, by the names that load_lora() gave them: a mapping to their
-    scales. 1 is as trained, 0 is none."""
     ignore_eos: bool = False
-    """Go on after the model's end-of-generation token, up to max_tokens."""
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -181,72 +192,79 @@ def generation_params(
 
 
 class ModelParams(Parameters):
-    """How to load a model's weights."""
+    """How to load a model's weights.
+
+    Attributes:
+        n_gpu_layers: Layers to put on the accelerator. -1 is all of them, 0 none.
+        split_mode: How to spread the model over several accelerators.
+        main_gpu: Index of the accelerator that is used when split_mode is 'none'.
+        load_mode: How the file gets into memory: read, mapped, locked there, or direct I/O.
+        repack: Rearrange the weights for this CPU: faster, at the price of a copy in memory.
+        vocab_only: Load the vocabulary alone: enough to tokenize, not to generate.
+        check_tensors: Look for invalid values in the weights while loading (slower).
+    """
 
     n_gpu_layers: Layers = -1
-    """Layers to put on the accelerator. -1 is all of them, 0 none."""
     split_mode: SplitMode = "layer"
-    """How to spread the model over several accelerators."""
     main_gpu: int = Field(default=0, ge=0, le=INT32_MAX)
-    """Index of the accelerator that is used when split_mode is 'none'."""
     load_mode: LoadMode = "auto"
-    """How the file gets into memory: read, mapped, locked there, or direct I/O."""
     repack: bool = True
-    """Rearrange the weights for this CPU: faster, at the price of a copy in memory."""
     vocab_only: bool = False
-    """Load the vocabulary alone: enough to tokenize, not to generate."""
     check_tensors: bool = False
-    """Look for invalid values in the weights while loading (slower)."""
 
 
 class ContextParams(Parameters):
-    """How to make a context: the KV cache, its sequences, its batches and its threads."""
+    """How to make a context: the KV cache, its sequences, its batches and its threads.
+
+    Attributes:
+        n_ctx: Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
+            multiple of 256. 0 is the length that the model was trained with, "auto" the largest up
+            to that length for which there is memory, and if nothing is given it is 4096 or that
+            length, whichever is less.
+        n_seq_max: Most sequences that live in the context at once.
+        n_threads: Threads that decode one token. None is one per usable physical core.
+        n_threads_batch: Threads that fill in the prompt. None is as many as n_threads.
+        n_batch: Most tokens handed to llama.cpp in one call.
+        n_ubatch: Most tokens computed at once. Defaults to 512, or to n_batch if that is less.
+        flash_attention: Compute the attention in one fused step where that is possible.
+        kv_type: Type of the numbers in the KV cache; a quantized one saves memory.
+        kv_layout: 'unified' pools the cache over all sequences and shares common prefixes;
+            'streams' gives each an equal share of n_ctx and is faster for independent ones.
+        swa_full: Keep all tokens in the layers with a sliding window, so that a conversation can be
+            rewound, instead of the window alone.
+        offload_kqv: Keep the KV cache on the accelerator, where there is one.
+        gc_threshold: Share of the context above which the oldest turns are dropped.
+        parking_ram: Bytes of RAM for idle conversations that had to leave the KV cache for others.
+            Those that left longest ago make room for the next; what is neither there nor on disk is
+            computed again on its next use.
+        parking_disk: Bytes on disk for those that no longer fit in RAM; needs parking_dir.
+        parking_dir: An existing directory for them. Their files have no names and go with the
+            process.
+        rope_freq_base: Base frequency of RoPE. None is the model's.
+        rope_freq_scale: Scale of RoPE's frequencies. None is the model's.
+    """
 
     n_ctx: Annotated[int, Field(ge=0, le=INT32_MAX)] | Literal["auto"] = 4096
-    """Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
-    multiple of 256. 0 is the length that the model was trained with, "auto" the largest up to
-    that length for which there is memory, and if nothing is given it is 4096 or that length,
-    whichever is less."""
     n_seq_max: int = Field(default=4, ge=1, le=SEQUENCES_MAX)
-    """Most sequences that live in the context at once."""
     n_threads: int | None = Field(default=None, ge=1, le=THREADS_MAX)
-    """Threads that decode one token. None is one per usable physical core."""
     n_threads_batch: int | None = Field(default=None, ge=1, le=THREADS_MAX)
-    """Threads that fill in the prompt. None is as many as n_threads."""
     n_batch: int = Field(default=2048, ge=1, le=INT32_MAX)
-    """Most tokens handed to llama.cpp in one call."""
     n_ubatch: int = Field(
         default_factory=lambda given: min(512, given["n_batch"]), ge=1, le=INT32_MAX
     )
-    """Most tokens computed at once. Defaults to 512, or to n_batch if that is less."""
     flash_attention: Literal["auto"] | bool = "auto"
-    """Compute the attention in one fused step where that is possible."""
     kv_type: KvType = "f16"
-    """Type of the numbers in the KV cache; a quantized one saves memory."""
     kv_layout: KvLayout = "auto"
-    """'unified' pools the cache over all sequences and shares common prefixes; 'streams'
-    gives each an equal share of n_ctx and is faster for independent ones."""
     swa_full: bool = True
-    """Keep all tokens in the layers with a sliding window, so that a conversation can be
-    rewound, instead of the window alone."""
     offload_kqv: bool = True
-    """Keep the KV cache on the accelerator, where there is one."""
     gc_threshold: float = Field(default=0.8, gt=0, le=1)
-    """Share of the context above which the oldest turns are dropped."""
     parking_ram: int = Field(default=2**30, ge=0, le=2**62)
-    """Bytes of RAM for idle conversations that had to leave the KV cache for others. Those that
-    left longest ago make room for the next; what is neither there nor on disk is computed again on
-    its next use."""
     parking_disk: int = Field(default=0, ge=0, le=2**62)
-    """Bytes on disk for those that no longer fit in RAM; needs parking_dir."""
     parking_dir: Annotated[
         str | None, BeforeValidator(_as_text), Field(description="a path or None")
     ] = None
-    """An existing directory for them. Their files have no names and go with the process."""
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
-    """Base frequency of RoPE. None is the model's."""
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)
-    """Scale of RoPE's frequencies. None is the model's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -270,6 +288,15 @@ class ContextParams(Parameters):
             raise InvalidParameterError(
                 f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
             )
+        if self.parking_dir is not None and self.parking_disk > 0:
+            try:
+                tempfile.TemporaryFile(dir=self.parking_dir).close()
+            except OSError as error:
+                raise InvalidParameterError(
+                    f"parking_dir={self.parking_dir!r}: no file can be made there: "
+                    f"{error.strerror or error}",
+                    field="parking_dir",
+                ) from None
         if self.flash_attention is False and self.kv_type not in UNQUANTIZED_KV:
             raise InvalidParameterError(
                 f"kv_type={self.kv_type!r}: a quantized KV cache needs flash attention; "
@@ -335,13 +362,19 @@ class RunnerOptions(TypedDict, total=False):
     rope_freq_scale: float | None
 
 
-def runner_params(options: RunnerOptions) -> tuple[ModelParams, ContextParams]:
+def runner_params(
+    options: RunnerOptions, others: Sequence[str] = ()
+) -> tuple[ModelParams, ContextParams]:
     """What the keywords of a runner say of the model and of its context.
+
+    Args:
+        options: Those given.
+        others: Keywords that the caller takes beside them, to be proposed for unknown ones, too.
 
     Raises:
         InvalidParameterError: One is unknown or out of range.
     """
-    refuse_unknown(options, ModelParams, ContextParams)
+    refuse_unknown(options, ModelParams, ContextParams, others=others)
     given: dict[str, Any] = dict(options)
     for_context = {k: v for k, v in given.items() if k in ContextParams.model_fields}
     for_model = {k: v for k, v in given.items() if k not in for_context}

@@ -26,12 +26,15 @@ GcMethod = Literal["shift", "rebuild", "checkpoint", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How many tokens went in and came out."""
+    """How many tokens went in and came out.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, the reused ones included.
+        completion_tokens: Tokens that were generated.
+    """
 
     prompt_tokens: int
-    """Tokens of the prompt, the reused ones included."""
     completion_tokens: int
-    """Tokens that were generated."""
 
     @property
     def total(self) -> int:
@@ -41,18 +44,21 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one generation went; what the reader of a stream does meanwhile is none."""
+    """Where the time of one generation went; what the reader of a stream does meanwhile is none.
+
+    Attributes:
+        prefill_ms: Computing the part of the prompt that was not in the KV cache yet.
+        first_token_ms: From the call to the first generated token, prefill included.
+        decode_ms: From the first generated token to the last.
+        tokens_per_second: Tokens generated per second of decoding.
+        prefill_tokens_per_second: Prompt tokens computed per second of prefill.
+    """
 
     prefill_ms: float
-    """Computing the part of the prompt that was not in the KV cache yet."""
     first_token_ms: float
-    """From the call to the first generated token, prefill included."""
     decode_ms: float
-    """From the first generated token to the last."""
     tokens_per_second: float
-    """Tokens generated per second of decoding."""
     prefill_tokens_per_second: float
-    """Prompt tokens computed per second of prefill."""
 
     @property
     def total_ms(self) -> float:
@@ -62,41 +68,48 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a prompt got into the KV cache; all counts are tokens."""
+    """How a prompt got into the KV cache; all counts are tokens.
+
+    Attributes:
+        reused: Were there already.
+        recomputed: Had to be computed.
+        shared: Taken over from another sequence.
+        shifted: Of the reused ones, at most: moved to another position since the last generation.
+        first_difference: Position of the first token in which the prompt differed from what was
+            there, if it did.
+        first_message: Index of the message that this token belongs to: of those given, if they were
+            the whole conversation, else of those in memory.
+    """
 
     reused: int
-    """Were there already."""
     recomputed: int
-    """Had to be computed."""
     shared: int = 0
-    """Taken over from another sequence."""
     shifted: int = 0
-    """Of the reused ones, at most: moved to another position since the last generation."""
     first_difference: int | None = None
-    """Position of the first token in which the prompt differed from what was there, if it did."""
     first_message: int | None = None
-    """Index of the message that this token belongs to: of those given, if they were the whole
-    conversation, else of those in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished generation. ``str()`` of it is its text."""
+    """A finished generation. ``str()`` of it is its text.
+
+    Attributes:
+        text: The answer, without the stop string.
+        tokens: Ids of the generated tokens.
+        finish_reason: ``"stop"``: the model or a stop string ended it; ``"length"``: max_tokens, or
+            the context is full; ``"cancelled"``: the caller.
+        stop_string: The stop string that ended it, if one did.
+        seed: The seed that was used: given again, it gives the same tokens.
+    """
 
     text: str
-    """The answer, without the stop string."""
     tokens: tuple[int, ...] = field(repr=False)
-    """Ids of the generated tokens."""
     finish_reason: FinishReason
-    """``"stop"``: the model or a stop string ended it; ``"length"``: max_tokens, or the context is
-    full; ``"cancelled"``: the caller."""
     stop_string: str | None
-    """The stop string that ended it, if one did."""
     usage: Usage
     timings: Timings
     receipt: Receipt
     seed: int
-    """The seed that was used: given again, it gives the same tokens."""
 
     def __str__(self) -> str:
         return self.text
@@ -104,53 +117,62 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer while it is generated. ``str()`` of it is its text."""
+    """A piece of an answer while it is generated. ``str()`` of it is its text.
+
+    Attributes:
+        text: Whole characters, never half a one; may be empty in the last chunk.
+        tokens: Ids of the tokens that this chunk adds.
+        finish_reason: Set in the last chunk.
+        completion: The whole answer; set in the last chunk.
+    """
 
     text: str
-    """Whole characters, never half a one; may be empty in the last chunk."""
     tokens: tuple[int, ...] = ()
-    """Ids of the tokens that this chunk adds."""
     finish_reason: FinishReason | None = None
-    """Set in the last chunk."""
     completion: Completion | None = field(default=None, repr=False)
-    """The whole answer; set in the last chunk."""
 
     def __str__(self) -> str:
         return self.text
 
 
 class Span(NamedTuple):
-    """A run of tokens in a context that stays or goes as one."""
+    """A run of tokens in a context that stays or goes as one.
+
+    Attributes:
+        role: Who said it: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, ``"raw"``,
+            ``"generated"`` (after raw text) or ``"summary"``.
+        start: Position of its first token.
+        tokens: How many tokens it has.
+        pinned: Whether it is kept whatever happens.
+        turn: Number of the turn that it belongs to, from 0.
+    """
 
     role: str
-    """Who said it: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, ``"raw"``,
-    ``"generated"`` (after raw text) or ``"summary"``."""
     start: int
-    """Position of its first token."""
     tokens: int
-    """How many tokens it has."""
     pinned: bool
-    """Whether it is kept whatever happens."""
     turn: int
-    """Number of the turn that it belongs to, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextInfo:
-    """What a context holds; ``str()`` of it is one line for people."""
+    """What a context holds; ``str()`` of it is one line for people.
+
+    Attributes:
+        n_ctx: Tokens that the sequence may hold.
+        used: Tokens that it holds.
+        bytes: Memory of the KV cache that they take now; 0 where they are not there at the moment.
+        spans: What the tokens are, in order.
+        gc_would_free: Tokens that ``gc_context()`` would drop now.
+        state: ``"cleaned"``: something was dropped since the last answer.
+    """
 
     n_ctx: int
-    """Tokens that the sequence may hold."""
     used: int
-    """Tokens that it holds."""
     bytes: int
-    """Memory of the KV cache that they take now; 0 where they are not there at the moment."""
     spans: tuple[Span, ...]
-    """What the tokens are, in order."""
     gc_would_free: int
-    """Tokens that ``gc_context()`` would drop now."""
     state: ContextState
-    """``"cleaned"``: something was dropped since the last answer."""
 
     @property
     def free(self) -> int:
@@ -171,17 +193,22 @@ class ContextInfo:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a garbage collection of the context did; ``str()`` of it is one line for people."""
+    """What a garbage collection of the context did; ``str()`` of it is one line for people.
+
+    Attributes:
+        method: ``"shift"``: the rest moved up; ``"rebuild"``: the rest was computed again;
+            ``"checkpoint"``: the same, from a saved state on; ``"none"``: there was nothing to
+            drop.
+        ms: Time that it took, without what the next generation computes again. Of a dry run: what
+            collecting and computing again would take, at the speeds last seen; None if none was
+            seen.
+    """
 
     spans_removed: int
     tokens_removed: int
     method: GcMethod
-    """``"shift"``: the rest moved up; ``"rebuild"``: the rest was computed again;
-    ``"checkpoint"``: the same, from a saved state on; ``"none"``: there was nothing to drop."""
     tokens_recomputed: int
     ms: float | None
-    """Time that it took, without what the next generation computes again. Of a dry run: what
-    collecting and computing again would take, at the speeds last seen; None if none was seen."""
 
     def __str__(self) -> str:
         time = "" if self.ms is None else f", {self.ms:.1f} ms"

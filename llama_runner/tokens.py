@@ -213,16 +213,19 @@ class Detokenizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Tokens in the order in which one decode would take them, in numpy arrays of shape (n,)."""
+    """Tokens in the order in which one decode would take them, in numpy arrays of shape (n,).
+
+    Attributes:
+        tokens: Token ids.
+        positions: Position of each in its sequence.
+        sequence_ids: Which sequence each belongs to.
+        logits: Whether the logits after this token are wanted.
+    """
 
     tokens: NDArray[np.int32]
-    """Token ids."""
     positions: NDArray[np.int32]
-    """Position of each in its sequence."""
     sequence_ids: NDArray[np.int32]
-    """Which sequence each belongs to."""
     logits: NDArray[np.bool_]
-    """Whether the logits after this token are wanted."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -265,8 +268,8 @@ def build_batch(
     starts = [0] * len(runs) if positions is None else _items(positions, "positions")
     if len(starts) != len(runs) or not all(map(_is_position, starts, lengths)):
         raise InvalidParameterError(
-            f"positions: needs {len(runs)} numbers from 0 up, none beyond {_LAST_POSITION} "
-            f"(got {reprlib.repr(starts)})",
+            f"positions: needs {len(runs)} integers from 0 up that leave the last token at most at "
+            f"{_LAST_POSITION} (got {reprlib.repr(starts)})",
             field="positions",
         )
     empty = np.empty(0, np.int32)

