@@ -146,8 +146,8 @@ cdef class Model:
             if watcher.cancelled:
                 raise ModelLoadError(f"loading {_os.fsdecode(path)} was cancelled")
             raise ModelLoadError(
-                f"llama.cpp cannot load {_os.fsdecode(path)}: check it with "
-                "'llama-runner info'", native=native_line()
+                f"llama.cpp cannot load {_os.fsdecode(path)}: fetch it again, or take another "
+                "version of it", native=native_line()
             )
         self.box.reset(new ModelBox(loaded))
         self.path = _os.fsdecode(path)

@@ -41,8 +41,7 @@ HELP = """\
 def chat(model: str | None, system: str | None, quiet: bool, **options: Any) -> None:
     """Talk with a model.
 
-    Type /help for what else can be typed. An answer has at most 1000 tokens unless --max-tokens
-    says otherwise.
+    Type /help for what else can be typed. Without --max-tokens an answer has at most 1000 tokens.
     """
     overrides = {"max_tokens": MAX_TOKENS} | generation_options(options)
     with open_runner(model, options, quiet=quiet) as runner:

@@ -58,6 +58,8 @@ def generate(
     if raw and system:
         raise click.UsageError("--system needs the chat template that --raw leaves out.")
     text = _read_prompt(prompt, prompt_text)
+    if not text:
+        raise click.UsageError("The prompt is empty.")
     overrides = generation_options(options)
     with open_runner(model, options, quiet=quiet) as runner:
         bare = raw or (runner.chat_template is None and not system)

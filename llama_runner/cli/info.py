@@ -73,7 +73,7 @@ def _summary(gguf: GgufInfo, problem: str | None, notes: tuple[str, ...]) -> lis
         ("vocabulary", vocabulary),
         ("chat template", "yes" if gguf.chat_template else "no"),
         ("tensors", f"{len(gguf.tensors):,}"),
-        ("loadable", "yes" if problem is None else f"no: {problem}"),
+        ("header", "sound" if problem is None else f"not valid: {problem}"),
     ]
     rows += [("note", note) for note in notes]
     if gguf.parts:

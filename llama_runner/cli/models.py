@@ -24,9 +24,9 @@ STAGES = {"download": "downloading", "unpack": "unpacking", "verify": "verifying
 @click.command()
 @click.argument("name", metavar="NAME|hf:OWNER/REPO:FILE")
 def pull(name: str) -> None:
-    """Fetch a model.
+    """Fetch a model, unless it is there.
 
-    It is verified, and the path of its file is printed.
+    What is fetched is verified. The path of its file is printed.
     """
     from llama_runner.loaders import pull
 
@@ -59,11 +59,16 @@ def verify(name: str) -> None:
     what llama.cpp can take.
     """
     from llama_runner.loaders import find_model, validate_model, verify
+    from llama_runner.loaders.catalogue import find_entry
 
     with bar(name, count_bytes=True) as update:
         verify(name, lambda done, total, stage: update(done, total, STAGES.get(stage, stage)))
     validate_model(find_model(name))
-    note(f"{name} is whole")
+    metadata = find_entry(name).metadata
+    if metadata.hashes:
+        note(f"{name} is whole")
+    else:
+        note(f"{name} has a sound header; its description has no sha256 for the rest")
 
 
 @click.command()
@@ -80,8 +85,8 @@ def rm(name: str) -> None:
 def models(as_json: bool) -> None:
     """List the models that have a name.
 
-    * is the default model, + is on this machine, ~ is what an interrupted pull left: pulling goes
-    on with it, rm deletes it. ! has a description that is not valid.
+    * is the default model, + is on this machine, ~ is there in part, as an interrupted pull leaves
+    it: pull completes it, rm deletes it. ! has a description that is not valid.
     """
     from llama_runner.loaders import list_models
     from llama_runner.loaders.catalogue import DEFAULT_MODEL
@@ -92,7 +97,7 @@ def models(as_json: bool) -> None:
             [
                 {
                     "name": entry.name,
-                    "installed": entry.installed,
+                    "installed": entry.whole,
                     "interrupted": _interrupted(entry),
                     "problem": entry.problem,
                     "default": entry.name == DEFAULT_MODEL,
@@ -129,11 +134,11 @@ def _marks(entry: CatalogueEntry) -> str:
 
     return (
         "*" * (entry.name == DEFAULT_MODEL)
-        + "+" * entry.installed
+        + "+" * entry.whole
         + "~" * _interrupted(entry)
         + "!" * (entry.problem is not None)
     )
 
 
 def _interrupted(entry: CatalogueEntry) -> bool:
-    return entry.problem is None and not entry.installed and entry.bytes_in_cache > 0
+    return entry.problem is None and not entry.whole and entry.bytes_in_cache > 0

@@ -83,6 +83,19 @@ class CatalogueEntry:
         return self.problem is None and all(map(is_file, self.files))
 
     @property
+    def whole(self) -> bool:
+        """Whether they are, pulled ones of the size that the description says.
+
+        :func:`verify` compares them in full.
+        """
+        if not self.installed or self.folder is None or self.metadata.size is None:
+            return self.installed
+        try:
+            return sum(file.stat().st_size for file in self.files) == self.metadata.size
+        except OSError:  # deleted just now
+            return False
+
+    @property
     def bytes_in_cache(self) -> int:
         """The bytes that its folder in the cache takes, also those of an interrupted pull."""
         return 0 if self.folder is None else bytes_below(self.folder)

@@ -26,6 +26,8 @@ __all__ = ["pull", "remove"]
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Fetch a model into the cache, unless it is there already, and return its file.
 
+    One that is there with another size than it should have is fetched again.
+
     Two processes may pull the same model at once: the second waits and finds it there.
 
     Args:
@@ -40,10 +42,10 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         InvalidParameterError: The name is not of a form that can be fetched.
     """
     entry = find_entry(name)
-    if entry.folder is None or entry.installed:
+    if entry.folder is None or entry.whole:
         return entry.path
     with _writing_to_cache(entry.folder):
-        if not entry.installed:  # another process may have pulled it while this one waited
+        if not entry.whole:  # another process may have pulled it while this one waited
             _fetch(entry, progress if progress is not None else _ignore)
     return entry.path
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Final, Self, Unpack
 
 from .._core import Context, Model
-from ..errors import OutOfMemoryError
+from ..errors import InvalidParameterError, OutOfMemoryError
 from ..params import ContextParams, ModelParams, RunnerOptions, runner_params
 from ..system import memory_limit
 from .gguf import GgufInfo
@@ -69,10 +69,11 @@ def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> Memor
 
     Args:
         model: As for :class:`LlamaRunner`: a path, a description or a name.
-        **options: Those of :class:`LlamaRunner`, with the same defaults.
+        **options: Fields of :class:`ModelParams` and :class:`ContextParams`, with the defaults that
+            :class:`LlamaRunner` has.
 
     Raises:
-        InvalidParameterError: A parameter is unknown or out of range.
+        InvalidParameterError: A parameter is unknown or out of range, or ``vocab_only`` is set.
         ModelNotFoundError: No such file or name.
         ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
@@ -81,6 +82,10 @@ def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> Memor
         UnsupportedModelError: It is no model that generates text.
     """
     for_model, for_context = runner_params(options)
+    if for_model.vocab_only:
+        raise InvalidParameterError(
+            "vocab_only=True: a vocabulary alone has no context to estimate", field="vocab_only"
+        )
     with checked_model(model, "full") as found:
         for_model = found.load_params(for_model)
         arguments = found.path, found.info, for_model, for_context, found.file

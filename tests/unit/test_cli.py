@@ -412,7 +412,7 @@ def test_info_says_why_a_broken_file_cannot_be_loaded(model: Path, run: Run) -> 
     model.write_bytes(model.read_bytes()[:-64])
     status, out, _ = run("info", model)
     assert status == 0
-    assert "no: " in out
+    assert "not valid: " in out
     assert "truncated" in out
 
 
@@ -487,6 +487,30 @@ def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) ->
     status, out, err = run("verify", "mine")
     assert (status, out) == (1, "")
     assert "sha256; remove it with llama-runner rm, and pull it again" in err
+
+
+def test_verify_says_what_it_could_not_compare(run: Run, tmp_path: Path, pulled: Path) -> None:
+    description = tmp_path / "catalogue" / "mine.json"
+    entry = json.loads(description.read_text())
+    del entry["sha256"]
+    description.write_text(json.dumps(entry))
+    status, _, err = run("verify", "mine")
+    assert status == 0
+    assert "whole" not in err
+    assert "no sha256" in err
+
+
+def test_a_part_of_a_model_is_not_taken_for_it(run: Run, pulled: Path) -> None:
+    assert "+  mine" in run("models")[1]
+    pulled.write_bytes(pulled.read_bytes()[:-1])
+    assert "~  mine" in run("models")[1]
+
+
+@pytest.mark.parametrize("prompt", [["generate", ""], ["generate", "--prompt", ""]])
+def test_an_empty_prompt_is_wrong_usage(run: Run, prompt: list[str]) -> None:
+    status, _, err = run(*prompt)
+    assert status == 2
+    assert "empty" in err
 
 
 def test_verify_refuses_what_could_not_be_loaded(run: Run, tmp_path: Path, pulled: Path) -> None:

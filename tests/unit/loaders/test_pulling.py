@@ -258,6 +258,17 @@ def test_what_is_here_is_not_pulled_again(home: Path) -> None:
     assert pull("tiny") == first
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_what_is_here_in_part_is_pulled_again(home: Path, size: int) -> None:
+    publish(home)
+    describe(home)
+    path = pull("tiny")
+    path.write_bytes(MODEL[:size])
+    assert [entry.whole for entry in list_models() if entry.name == "tiny"] == [False]
+    assert pull("tiny") == path
+    assert path.read_bytes() == MODEL
+
+
 @pytest.mark.parametrize("damage", ["other bytes", "longer", "shorter"])
 def test_what_is_not_as_promised_never_gets_the_name(home: Path, damage: str) -> None:
     content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
