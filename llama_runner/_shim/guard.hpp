@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -31,6 +32,15 @@ inline PythonErrors & python_errors() {
     return errors;
 }
 
+// Not PyErr_SetString(): a text that quotes the model's file need not be UTF-8.
+inline void raise_python_error(PyObject * type, const char * text) {
+    PyObject * message = PyUnicode_DecodeUTF8(text, (Py_ssize_t) strlen(text), "replace");
+    if (message) {
+        PyErr_SetObject(type, message);
+        Py_DECREF(message);
+    }
+}
+
 // The handler of `except +`: called with the GIL held, inside a catch block.
 inline void set_python_error() {
     if (PyErr_Occurred()) {
@@ -39,11 +49,11 @@ inline void set_python_error() {
     try {
         throw;
     } catch (const std::bad_alloc &) {
-        PyErr_SetString(python_errors().out_of_memory, "llama.cpp ran out of memory");
+        raise_python_error(python_errors().out_of_memory, "llama.cpp ran out of memory");
     } catch (const std::exception & error) {
-        PyErr_SetString(python_errors().runtime, error.what());
+        raise_python_error(python_errors().runtime, error.what());
     } catch (...) {
-        PyErr_SetString(python_errors().runtime, "llama.cpp threw an unknown exception");
+        raise_python_error(python_errors().runtime, "llama.cpp threw an unknown exception");
     }
 }
 
