@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from llama_runner import errors
-from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError
+from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError, OutOfMemoryError
 from llama_runner.loaders.files import size_of
 from llama_runner.loaders.reading import part_names
 from llama_runner.params import ContextParams, ModelParams
-from llama_runner.system import free_memory
+from llama_runner.system import data_size, free_memory
 
 __all__ = ["main", "probe"]
 
@@ -44,7 +44,8 @@ def probe(
         for_context: The context to make.
 
     Raises:
-        ModelLoadError: The child crashed, or took too long or too much memory.
+        ModelLoadError: The child crashed or took too long.
+        OutOfMemoryError: It asked for more memory than is free.
         LlamaSystemError: No child could be started.
         LlamaError: What the runner in the child raised.
     """
@@ -82,7 +83,7 @@ def probe(
     if child.returncode == 0:
         return
     if child.returncode == _NO_MEMORY:
-        raise ModelLoadError(
+        raise OutOfMemoryError(
             f"{str(path)!r} was tried in a child process, which asked for more memory than the "
             f"{memory / 1e9:.1f} GB that are free"
         )
@@ -95,11 +96,11 @@ def probe(
 
 def main() -> int:
     """Load the model that standard input asks for; prints the error, if there is one."""
+    from llama_runner.runner import LlamaRunner  # before the limit, which is for the model
+
     request = json.load(sys.stdin)
     _limit_memory(request["memory"])
     try:
-        from llama_runner.runner import LlamaRunner
-
         with LlamaRunner(
             request["path"],
             chat_template=request["chat_template"],
@@ -112,20 +113,21 @@ def main() -> int:
         report = [type(error).__name__, error.message, error.field, error.native]
         print(json.dumps(report), flush=True)
         return 1
-    except MemoryError:
+    except (MemoryError, ImportError):  # the parent has these modules: there is no room for them
         return _NO_MEMORY
     return 0
 
 
 def _limit_memory(n_bytes: int) -> None:
-    """Let this process take no more than that, and be the first to go where memory runs out.
+    """Let this process take so much more, and be the first to go where memory runs out.
 
     What is mapped from a file does not count: those pages can be given back.
     """
     import resource
 
+    limit = data_size() + n_bytes
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

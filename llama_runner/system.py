@@ -113,13 +113,18 @@ def free_memory(root: Path = ROOT) -> int:
 
 def peak_rss(root: Path = ROOT) -> int:
     """Return the most bytes of memory that this process has ever had resident."""
-    for line in _read(root / "proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    found = _status("VmHWM", root)
+    if found is not None:
+        return found
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def data_size(root: Path = ROOT) -> int:
+    """Return the bytes that count against RLIMIT_DATA now, 0 where the system does not say."""
+    return _status("VmData", root) or 0
 
 
 def cpu_name(root: Path = ROOT) -> str:
@@ -131,6 +136,13 @@ def cpu_features(root: Path = ROOT) -> tuple[str, ...]:
     """Return the features of this CPU that llama.cpp can make use of, by ggml's names."""
     flags = set((_cpuinfo(root, "flags") or _cpuinfo(root, "Features")).split())
     return tuple(name for flag, name in FEATURES.items() if flag in flags)
+
+
+def _status(name: str, root: Path) -> int | None:
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _affinity() -> list[int]:

@@ -21,6 +21,7 @@ from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
     LlamaError,
+    LlamaSystemError,
     ModelLoadError,
     ModelMetadataError,
     ModelNotFoundError,
@@ -157,6 +158,36 @@ def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("llama_runner._probe._TIME_LIMIT", 0.01)
     with pytest.raises(ModelLoadError, match="did not finish in 0 s"):
         LlamaRunner(tiny, isolated=True)
+
+
+def test_a_trial_that_wants_more_memory_than_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux limits what a process may allocate")
+    file = tiny_llama(2).with_keys(llama__context_length=(U32, 2**22))
+    path = file.write(tmp_path / "long.gguf")
+    monkeypatch.setattr("llama_runner._probe.free_memory", lambda: 300_000_000)
+    with LlamaRunner(path, isolated=True, n_ctx=256):
+        pass
+    with pytest.raises(OutOfMemoryError, match=r"cannot create a context of 2097152 tokens"):
+        LlamaRunner(path, isolated=True, n_ctx=2**21)
+
+
+def test_a_trial_that_gets_no_memory_at_all(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python, an import or llama.cpp finds none first; where that is small, ggml aborts."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux limits what a process may allocate")
+    monkeypatch.setattr("llama_runner._probe.free_memory", lambda: 0)
+    with pytest.raises((OutOfMemoryError, ModelLoadError)):
+        LlamaRunner(tiny, isolated=True, n_ctx=256)
+
+
+def test_a_trial_needs_a_python(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in (None, ""):
+        monkeypatch.setattr(sys, "executable", missing)
+        with pytest.raises(LlamaSystemError, match=r"sys\.executable"):
+            LlamaRunner(tiny, isolated=True)
 
 
 def test_the_time_for_a_trial_is_that_for_all_parts_of_a_model(

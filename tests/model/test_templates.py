@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,7 @@ import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner._core import ChatTemplate, Model
-from llama_runner.errors import (
-    ChatTemplateError,
-    InvalidParameterError,
-    LlamaSystemError,
-    ModelLoadError,
-)
+from llama_runner.errors import ChatTemplateError, InvalidParameterError
 from tests.unit.loaders.gguf_writer import STRING
 from tests.unit.loaders.model_files import tiny_llama
 
@@ -83,10 +77,17 @@ def test_a_template_that_is_no_text(path: Path) -> None:
 
 def test_a_model_with_a_bad_template_says_why_it_has_none(tmp_path: Path) -> None:
     file = tiny_llama().with_keys(tokenizer__chat_template=(STRING, "{% frob %}"))
-    with LlamaRunner(file.write(tmp_path / "bad.gguf"), n_ctx=256, n_threads=1) as runner:
-        assert runner.generate_stateless("w1", 1, ignore_eos=True).usage.completion_tokens == 1
-        with pytest.raises(ChatTemplateError, match="Unknown statement: frob"):
-            runner.generate_stateless(HELLO, 1)
+    path = file.write(tmp_path / "bad.gguf")
+    no_text = tmp_path / "no_text.gguf"
+    no_text.write_bytes(path.read_bytes().replace(b"{% frob %}", b"{% fro\xb0 %}"))
+    for model, problem in (
+        (path, "Unknown statement: frob"),
+        (no_text, "unexpected character: \ufffd"),
+    ):
+        with LlamaRunner(model, n_ctx=256, n_threads=1) as runner:
+            assert runner.generate_stateless("w1", 1, ignore_eos=True).usage.completion_tokens == 1
+            with pytest.raises(ChatTemplateError, match=problem):
+                runner.generate_stateless(HELLO, 1)
 
 
 # ---- messages ----------------------------------------------------------------------------------
@@ -158,23 +159,3 @@ def test_a_template_with_much_to_do_lets_threads_go_on_and_can_be_interrupted(
         template.render(messages)
     ctrl_c.join()
     assert ChatTemplate(model, "{{ messages[0].content }}").render(HELLO)[0] == "hi"
-
-
-# ---- in a child process ------------------------------------------------------------------------
-
-
-def test_a_child_that_wants_more_memory_than_is_free(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if sys.platform != "linux":
-        pytest.skip("only Linux limits what a process may allocate")
-    monkeypatch.setattr("llama_runner._probe.free_memory", lambda: 2_000_000)
-    with pytest.raises(ModelLoadError, match="which asked for more memory than"):
-        LlamaRunner(path, isolated=True)
-
-
-def test_a_child_needs_a_python(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for missing in (None, ""):
-        monkeypatch.setattr(sys, "executable", missing)
-        with pytest.raises(LlamaSystemError, match=r"sys\.executable"):
-            LlamaRunner(path, isolated=True)
