@@ -22,6 +22,8 @@ from _peers import OURS, Setup, parse_arguments, undisturbed
 from _report import draw_curves, write_results
 
 if TYPE_CHECKING:
+    from llama_runner import LlamaRunner
+    from llama_runner.conversation import Reuse
     from llama_runner.params import KvLayout
 
 N_CTX = 2048
@@ -37,6 +39,7 @@ TARGETS = {
     "mark, us": 100.0,
     "rewind, us": 100.0,
     "save + load / computing": 0.2,
+    "system message changed, chunks / prefix": 0.2,
 }
 
 
@@ -104,7 +107,24 @@ def sessions(model: Path, n_threads: int, kv_layout: KvLayout) -> dict[str, floa
         found["mark, us"] = microseconds(session.mark)
         mark = session.mark()
         found["rewind, us"] = microseconds(lambda: session.rewind(mark))
+        session.close()
+        ratio = changed(runner, "chunks") / changed(runner, "prefix")
+        found["system message changed, chunks / prefix"] = ratio
         return found
+
+
+def changed(runner: LlamaRunner, reuse: Reuse) -> float:
+    """Milliseconds to the first token where the first of 51 messages is another than before."""
+    with runner.session("It is 10:15.", reuse=reuse) as session:
+        for i in range(25):
+            question = [{"role": "user", "content": f"Tell me something about {i}."}]
+            session.generate(question, 16, temperature=0, ignore_eos=True)
+        times = []
+        for minute in range(16, 21):
+            system = {"role": "system", "content": f"It is 10:{minute}."}
+            given = [system, *session.messages[1:], {"role": "user", "content": "Go on."}]
+            times.append(session.generate(given, 1, temperature=0).timings.first_token_ms)
+        return median(times)
 
 
 def conversation(setup: Setup, peer: str, turns: int, **options: Any) -> dict[str, Any]:

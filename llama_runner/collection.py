@@ -46,7 +46,7 @@ class Collector:
         self.cleaned = False
         """Whether something was dropped since the last answer."""
         self.n_shifted = 0
-        """Tokens that were moved up since the last generation began."""
+        """Tokens that were moved since the last generation began."""
 
     def reset(self) -> None:
         """Begin anew, after what was there has gone."""
@@ -192,11 +192,15 @@ class Collector:
             )
         self.collect(self._target, oldest_turns)
 
+    @property
+    def limit(self) -> int:
+        """Most tokens that there may be without a collection."""
+        n_ctx = self._context.n_ctx_seq
+        return min(int(self._threshold * n_ctx), n_ctx - 1)
+
     def pause_at(self) -> int:
         """Ledger length at which a generation pauses to have room made."""
-        n_ctx = self._context.n_ctx_seq
-        at = min(int(self._threshold * n_ctx), n_ctx - 1)
-        return max(at, len(self._transcript.sequence) + 1)
+        return max(self.limit, len(self._transcript.sequence) + 1)
 
     def make_room_while_generating(self, generation: Generation) -> None:
         """Collect in the middle of an answer, and let it go on.

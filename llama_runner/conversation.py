@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from llama_runner._core import Context, Request, Sequence
 from llama_runner.checkpoints import Checkpoint, Checkpoints
 from llama_runner.collection import Collector
+from llama_runner.edits import Edits
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -60,6 +61,24 @@ class _OpenTurn:
     before: _Before
 
 
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What became of messages that were added."""
+
+    stops: tuple[str, ...] = ()
+    """Strings that end an answer."""
+    difference: tuple[int, int] | None = None
+    """The first token and message that differ from what was there."""
+    n_computed: int = 0
+    """Tokens that were computed on the way."""
+    ms: float = 0.0
+    """How long that took."""
+
+
+class _CancelledError(Exception):
+    """Somebody called cancel() before there was a generation."""
+
+
 class Conversation:
     """A transcript, what makes room in it, and the order of those who change it.
 
@@ -68,7 +87,7 @@ class Conversation:
         chat: How messages become tokens.
         gc_threshold: Share of the context above which old turns are dropped by themselves.
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
-            or ("chunks") also what comes behind messages that were taken out.
+            or ("chunks") also what comes behind messages that were taken out or changed.
 
     Raises:
         InvalidParameterError: ``reuse`` is unknown.
@@ -92,7 +111,7 @@ class Conversation:
         self._reuse = reuse
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
-        self._answering: Generation | None = None  # what a call waits for
+        self._answering: Request | None = None  # what a call waits for
         self._open: _OpenTurn | None = None
         self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self.become(self.empty_transcript())
@@ -135,18 +154,13 @@ class Conversation:
             self._settle()
             self.sequence.close()
 
-    def stop_stream(self) -> None:
-        """End the stream that is open, if there is one, with what it has."""
-        if self._open is not None:
-            self._open.generation.request.close()
-
     def cancel(self) -> None:
-        """Stop what is generated now, if anything is; does not wait for it."""
-        turn, generation = self._open, self._answering
-        if generation is None and turn is not None:
-            generation = turn.generation
-        if generation is not None:
-            generation.request.cancel()
+        """Stop what a call waits for, or the stream that is open; does not wait for it."""
+        turn, request = self._open, self._answering
+        if request is None and turn is not None:
+            request = turn.generation.request
+        if request is not None:
+            request.close()
 
     # ---- whose turn it is ----------------------------------------------------------------------
 
@@ -215,7 +229,7 @@ class Conversation:
             turn = self._open
             if turn is None or not turn.generation.request.done:
                 return
-            if turn.generation.request.finish_reason is None:
+            if not _has_answered(turn.generation.request):
                 self._undo = turn.before
                 self._go_back()
                 return
@@ -258,8 +272,11 @@ class Conversation:
         """Add a prompt and what answers it; see :meth:`Session.generate`."""
 
         def run(generation: Generation) -> Completion:
-            self._answering = generation
+            self._answering = generation.request
             completion = generation.run(self._make_room)
+            if not _has_answered(generation.request):
+                self._go_back()
+                return completion
             self._book_answer(generation.request)
             self.collector.checkpoints.take_turn()
             return completion
@@ -283,7 +300,11 @@ class Conversation:
         """Call something with what answers a prompt, which has the sequence until it is done."""
 
         def turn() -> _T:
-            generation = self._begin(prompt, params)
+            try:
+                generation = self._begin(prompt, params)
+            except _CancelledError:
+                generation = Generation(self.sequence, params, started=time.perf_counter())
+                generation.request.close()
             try:
                 generation.request.resume(self.collector.pause_at())
                 return use(generation)
@@ -296,7 +317,8 @@ class Conversation:
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
         self.collector.cleaned = False
-        difference: tuple[int, int] | None = None
+        self.sequence.use_adapters(params.lora)
+        added = _Added()
         nothing_new = isinstance(prompt, tuple) and not prompt
         if nothing_new and not self.transcript.parts:
             raise InvalidParameterError(
@@ -306,11 +328,10 @@ class Conversation:
             pass  # raw text goes on by itself
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
-            stops, difference = self.add_messages(given, for_answer=True)
-            params = params.merged(stop=(*params.stop, *stops)) if stops else params
+            added = self.add_messages(given, for_answer=True)
+            params = params.merged(stop=(*params.stop, *added.stops)) if added.stops else params
         else:
             self.transcript.add_raw(prompt, parse_special=params.parse_special)
-        self.sequence.use_adapters(params.lora)
         self.collector.make_room_for_prompt()
         self.collector.take_opening()
         generation = Generation(
@@ -318,36 +339,57 @@ class Conversation:
             params,
             started=started,
             shifted=self.collector.n_shifted,
-            first_difference=difference,
+            computed=added.n_computed,
+            computed_ms=added.ms,
+            first_difference=added.difference,
         )
         self.collector.n_shifted = 0
         return generation
 
-    def add_messages(
-        self, given: list[dict[str, Any]], *, for_answer: bool
-    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-        """Bring the transcript to what these messages say.
-
-        Returns:
-            (stops, difference): strings that end an answer, and the first token and message that
-            differ from what was there.
-        """
-        transcript = self.transcript
-        difference = None
+    def add_messages(self, given: list[dict[str, Any]], *, for_answer: bool) -> _Added:
+        """Bring the transcript to what these messages say."""
         whole = for_answer and is_whole_conversation(given)
+        n_shifted, moved = self.collector.n_shifted, _Added()
         if self._reuse == "chunks" and whole:
-            gone = transcript.taken_out(given)
-            if gone:
-                before = transcript.parts[: gone[0]]
-                difference = transcript.start_of(gone[0]), sum(len(p.messages) for p in before)
-                self.collector.drop(gone, remember=False)
-        stops, cut = transcript.add_messages(
+            moved = self._move_what_follows(given)
+        stops, cut = self.transcript.add_messages(
             given,
             whole=whole,
             for_answer=for_answer,
             before_cut=self.collector.checkpoints.go_back,
         )
-        return stops, difference or cut
+        if moved.difference is not None:  # what was cut off again was moved for nothing
+            n_behind = self.sequence.n_cached - moved.difference[0]
+            self.collector.n_shifted = n_shifted + max(0, n_behind - moved.n_computed)
+        differences = [place for place in (moved.difference, cut) if place is not None]
+        return _Added(stops, min(differences, default=None), moved.n_computed, moved.ms)
+
+    def _move_what_follows(self, given: list[dict[str, Any]]) -> _Added:
+        """Take out and change what a conversation, given whole, says otherwise than before.
+
+        As far as what follows need not be computed again for it.
+        """
+        transcript, places = self.transcript, []
+        changed = transcript.changes(given)
+        if not changed.gone and not changed.edited:
+            return _Added()
+        self.sequence.bring_in()  # what is not in the memory cannot be moved there
+        if changed.gone:
+            places.append(transcript.start_of(changed.gone[0]))
+            self.collector.drop(changed.gone, remember=False)
+        edits = Edits(transcript, self.collector.limit, self._decode)
+        if changed.edited:
+            left = transcript.changes(given) if changed.gone else changed
+            edits.apply(left.edited, left.conversation)
+        places += [edits.first_token] if edits.first_token is not None else []
+        difference = (min(places), changed.first_message) if places else None
+        return _Added((), difference, edits.n_computed, edits.ms)
+
+    def _decode(self, request: Request) -> None:
+        self._answering = request
+        request.run()
+        if request.finish_reason == "cancelled":
+            raise _CancelledError
 
     def _book_answer(self, request: Request) -> None:
         """Count an answer to the conversation. Where that is interrupted, it may be done again."""
@@ -368,3 +410,9 @@ class Conversation:
     def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""
         self.change(partial(self._make_room, generation))
+
+
+def _has_answered(request: Request) -> bool:
+    """Whether there is a turn to keep: not if it failed, or was cancelled before there was any."""
+    reason = request.finish_reason
+    return reason is not None and not (reason == "cancelled" and not request.tokens)

@@ -26,7 +26,9 @@ class Generation:
         sequence: Holds the whole prompt, and computes with the adapters of ``params``.
         params: Without a seed, one is chosen here.
         temporary: Leave nothing behind in the KV memory.
-        shifted: Tokens of the prompt that were moved to make room for it.
+        shifted: Tokens of the prompt that were moved.
+        computed: Tokens of the prompt that were computed before it.
+        computed_ms: How long that took.
         started: When the call began, by ``time.perf_counter()``.
         first_difference: Token and message in which the prompt first differed from what was in
             memory.
@@ -40,13 +42,17 @@ class Generation:
         started: float,
         temporary: bool = False,
         shifted: int = 0,
+        computed: int = 0,
+        computed_ms: float = 0.0,
         first_difference: tuple[int, int] | None = None,
     ) -> None:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
-        self._before_ms = (time.perf_counter() - started) * 1e3  # templates, tokens, room
+        # Templates, tokens, room.
+        self._before_ms = (time.perf_counter() - started) * 1e3 - computed_ms
         self._shifted = shifted
+        self._computed, self._computed_ms = computed, computed_ms
         self._first_difference = first_difference or (None, None)
         # Last: a signal handler that raises behind it would leave it to the exception's traceback.
         self.request = Request(sequence, params, temporary=temporary)
@@ -74,6 +80,9 @@ class Generation:
         stop = request.stop_index
         n_prompt, n_reused, n_shared, n_prefilled = request.counts
         tokens = request.tokens
+        # What was computed before may have had to leave again, and is then counted already.
+        n_computed = min(self._computed, n_reused)
+        n_reused -= n_computed
         assert self.params.seed is not None
         return Completion(
             text=request.text,
@@ -81,12 +90,12 @@ class Generation:
             finish_reason=request.finish_reason,
             stop_string=None if stop is None else self.params.stop[stop],
             usage=Usage(prompt_tokens=n_prompt, completion_tokens=len(tokens)),
-            timings=self._timings(len(tokens), n_prefilled),
+            timings=self._timings(len(tokens), n_prefilled + n_computed),
             receipt=Receipt(
                 reused=n_reused,
                 shared=n_shared,
                 shifted=min(self._shifted, n_reused),
-                recomputed=n_prefilled,
+                recomputed=n_prefilled + n_computed,
                 first_difference=self._first_difference[0],
                 first_message=self._first_difference[1],
             ),
@@ -95,6 +104,7 @@ class Generation:
 
     def _timings(self, n_generated: int, n_prefilled: int) -> Timings:
         prefill, decode = (us / 1e6 for us in self.request.times_us)
+        prefill += self._computed_ms / 1e3
         return Timings(
             prefill_ms=prefill * 1e3,
             first_token_ms=self._before_ms + prefill * 1e3,

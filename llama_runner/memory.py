@@ -224,4 +224,4 @@ def _steps(spans: Sequence[Span], turn: list[int]) -> list[list[int]]:
 
 def _check_count(name: str, n: int) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise InvalidParameterError(f"{name}({n!r}): must be a number and not negative", field="n")
+        raise InvalidParameterError(f"{name}({n!r}): must be an integer, 0 or more", field="n")

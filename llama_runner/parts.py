@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["UNTEMPLATED", "Part", "left", "n_in_common", "taken_out", "without_collected"]
+__all__ = [
+    "UNTEMPLATED",
+    "Changes",
+    "Origin",
+    "Part",
+    "changes",
+    "index_in",
+    "left",
+    "origins",
+    "without_collected",
+]
 
 # Roles of parts that no template made.
 UNTEMPLATED = ("raw", "generated")
@@ -67,58 +78,153 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
     """A conversation without what was dropped of it, and with the summaries in its place.
 
     Who gives it whole may not know what had no room, or may give what is left, as the session
-    shows it. It is read in the way in which more of it is the conversation that the parts show.
+    shows it. It is read in the way in which more of it is the conversation that the parts show. One
+    that goes on otherwise from before what was dropped, and has nothing of what came later, is new:
+    nothing is left out of it.
     """
-    messages: list[dict[str, Any]] = []
+    if not any(part.collected or part.role == "summary" for part in parts):
+        return given
+    read: list[dict[str, Any]] = []
     k = 0  # of those given, how many were read
-    n_known = 0  # parts that they are
-    for part in parts:
+    for i, part in enumerate(parts):
         end = k + len(part.collected)
         known = part.collected == tuple(map(_digest, given[k:end]))
+        if known and part.collected:
+            known = any(m in given[end:] for later in parts[i:] for m in later.messages)
         if known:
             k = end
         if part.role == "summary":
             if not known:
                 break
-            messages += part.messages
-            n_known += 1
+            read += part.messages
             continue
         end = k + len(part.messages)
-        if given[k:end] != part.messages:
+        if _roles(given[k:end]) != _roles(part.messages):
             break
-        messages += part.messages
-        n_known += 1
+        read += given[k:end]
         k = end
-    left = [message for part in parts for message in part.messages]
-    if n_known < len(parts) and len(messages) < n_in_common(left, given):
-        return given
-    return messages + given[k:]
+    read += given[k:]
+    n_same = _n_same(parts, read)
+    is_all = n_same == sum(len(part.messages) for part in parts)
+    return read if is_all or n_same >= max(1, _n_same(parts, given)) else given
 
 
-def taken_out(parts: list[Part], given: list[dict[str, Any]]) -> list[int]:
-    """Indices of parts whose messages a conversation has no longer, though it has later ones.
+def _n_same(parts: list[Part], messages: list[dict[str, Any]]) -> int:
+    """How many messages of the parts a conversation has."""
+    aligned = _align(parts, messages)
+    return sum(len(said) for i, said in aligned.items() if said == parts[i].messages)
 
-    Front ends that shorten a history take messages out of it and send the rest.
+
+class Changes(NamedTuple):
+    """How a conversation that is given whole differs from the parts in what is not its end."""
+
+    gone: list[int]
+    """Indices of parts whose messages it no longer has, though it has later ones."""
+    edited: dict[int, list[dict[str, Any]]]
+    """By index, what it has in the place of a part's messages, before others that are the same."""
+    first_message: int
+    """Index of the first message given that is not where the parts have it."""
+    conversation: list[dict[str, Any]]
+    """What was given, without what had been dropped of it."""
+
+
+def changes(parts: list[Part], given: list[dict[str, Any]]) -> Changes:
+    """Find out what was changed in the middle of a conversation.
+
+    Front ends that shorten a history take messages out of it, or change some of them (what a tool
+    returned, the date in a system message), and send the rest as it was.
     """
-    given = without_collected(parts, given)
-    gone: list[int] = []
-    i, j = 0, 0
-    while i < len(parts) and j < len(given):
-        for k in range(i, len(parts)):
-            messages = parts[k].messages
-            if given[j : j + len(messages)] == messages and (messages or k == i):
-                gone += range(i, k)
-                i, j = k + 1, j + len(messages)
-                break
-        else:
+    read = without_collected(parts, given)
+    aligned = _align(parts, read)
+    gone = [i for i in range(max(aligned, default=0)) if i not in aligned]
+    edited = {i: said for i, said in aligned.items() if said != parts[i].messages}
+    first = min([*gone, *edited], default=len(parts))
+    n_before = sum(len(said) for i, said in aligned.items() if i < first)
+    return Changes(gone, edited, index_in(given, read, n_before), read)
+
+
+class Origin(NamedTuple):
+    """Where a message was before."""
+
+    part: Part
+    collected: tuple[bytes, ...]
+    """What was dropped from before it."""
+
+
+def origins(parts: list[Part], messages: list[dict[str, Any]]) -> list[Origin]:
+    """Where each message of a conversation was, from the first to the last that was there."""
+    found: list[Origin] = []
+    n_seen = 0
+    for i, said in _align(parts, messages).items():
+        passed = parts[n_seen : i + 1] if said else []
+        collected = tuple(digest for part in passed for digest in part.collected)
+        found += [Origin(parts[i], () if k else collected) for k in range(len(said))]
+        n_seen = i + 1 if said else n_seen
+    return found
+
+
+def _align(parts: list[Part], messages: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """What a conversation has in the place of each part's messages, up to where they part.
+
+    Some of the parts may have gone. Others may say something else, where as many messages with the
+    same roles stand between two that are the same.
+    """
+    aligned: dict[int, list[dict[str, Any]]] = {}
+    j = 0
+    for i, part in enumerate(parts):
+        end = j + len(part.messages)
+        if messages[j:end] != part.messages:
             break
-    return gone
+        aligned[i] = part.messages
+        j = end
+    if len(aligned) == len(parts) or j == len(messages):
+        return aligned
+    rest = [(i, m) for i in range(len(aligned), len(parts)) for m in parts[i].messages]
+    places = _paired([message for _, message in rest], messages[j:])
+    places_of: dict[int, list[int]] = {i: [] for i in range(len(aligned), len(parts))}
+    for k, place in places.items():
+        places_of[rest[k][0]].append(j + place)
+    last = max((i for i, found in places_of.items() if found), default=-1)
+    for i, found in places_of.items():
+        if i > last:
+            break
+        n = len(parts[i].messages)
+        if n == 0:
+            aligned[i] = []
+        elif len(found) == n and found[-1] - found[0] == n - 1:
+            aligned[i] = messages[found[0] : found[-1] + 1]
+        elif found:
+            break  # a part that is there in part
+    return aligned
 
 
-def n_in_common(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> int:
-    """With how many equal messages two conversations begin."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
+def _paired(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, int]:
+    """Indices of old messages, and of what stands in their places."""
+    matcher = difflib.SequenceMatcher(
+        None, list(map(_digest, old)), list(map(_digest, new)), autojunk=False
+    )
+    changed = matcher.get_opcodes()
+    while changed and changed[-1][0] != "equal":  # the end is new, whatever it was
+        changed.pop()
+    pairs: dict[int, int] = {}
+    for tag, i, i_end, j, j_end in changed:
+        same_roles = _roles(old[i:i_end]) == _roles(new[j:j_end])
+        if tag == "insert" or (tag == "replace" and not same_roles):
+            break
+        if tag != "delete":
+            pairs |= zip(range(i, i_end), range(j, j_end), strict=True)
+    return pairs
+
+
+def _roles(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["role"] for message in messages]
+
+
+def index_in(given: list[dict[str, Any]], read: list[dict[str, Any]], i: int) -> int:
+    """Where the i-th of the messages that were read is among those given, or the next that is."""
+    places = {id(message): k for k, message in enumerate(given)}
+    found = (places[id(message)] for message in read[i:] if id(message) in places)
+    return next(found, len(given))
 
 
 def _digest(message: dict[str, Any]) -> bytes:

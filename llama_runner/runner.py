@@ -66,7 +66,7 @@ class LlamaRunner:
         ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
-        OutOfMemoryError: No room for the weights or the context.
+        OutOfMemoryError: No room for the weights or the context, or not enough free for the child.
     """
 
     def __init__(
@@ -253,7 +253,9 @@ class LlamaRunner:
             name: For people; a saved session keeps it.
             reuse: What of the memory serves messages that are given whole, as chat front ends do.
                 "prefix": the common beginning. "chunks": also what comes behind messages that
-                were taken out; it moves up, and still remembers them faintly.
+                were taken out, or changed, as a system message with the date; it is moved, and
+                still remembers the old ones faintly. Changed messages only in the unified
+                layout, with ``n_seq_max`` above 1.
 
         Raises:
             InvalidParameterError: ``name`` is no printable text, ``system`` is no text, or

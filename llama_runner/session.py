@@ -88,6 +88,9 @@ class Session:
         name: For people.
         defaults: How to sample where a call does not say.
 
+    Attributes:
+        name: For people; a saved session keeps it.
+
     Raises:
         InvalidParameterError: ``name`` is no printable text.
     """
@@ -157,6 +160,8 @@ class Session:
     ) -> Stream:
         """Like :meth:`generate`, in chunks. What was generated when it is closed is kept.
 
+        One that is closed before its first token leaves nothing behind.
+
         Raises:
             As :meth:`generate`; what goes wrong while it is computed, where the stream is read. A
             stream that could not make room ends with what it has, one that failed is undone.
@@ -167,8 +172,9 @@ class Session:
     def cancel(self) -> None:
         """Stop what is generated on this conversation, from any thread.
 
-        What there is by then is the answer, with the finish reason "cancelled". Where nothing is
-        generated, nothing happens.
+        What there is by then is the answer, with the finish reason "cancelled"; before its first
+        token it is as if the call had never been, whatever usage and receipt say. A stream that is
+        open ends, too, whoever has it. Where nothing is generated, nothing happens.
         """
         self._conversation.cancel()
 
@@ -226,7 +232,8 @@ class Session:
         it was forked from.
 
         Args:
-            target: Share of the context, 0 to 1. Nothing is dropped where less is used.
+            target: Share of the context, from 0 to less than 1. Nothing is dropped where less is
+                used.
             policy: "oldest_turns", "tool_results", or a policy of :mod:`llama_runner.memory`.
             dry_run: Drop nothing, report what would be done and what it would cost. A parked
                 conversation comes back into the KV memory for that, and others may have to leave.
@@ -451,10 +458,12 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._conversation.stop_stream()  # a loop over it may have been left early
+        self.cancel()  # a loop over a stream may have been left early
         self.close()
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
+        if self._sequence.closed:
+            return f"<Session{name} (closed)>"
         n_spans = len(self._conversation.transcript.parts)
         return f"<Session{name} {n_spans} spans, {len(self._sequence)} tokens>"

@@ -14,10 +14,12 @@ from llama_runner._core import Sequence
 from llama_runner.errors import InvalidParameterError
 from llama_runner.parts import (
     UNTEMPLATED,
+    Changes,
     Part,
+    changes,
+    index_in,
     left,
-    n_in_common,
-    taken_out,
+    origins,
     without_collected,
 )
 from llama_runner.prompts.chat_format import ChatFormat
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Transcript", "TranscriptMark"]
+__all__ = ["Transcript", "TranscriptMark", "n_same_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Transcript:
         """The highest number that a turn has had."""
         # Another object after each shift: cells of before and after are not the same.
         self._epoch = object()
-        self._chat = chat
+        self.chat = chat
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ class Transcript:
             else:
                 start = self.start_of(i)
                 run = tokens[start : start + part.n_tokens]
-                texts.append(self._chat.vocab.detokenize(run).decode("utf-8", "replace"))
+                texts.append(self.chat.vocab.detokenize(run).decode("utf-8", "replace"))
         return "\n\n".join(texts)
 
     # ---- growing -------------------------------------------------------------------------------
@@ -105,9 +107,9 @@ class Transcript:
         before = len(self.sequence)
         if isinstance(prompt, str):
             prompt = (
-                self._chat.continue_text(prompt, self._behind(before), parse_special=parse_special)
+                self.chat.continue_text(prompt, self.behind(before), parse_special=parse_special)
                 if before
-                else self._chat.vocab.tokenize(prompt, parse_special=parse_special)
+                else self.chat.vocab.tokenize(prompt, parse_special=parse_special)
             )
         self.sequence.append(prompt)
         if len(self.sequence) == before:
@@ -140,35 +142,37 @@ class Transcript:
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
-        n_fixed = self._n_fixed(whole)
+        n_fixed = self.n_fixed(whole)
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
         messages = known + given
-        n_dropped = 0
         if whole:
             messages = without_collected(chat, given)
-            n_dropped = len(given) - len(messages)
 
-        text, stops = self._chat.render(messages, for_answer=for_answer)
+        text, stops = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         data = text.encode()
-        n_same, _ = self._match(base, data)
+        n_same, _ = self.match(base, data)
         kept, n_kept, end = fixed, 0, base
         for part in chat:
-            if end + part.n_tokens > n_same:
+            n = len(part.messages)
+            # An empty answer has no other tokens than what opens the one that is to come.
+            if end + part.n_tokens > n_same or n_kept + n > len(messages):
                 break
             end += part.n_tokens
-            n_kept += len(part.messages)
+            # Also what the template does not show of them.
+            part.messages = messages[n_kept : n_kept + n]
+            n_kept += n
             kept.append(part)
-        _, n_bytes = self._match(base, data, end)
+        _, n_bytes = self.match(base, data, end)
         # A message that changed in its middle is tokenised anew: its tokens may end elsewhere. What
         # they have in common with those that are there stays.
-        tokens, has_bos = self._chat.tokenize(data[n_bytes:], self._behind(end))
+        tokens, has_bos = self.chat.tokenize(data[n_bytes:], self.behind(end))
         n_old = len(self.sequence) - end
-        cut = end + _n_same_tokens(self.sequence.tokens[end:], tokens)
+        cut = end + n_same_tokens(self.sequence.tokens[end:], tokens)
         difference = None
         if cut < end + n_old:
-            difference = cut, n_kept + n_dropped
+            difference = cut, index_in(given, messages, n_kept) if whole else n_kept
             before_cut(cut)
             self.sequence.truncate(cut)
         self.sequence.append(tokens[cut - end :])
@@ -182,7 +186,7 @@ class Transcript:
             self.parts[-1].n_tokens += rest
         return stops, difference
 
-    def _behind(self, n: int) -> int | None:
+    def behind(self, n: int) -> int | None:
         """The last of the first n tokens, if there is one."""
         return self.sequence.token_at(n - 1) if n else None
 
@@ -192,7 +196,7 @@ class Transcript:
             self.turn += 1
         return self.turn
 
-    def _n_fixed(self, whole: bool) -> int:
+    def n_fixed(self, whole: bool) -> int:
         """Messages are rendered together, from behind the last part that is raw text.
 
         A whole conversation replaces raw text that came behind messages.
@@ -202,7 +206,7 @@ class Transcript:
             raw = [i for n, i in enumerate(raw) if i == n]
         return raw[-1] + 1 if raw else 0
 
-    def _match(self, base: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
+    def match(self, base: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
         """Index of the first token that differs from the text, and the bytes before it.
 
         Args:
@@ -210,10 +214,10 @@ class Transcript:
             data: The text.
             stop: Index of the token before which to end.
         """
-        bos = self._chat.vocab.bos
+        bos = self.chat.vocab.bos
         start = base
         if bos is not None and len(self.sequence) > base:
-            piece = self._chat.vocab.token_to_piece(bos)
+            piece = self.chat.vocab.token_to_piece(bos)
             if self.sequence.token_at(base) == bos and not data.startswith(piece):
                 start += 1  # put there by us, not by the template
         n_tokens, n_bytes = self.sequence.match_text(start, data, stop)
@@ -230,7 +234,8 @@ class Transcript:
     ) -> None:
         """Find out which message each token behind the parts belongs to.
 
-        Messages that were there before, but had to be tokenised anew, keep their turn and pin.
+        Messages that were there before, but had to be tokenised anew, keep their turn and pin; so
+        do those that were changed, and those behind them.
 
         Args:
             messages: The conversation.
@@ -240,11 +245,10 @@ class Transcript:
             matched: Index of the first token of the rest of the text.
             before: The parts that were there before.
         """
-        known = [(message, part) for part in before for message in part.messages]
-        n_same = n_in_common([message for message, _ in known], messages)
+        known = origins(before, messages)
         position = self.start_of(len(self.parts))
         if n_bytes == 0 and messages[0]["role"] != "system":
-            header = self._chat.implied_header
+            header = self.chat.implied_header
             if data.startswith(header):
                 n_tokens, n_bytes = self.sequence.match_text(matched, header)
                 matched += n_tokens
@@ -253,7 +257,7 @@ class Transcript:
                 position = matched
         # What closes the last answer is part of it: then any turn can go, and what stays is what
         # the template makes of the rest.
-        end_byte = self._chat.end_of(messages, n_kept - 1, data, inside=n_bytes) if n_kept else 0
+        end_byte = self.chat.end_of(messages, n_kept - 1, data, inside=n_bytes) if n_kept else 0
         if end_byte is not None and end_byte > n_bytes:
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             self.parts[-1].n_tokens += n_tokens
@@ -262,10 +266,12 @@ class Transcript:
             n_bytes += n_matched
         pending: list[dict[str, Any]] = []
         turn, pinned = self.turn, False
+        collected: tuple[bytes, ...] = ()
         for i in range(n_kept, len(messages)):
-            old = known[i][1] if i < n_same else None
+            old = known[i] if i < len(known) else None
             if old is not None:
-                turn, pinned = old.turn, old.pinned
+                turn, pinned = old.part.turn, old.part.pinned
+                collected += old.collected
             elif not pending:
                 pinned = False
                 if begins_turn(messages, i):
@@ -273,18 +279,20 @@ class Transcript:
                 else:
                     turn = self.parts[-1].turn if self.parts else self.turn
             pending.append(messages[i])
-            end_byte = self._chat.end_of(messages, i, data, start=end_byte)
+            end_byte = self.chat.end_of(messages, i, data, start=end_byte)
             if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
             n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
             matched += n_tokens
             n_bytes += n_matched
             n_tokens = matched - position
-            self.parts.append(Part(messages[i]["role"], n_tokens, turn, pinned, messages=pending))
-            position, pending = matched, []
+            role = messages[i]["role"]
+            self.parts.append(Part(role, n_tokens, turn, pinned, pending, collected))
+            position, pending, collected = matched, [], ()
         if pending:
             rest = len(self.sequence) - position
-            self.parts.append(Part(pending[-1]["role"], rest, turn, pinned, messages=pending))
+            role = pending[-1]["role"]
+            self.parts.append(Part(role, rest, turn, pinned, pending, collected))
 
     def book_answer(self, text: str | None) -> None:
         """Count tokens that were generated to the part that opened the answer; once or again.
@@ -304,10 +312,14 @@ class Transcript:
 
     # ---- shrinking -----------------------------------------------------------------------------
 
-    def taken_out(self, given: list[dict[str, Any]]) -> list[int]:
-        """Indices of parts whose messages a conversation, given whole, no longer has."""
-        n_fixed = self._n_fixed(whole=True)
-        return [n_fixed + i for i in taken_out(self.parts[n_fixed:], given)]
+    def changes(self, given: list[dict[str, Any]]) -> Changes:
+        """What a conversation, given whole, says otherwise in what is not its end."""
+        n_fixed = self.n_fixed(whole=True)
+        found = changes(self.parts[n_fixed:], given)
+        return found._replace(
+            gone=[n_fixed + i for i in found.gone],
+            edited={n_fixed + i: messages for i, messages in found.edited.items()},
+        )
 
     def remove(self, indices: list[int], *, remember: bool = True) -> Literal["shift", "rebuild"]:
         """Take parts out of transcript and ledger.
@@ -324,12 +336,15 @@ class Transcript:
         for i in sorted(indices, reverse=True):
             start = self.start_of(i)
             if self.parts[i].n_tokens:
+                self.moving()
                 how = self.sequence.remove(start, start + self.parts[i].n_tokens)
                 method = "rebuild" if how == "rebuild" else method
-                if how == "shift":
-                    self._epoch = object()
         self.parts = left(self.parts, set(indices), remember=remember)
         return method
+
+    def moving(self) -> None:
+        """Cells are moved: those that are there afterwards are not those of before."""
+        self._epoch = object()
 
     def replace(self, indices: list[int], text: str) -> int:
         """Put a pinned note in the place of parts; what comes behind it is decoded again.
@@ -342,15 +357,15 @@ class Transcript:
             ChatTemplateError: The template refuses it there.
         """
         first, doomed = min(indices), set(indices)
-        n_fixed = self._n_fixed(whole=False)
+        n_fixed = self.n_fixed(whole=False)
         messages: list[dict[str, Any]] = []
-        if first >= n_fixed and self._chat.template is not None:
+        if first >= n_fixed and self.chat.template is not None:
             before = [m for part in self.parts[n_fixed:first] for m in part.messages]
             rest = [i for i in range(first, len(self.parts)) if i not in doomed]
             behind = [m for i in rest for m in self.parts[i].messages]
-            text, messages = self._chat.inserted(before, text, behind)
+            text, messages = self.chat.inserted(before, text, behind)
         start = self.start_of(first)
-        tokens = self._chat.continue_text(text, self._behind(start), parse_special=bool(messages))
+        tokens = self.chat.continue_text(text, self.behind(start), parse_special=bool(messages))
         n_gone = sum(self.parts[i].n_tokens for i in doomed)
         if len(tokens) >= n_gone:
             raise InvalidParameterError(
@@ -380,7 +395,7 @@ class Transcript:
 
     def fork(self) -> Transcript:
         """A second one, of a fork of the sequence."""
-        child = Transcript(self.sequence.fork(), self._chat)
+        child = Transcript(self.sequence.fork(), self.chat)
         child.parts = [part.copy() for part in self.parts]
         child.turn, child._epoch = self.turn, self._epoch
         return child
@@ -407,7 +422,7 @@ class Transcript:
         self.turn = mark.turn
 
 
-def _n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+def n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     """With how many equal tokens two runs begin."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]

@@ -272,6 +272,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t prefill_tokens
         void * interrupt
 
+    vector[llama_token] spliced(const vector[llama_token] & tokens, size_t start, size_t stop,
+                                const vector[llama_token] & added) except +set_python_error
     void append_tokens(Engine & engine, NativeSequence & sequence,
                        const vector[llama_token] & added) except +set_python_error
     void forget_unparked(vector[WeakSequencePtr] & sequences)

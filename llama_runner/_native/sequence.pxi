@@ -1,6 +1,7 @@
 # Sequence: one conversation's ledger of tokens, as Python holds it.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy
+from libcpp.algorithm cimport equal
 
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
@@ -19,6 +20,7 @@ from llama_runner._llama_cpp.shim cimport (
     append_tokens,
     restore_state,
     save_state,
+    spliced,
 )
 
 from types import SimpleNamespace as _SimpleNamespace
@@ -72,6 +74,11 @@ cdef class Sequence:
             n = native.get().tokens.size()
             engine.monitor.unlock()
         return n
+
+    @property
+    def closed(self):
+        """Was it, or its context, closed?"""
+        return not self.native or self.context.closed
 
     @property
     def n_cached(self):
@@ -178,6 +185,37 @@ cdef class Sequence:
                                    <int32_t> start, <int32_t> stop)
         return "shift" if shifted else "rebuild"
 
+    def graft(self, Sequence branch not None, Py_ssize_t start, Py_ssize_t stop):
+        """Put a branch's tokens in the place of tokens[start:stop], and move what follows.
+
+        Args:
+            branch: A fork that has kept the first ``start`` tokens and got others behind them, all
+                of them decoded. It is to be closed.
+
+        Returns:
+            False where the memory does not have what it takes, and nothing has changed: both
+            sequences' cells in the unified layout of plain attention, and what follows not shared.
+        """
+        cdef NativeSequence * native = self.idle()
+        cdef NativeSequence * other = branch.idle()
+        cdef vector[llama_token] added, tokens
+        cdef bint grafted
+        if (not 0 <= start <= stop <= <Py_ssize_t> native.tokens.size()
+                or branch is self
+                or branch.context is not self.context
+                or start > <Py_ssize_t> other.tokens.size()
+                or not equal(native.tokens.begin(), native.tokens.begin() + start,
+                             other.tokens.begin())):
+            raise InvalidParameterError(
+                f"start, stop: no tokens {start}:{stop} that a branch could replace",
+                field="start")
+        added.assign(other.tokens.begin() + start, other.tokens.end())
+        tokens = spliced(native.tokens, start, stop, added)
+        with self._held():
+            grafted = graft_cells(self.context.engine, self.context.box.get(), native, other,
+                                  <int32_t> start, <int32_t> stop, tokens)
+        return grafted
+
     def check(self):
         """Raise ClosedError or ForkedProcessError where it cannot be used."""
         self.alive()
@@ -226,7 +264,8 @@ cdef class Sequence:
             child.native.get().tokens = native.tokens
             child.native.get().adapters = native.adapters
             engine.clock += 1
-            child.native.get().last_used = engine.clock
+            # Both: what makes room for one of them should not move the other out.
+            native.last_used = child.native.get().last_used = engine.clock
             if native.n_kv > 0:
                 with nogil:
                     shared = share_cells(engine, box, native, child.native, 0, native.n_kv)
@@ -238,6 +277,16 @@ cdef class Sequence:
                 note_parked(engine, child.native)
         return child
 
+    def decoding(self):
+        """A :class:`Request` that decodes what waits and generates nothing.
+
+        Raises:
+            As :class:`Request`.
+        """
+        cdef Request request = Request(self, _GREEDY)
+        request.native.get().probe = True
+        return request
+
     def next_logits(self):
         """Decode what waits and return the logits of the token that would come next.
 
@@ -248,8 +297,7 @@ cdef class Sequence:
             As :class:`Request`.
         """
         import numpy
-        cdef Request request = Request(self, _GREEDY)
-        request.native.get().probe = True
+        cdef Request request = self.decoding()
         request.run()
         logits = numpy.empty(request.native.get().logits.size(), dtype=numpy.float32)
         cdef float[::1] view = logits

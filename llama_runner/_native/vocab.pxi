@@ -53,7 +53,8 @@ cdef class Vocab:
         """Token ids of a text.
 
         Args:
-            text: str, or bytes of UTF-8 in any form (bytes that are not are tokenised as they are).
+            text: str, or bytes of UTF-8 in any form. What is not UTF-8 in them is read byte by
+                byte as U+FFFD by most vocabularies, as llama.cpp does.
             add_special: Add BOS/EOS where the model wants them.
             parse_special: Read "<|im_end|>" and the like as one special token.
 

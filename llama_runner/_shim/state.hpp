@@ -229,13 +229,22 @@ struct Engine {
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
 
+inline std::vector<llama_token> spliced(const std::vector<llama_token> & tokens,
+                                        size_t start, size_t stop,
+                                        const std::vector<llama_token> & added) {
+    std::vector<llama_token> all;
+    all.reserve(start + added.size() + tokens.size() - stop);
+    all.insert(all.end(), tokens.begin(), tokens.begin() + start);
+    all.insert(all.end(), added.begin(), added.end());
+    all.insert(all.end(), tokens.begin() + stop, tokens.end());
+    return all;
+}
+
 // Not in place: the holder of the loop may be comparing these tokens with others'.
 inline void append_tokens(Engine & engine, Sequence & sequence,
                           const std::vector<llama_token> & added) {
-    std::vector<llama_token> all;
-    all.reserve(sequence.tokens.size() + added.size());
-    all.insert(all.end(), sequence.tokens.begin(), sequence.tokens.end());
-    all.insert(all.end(), added.begin(), added.end());
+    const size_t n = sequence.tokens.size();
+    auto all = spliced(sequence.tokens, n, n, added);
     engine.monitor.lock();
     sequence.tokens.swap(all);
     engine.monitor.unlock();

@@ -31,25 +31,30 @@ class ChatFormat:
         self._problem = template.message if isinstance(template, ChatTemplateError) else ""
 
     def render(
-        self, messages: list[dict[str, Any]], *, for_answer: bool = True
+        self, messages: list[dict[str, Any]], *, for_answer: bool = True, opens: bool = True
     ) -> tuple[str, tuple[str, ...]]:
         """The text of messages, and the strings that end an answer in this format.
 
         Args:
             messages: Checked messages.
             for_answer: End with what opens an assistant's message.
+            opens: They open the conversation. Behind other text, what the template writes by
+                itself before the first of them is left out.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
         if self.template is None:
             raise ChatTemplateError(self._problem)
-        return self.template.render(messages, add_generation_prompt=for_answer)
+        text, stops = self.template.render(messages, add_generation_prompt=for_answer)
+        if not opens and messages[0]["role"] != "system":
+            text = text.removeprefix(self.implied_header.decode())
+        return text, stops
 
-    def text_of(self, messages: list[dict[str, Any]]) -> str:
+    def text_of(self, messages: list[dict[str, Any]], *, opens: bool = True) -> str:
         """The text of messages alone, "" where the template refuses them."""
         try:
-            return self.render(messages, for_answer=False)[0]
+            return self.render(messages, for_answer=False, opens=opens)[0]
         except ChatTemplateError:
             return ""
 
@@ -88,8 +93,11 @@ class ChatFormat:
             at = data.find(block, max(0, first or 0), (last or 0) + len(block))
             if before and block and at >= 0:
                 return at + len(block)
-        whole = self.text_of(messages[: i + 1]).encode()
-        return len(whole) if whole and data.startswith(whole) else None
+        for opens in (True, False):
+            whole = self.text_of(messages[: i + 1], opens=opens).encode()
+            if whole and data.startswith(whole):
+                return len(whole)
+        return None
 
     def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
         """Token ids of rendered text, and whether a BOS was put before it.

@@ -94,7 +94,7 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
                 field="prompt",
             )
         if not isinstance(message.get("role"), str):
-            raise InvalidParameterError(f"prompt[{i}]: has no 'role'", field="prompt")
+            raise InvalidParameterError(f"prompt[{i}]: needs a 'role' that is text", field="prompt")
         content = message.get("content")
         if not isinstance(content, str | list | tuple | None):
             raise InvalidParameterError(

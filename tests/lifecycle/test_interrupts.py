@@ -93,6 +93,7 @@ try:
     next(stream)
 except KeyboardInterrupt:
     print(stream.completion.finish_reason, list(stream))
+assert held() == before, held()  # there was no answer yet
 
 stream = runner.stream_stateful(" Also,", 1000, **ENDLESS)
 text = ""
@@ -106,7 +107,7 @@ except KeyboardInterrupt:
 print(stream.completion.finish_reason, stream.completion.text.startswith(text), len(text) > 0)
 info = runner.get_context_info()
 assert sum(span.tokens for span in info.spans) == info.used == len(ledger)
-assert [span.turn for span in info.spans] == [0, 0, 1, 2, 2], info.spans
+assert [span.turn for span in info.spans] == [0, 0, 1, 1], info.spans
 runner.generate_stateful(" Also,", 8, **GREEDY)
 runner.close()
 """
@@ -525,6 +526,7 @@ def several():
 
 for _ in range(300):
     interrupted(several, 2e-3)
+    session.cancel()  # the exception may have kept a stream from being closed
     session.pin(1)
     worker = threading.Thread(target=session.info, daemon=True)
     worker.start()

@@ -372,3 +372,51 @@ def test_a_conversation_is_cancelled_by_another_thread(
         assert session.info().used > n_before + 5
         session.cancel()
         assert session.generate(" 4, 5,", 4, **ENDLESS).finish_reason == "length"
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "drop", "block"])
+def test_a_stream_that_has_not_begun_leaves_nothing_behind(runner: LlamaRunner, how: str) -> None:
+    with runner.session() as session:
+        session.generate([{"role": "user", "content": "Hi."}], 4, **ENDLESS)
+        before = session.messages, session.info()
+        stream = session.stream([{"role": "user", "content": "Why?"}], 9, **ENDLESS)
+        if how == "close":
+            stream.close()
+        elif how == "cancel":
+            session.cancel()
+        elif how == "block":
+            with stream:
+                pass
+        else:
+            del stream
+        assert (session.messages, session.info()) == before
+
+
+def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(
+    runner: LlamaRunner,
+) -> None:
+    with runner.session() as session, ThreadPoolExecutor(1) as pool:
+        session.generate("1, 2, 3,", 4, temperature=0)
+        before = session.info()
+        answer = pool.submit(session.generate, "word " * 900, 900, **ENDLESS)
+        while session._conversation._answering is None and not answer.done():
+            time.sleep(1e-4)
+        session.cancel()
+        completion = answer.result()
+        assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
+        after = session.info()
+        assert (after.used, after.spans) == (before.used, before.spans)
+
+
+def test_a_stream_at_rest_is_cancelled(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        stream = session.stream("Why?", 900, **ENDLESS)
+        first = next(stream).text
+        with pytest.raises(ContextBusyError):
+            session.generate("a", 1)
+        session.cancel()
+        assert session.generate("a", 1, **ENDLESS).finish_reason == "length"
+        rest = list(stream)
+        assert rest[-1].finish_reason == "cancelled"
+        assert stream.completion is not None
+        assert stream.completion.text == first + "".join(chunk.text for chunk in rest)

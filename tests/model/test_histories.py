@@ -129,6 +129,18 @@ def test_what_had_no_room_is_known_when_other_messages_were_taken_out(talk: Sess
         assert talk.messages[:-1] == [system, *given[2:], user("more")]
 
 
+@pytest.mark.parametrize("opening", ["abc", "ab"])
+def test_what_went_comes_back_where_a_conversation_branches_off_before(
+    talk: Session, opening: str
+) -> None:
+    system, *turns = talk.messages
+    system = {**system, "content": opening}
+    talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
+    given = [system, *turns[:2], user("more")]
+    talk.generate(given, 1, **GREEDY)
+    assert talk.messages[:-1] == given
+
+
 def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:
     given = [*session.messages, user("What is the capital of France?")]
     answer = session.generate(given, 12, **GREEDY)
@@ -169,6 +181,36 @@ def test_raw_text_behind_messages_is_no_part_of_a_conversation_given_whole(
     assert session.messages[:-1] == [*whole, user("What is new?")]
     assert session.info().spans[-1].role == "assistant"
     assert len(session.info().spans) == len(session.messages)
+
+
+@pytest.mark.parametrize("raw", [" raw", [28, 905]])
+def test_raw_text_in_between_brings_no_second_system_message(
+    session: Session, raw: str | list[int]
+) -> None:
+    """The model's template writes one of its own before a user's message."""
+    for prompt in ([user("Hi.")], raw, [user("Again.")]):
+        session.append(prompt)
+    roles = [span.role for span in session.info().spans]
+    assert roles == ["system", "user", "raw", "user"]
+    session.generate(max_tokens=3, **GREEDY)
+    session.generate([user("And again.")], 3, **GREEDY)
+    roles = [span.role for span in session.info().spans]
+    assert roles == ["system", "user", "raw", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("reuse", ["prefix", "chunks"])
+def test_an_empty_answer_is_asked_for_again(runner: LlamaRunner, reuse: Any) -> None:
+    given = [
+        {"role": "system", "content": "Be brief."},
+        user("Hi."),
+        assistant("Hello."),
+        user("?"),
+    ]
+    with runner.session(reuse=reuse) as session:
+        answer = session.generate(given, 4, **GREEDY)
+        assert session.generate(given, 4, stop=answer.text[0], **GREEDY).text == ""
+        assert session.generate(given, 4, **GREEDY).text == answer.text
+        assert session.messages == [*given, assistant(answer.text)]
 
 
 def test_an_index_of_a_message_counts_those_that_were_given(session: Session) -> None:

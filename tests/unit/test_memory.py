@@ -138,5 +138,5 @@ def test_names_of_policies() -> None:
     for wrong in ("newest", 3):
         with pytest.raises(InvalidParameterError, match="oldest_turns"):
             resolve_policy(wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidParameterError, match="negative"):
+    with pytest.raises(InvalidParameterError, match="an integer, 0 or more"):
         sliding_window(-1)

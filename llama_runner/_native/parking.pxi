@@ -1,0 +1,197 @@
+# Moving cells: a sequence leaves the memory and its state is kept aside, comes back, or takes over
+# what another has computed already.
+#
+# Everything here must be called by whoever holds the loop.
+from libc.limits cimport INT_MAX
+from libc.stdint cimport int32_t, uint64_t
+
+from llama_runner._llama_cpp.llama cimport (
+    llama_get_memory,
+    llama_memory_seq_cp,
+    llama_memory_seq_pos_max,
+    llama_memory_seq_pos_min,
+    llama_memory_t,
+    llama_seq_id,
+)
+from llama_runner._llama_cpp.shim cimport (
+    NativeSequence,
+    ParkedPtr,
+    SequencePtr,
+    WeakSequencePtr,
+    forget_unparked,
+    park_state,
+    unpark_state,
+)
+
+
+cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
+    """Take a sequence out of the memory, keeping its state aside where there is room for it."""
+    cdef int32_t exact = sequence.n_exact
+    cdef SequencePtr held
+    if sequence.slot >= 0:
+        held = engine.slots[sequence.slot]  # the slot may be the last that has it
+    if sequence.n_kv >= MIN_SHARED:
+        settle_cells(engine, box)
+        if not engine.broken.load():
+            sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
+        sequence.n_parked = sequence.n_kv if sequence.parked else 0
+        if sequence.parked:
+            note_parked(engine, held)
+    drop_cells(engine, box, sequence)
+    if sequence.parked:
+        sequence.n_exact = exact
+
+
+cdef void note_parked(Engine * engine, SequencePtr & sequence) noexcept nogil:
+    """Others may take over from a sequence's state that is kept aside."""
+    forget_unparked(engine.parked)
+    engine.parked.push_back(<WeakSequencePtr> sequence)
+
+
+cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
+                      uint64_t arrival) noexcept nogil:
+    """Have as much of a sequence in the memory as can be had without computing it: what is there
+    already or was kept aside, unless another, there or kept aside, has more in common with it.
+
+    Returns how many tokens it took over from another.
+    """
+    cdef NativeSequence * sequence = wanting.get()
+    cdef ParkedPtr own = sequence.parked
+    cdef ParkedPtr others
+    cdef int32_t n_own = sequence.n_parked if own and not own.get().dropped() else 0
+    cdef int32_t exact = sequence.n_exact
+    cdef NativeSequence * donor
+    cdef int32_t n_donor, n_parked
+    donor = best_donor(engine, box, sequence, &n_donor)
+    others = best_parked(engine, sequence, &n_parked)
+    if sequence.n_kv > 0 and max(n_donor, n_parked) < sequence.n_kv + MIN_SHARED:
+        return 0  # not worth giving up its own cells
+    drop_cells(engine, box, sequence)
+    sequence.parked.reset()
+    sequence.n_parked = 0
+    if n_donor > n_own and share_cells(engine, box, donor, wanting, arrival, n_donor):
+        return n_donor
+    others = best_parked(engine, sequence, &n_parked)  # the donor may have had to leave
+    if n_parked > n_own and unpark_cells(engine, box, others, wanting, arrival, n_parked):
+        return n_parked
+    if n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
+        sequence.n_exact = exact
+    return 0
+
+
+cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
+                       SequencePtr & wanting, uint64_t arrival, int32_t n) noexcept nogil:
+    """Put a state that was kept aside into the memory, and keep its first n tokens."""
+    cdef NativeSequence * sequence = wanting.get()
+    if not make_room(engine, box, wanting, arrival, parked.get().n_tokens):
+        return False
+    if (not unpark_state(parked.get()[0], box.context, sequence.slot)
+            or llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+            != parked.get().n_tokens - 1):
+        drop_cells(engine, box, sequence)
+        return False
+    sequence.n_kv = parked.get().n_tokens
+    trim_cells(engine, box, sequence, n)
+    return sequence.n_kv > 0
+
+
+cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSequence * other,
+                         int32_t n_known, int32_t n_cells, int32_t oldest) noexcept nogil:
+    """How many of another's first cells a sequence could have, 0 if not worth taking over.
+
+    Of the other's n_cells, the first n_known still are those of its tokens; of layers with a
+    window, only cells from the position ``oldest`` on are there.
+    """
+    cdef int32_t n = 0
+    cdef int32_t limit = min(n_known, other.n_exact)
+    limit = min(limit, <int32_t> sequence.tokens.size() - 1)  # the last one's logits are needed
+    if not (other.adapters == sequence.adapters):
+        return 0
+    engine.monitor.lock()
+    while n < limit and other.tokens[n] == sequence.tokens[n]:
+        n += 1
+    engine.monitor.unlock()
+    if n < n_cells and (engine.traits.recurrent or oldest > oldest_needed(engine, n)):
+        return 0  # what is there cannot be cut to these
+    return n if n >= MIN_SHARED else 0
+
+
+cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
+                                 int32_t * n_common) noexcept nogil:
+    """The sequence in memory with the longest beginning in common, NULL if not worth it."""
+    cdef llama_memory_t memory = llama_get_memory(box.context)
+    cdef NativeSequence * best = NULL
+    cdef NativeSequence * other
+    cdef size_t i
+    cdef int32_t n
+    n_common[0] = 0
+    for i in range(engine.slots.size()):
+        other = engine.slots[i].get()
+        if other is NULL or other == sequence:
+            continue
+        n = n_in_common(engine, sequence, other, other.n_kv, other.n_kv,
+                        llama_memory_seq_pos_min(memory, other.slot))
+        if n > n_common[0]:
+            n_common[0] = n
+            best = other
+    return best
+
+
+cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
+                           int32_t * n_common) noexcept nogil:
+    """The state kept aside with the longest beginning in common, null if not worth it."""
+    cdef ParkedPtr best
+    cdef SequencePtr other
+    cdef size_t i
+    cdef int32_t n, n_cells, oldest
+    n_common[0] = 0
+    forget_unparked(engine.parked)
+    for i in range(engine.parked.size()):
+        other = engine.parked[i].lock()
+        if not other or other.get() == sequence:
+            continue
+        n_cells = other.get().parked.get().n_tokens
+        # llama.cpp saves of a window what its last token sees.
+        oldest = max(0, n_cells - engine.traits.n_swa) if engine.traits.n_swa > 0 else 0
+        n = n_in_common(engine, sequence, other.get(), other.get().n_parked, n_cells, oldest)
+        # It comes back whole and needs room for all of it.
+        if n > n_common[0] and 2 * n >= n_cells:
+            n_common[0] = n
+            best = other.get().parked
+    return best
+
+
+cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
+                      SequencePtr & taker, uint64_t arrival, int32_t n) noexcept nogil:
+    """Give a sequence that is not in the memory the first n cells of one that is."""
+    cdef NativeSequence * sequence = taker.get()
+    cdef SequencePtr held = engine.slots[donor.slot]  # the slot may be the last that has it
+    if not make_room(engine, box, taker, arrival, 0, donor) or donor.slot < 0:
+        return False  # it needs a slot, and there was no other than the donor's
+    sequence.n_exact = donor.n_exact if donor.n_exact < n else INT_MAX
+    if not engine.traits.unified or engine.traits.recurrent:
+        # Another stream or a recurrent state can be had whole only.
+        llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)
+        engine.unsettled = True
+        settle_cells(engine, box)  # before either's cells change
+        sequence.n_kv = donor.n_kv
+        if engine.traits.unified:  # a hybrid model's attention cells
+            note_sharing(engine, donor.slot, sequence.slot, donor.n_kv)
+        trim_cells(engine, box, sequence, n)
+        return sequence.n_kv > 0
+    llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
+    sequence.n_kv = n
+    note_sharing(engine, donor.slot, sequence.slot, n)
+    return True
+
+
+cdef void note_sharing(Engine * engine, llama_seq_id donor, llama_seq_id taker,
+                       int32_t n) noexcept nogil:
+    """The first n cells of a slot are those of another, and of all who have these."""
+    cdef llama_seq_id other
+    for other in range(<llama_seq_id> engine.slots.size()):
+        if other != taker:
+            shared_cells(engine, taker, other)[0] = min(n, shared_cells(engine, donor, other)[0])
+            shared_cells(engine, other, taker)[0] = shared_cells(engine, taker, other)[0]
+    shared_cells(engine, taker, donor)[0] = n
+    shared_cells(engine, donor, taker)[0] = n
