@@ -1,0 +1,60 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from pathlib import Path
+from typing import ClassVar
+
+import gguf
+import numpy as np
+import pytest
+
+from llama_runner.cli import main
+from tests.unit.cli.fakes import FakeRunner, Run
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
+    class Runner(FakeRunner):
+        made: ClassVar[list[FakeRunner]] = []
+
+    module = types.ModuleType("llama_runner.runner")
+    module.LlamaRunner = Runner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llama_runner.runner", module)
+    return Runner
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A GGUF file with a hostile name."""
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("evil\x1b[31m\nname")
+    writer.add_context_length(64)
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_tensor("token_embd.weight", np.zeros((3, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(tmp_path / "catalogue"))
+    monkeypatch.delenv("LLAMA_RUNNER_MODEL", raising=False)
+
+    def run(*arguments: str | Path, stdin: str | io.StringIO = "") -> tuple[int, str, str]:
+        typed = io.StringIO(stdin) if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return run

@@ -1,0 +1,89 @@
+"""``llama-runner chat``, with a runner that needs no model."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from llama_runner.cli.chat import _lines
+from llama_runner.errors import ContextFullError
+from tests.unit.cli.fakes import FakeRunner, Run
+
+
+def test_chat_answers_each_line_and_sends_the_system_prompt_once(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    status, out, _ = run("chat", "-m", model, "-s", "Be kind", stdin="one\n\ntwo\n")
+    assert (status, out) == (0, "Hello\nHello\n")
+    (runner,) = fake.made
+    assert [prompt for prompt, _ in runner.asked] == [
+        [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "one"}],
+        [{"role": "user", "content": "two"}],
+    ]
+    assert runner.closed
+
+
+def test_chat_commands(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    typed = "one\n/info\n/gc\n/help\n/nonsense\n/clear\nagain\n/quit\nnever\n"
+    status, out, err = run("chat", "-m", model, "-s", "Be kind", stdin=typed)
+    assert (status, out) == (0, "Hello\nHello\n")
+    assert "10 of 100 tokens (10%)" in err
+    assert "system: 4 tokens, pinned" in err
+    assert "dropped 5 tokens" in err
+    assert "unknown command /nonsense" in err
+    assert all(command in err for command in ("/info", "/gc", "/clear", "/help", "/quit"))
+    asked = [prompt for prompt, _ in fake.made[0].asked]
+    assert [len(prompt) for prompt in asked] == [2, 2]  # the system prompt again after /clear
+
+
+def test_ctrl_c_stops_the_answer_not_the_chat(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.words = ["Hel", KeyboardInterrupt()]
+    status, out, err = run("chat", "-m", model, stdin="one\ntwo\n")
+    assert (status, out) == (0, "HelHel")
+    assert err.count("[stopped]") == 2
+    assert all(stream.closed for stream in fake.made[0].streams)
+
+
+def test_an_error_in_an_answer_does_not_end_the_chat(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.words = [ContextFullError("no room")]
+    status, _, err = run("chat", "-m", model, stdin="one\ntwo\n")
+    assert status == 0
+    assert err.count("error: no room") == 2
+
+
+def test_chat_says_when_an_answer_was_cut_off(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.finish_reason = "length"
+    assert "[cut off" in run("chat", "-m", model, stdin="one\n")[2]
+
+
+def test_chat_needs_a_template(fake: type[FakeRunner], model: Path, run: Run) -> None:
+    fake.has_template = False
+    status, _, err = run("chat", "-m", model, stdin="one\n")
+    assert status == 1
+    assert "no chat template" in err
+
+
+def test_on_a_terminal_ctrl_c_clears_the_line_and_ctrl_d_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed: list[str | type[BaseException]] = [" one ", KeyboardInterrupt, "two", EOFError]
+
+    def type_in(prompt: str) -> str:
+        item = typed.pop(0)
+        if isinstance(item, str):
+            return item
+        raise item
+
+    monkeypatch.setattr("builtins.input", type_in)
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, types.SimpleNamespace(isatty=lambda: True))
+    assert list(_lines()) == ["one", "two"]
