@@ -105,7 +105,7 @@ class Edits:
         end_byte = chat.end_of(conversation, last, data, start=begins)
         if n_same < start or end_byte is None or end_byte <= n_bytes:
             return None
-        n_behind, _ = transcript.sequence.match_text(stop, data[end_byte:], next_start)
+        n_behind, _ = transcript.spelled(stop, data[end_byte:], next_start)
         if stop < next_start and not n_behind:
             return None
         tokens, _ = chat.tokenize(data[n_bytes:end_byte], transcript.behind(start))

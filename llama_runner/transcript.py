@@ -22,7 +22,7 @@ from llama_runner.parts import (
     origins,
     without_collected,
 )
-from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.prompts.chat_format import BREAK, ChatFormat
 from llama_runner.prompts.messages import TokenIds, begins_turn
 from llama_runner.results import Span
 
@@ -220,8 +220,12 @@ class Transcript:
             piece = self.chat.vocab.token_to_piece(bos)
             if self.sequence.token_at(base) == bos and not data.startswith(piece):
                 start += 1  # put there by us, not by the template
-        n_tokens, n_bytes = self.sequence.match_text(start, data, stop)
+        n_tokens, n_bytes = self.spelled(start, data, stop)
         return start + n_tokens, n_bytes
+
+    def spelled(self, start: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
+        """How many tokens from an index on spell rendered text, and how many bytes of it."""
+        return self.sequence.match_text(start, data, stop, skip=BREAK)
 
     def _divide(
         self,
@@ -250,7 +254,7 @@ class Transcript:
         if n_bytes == 0 and messages[0]["role"] != "system":
             header = self.chat.implied_header
             if data.startswith(header):
-                n_tokens, n_bytes = self.sequence.match_text(matched, header)
+                n_tokens, n_bytes = self.spelled(matched, header)
                 matched += n_tokens
             if matched > position:
                 self.parts.append(Part("system", matched - position, self.turn))
@@ -259,7 +263,7 @@ class Transcript:
         # the template makes of the rest.
         end_byte = self.chat.end_of(messages, n_kept - 1, data, inside=n_bytes) if n_kept else 0
         if end_byte is not None and end_byte > n_bytes:
-            n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
+            n_tokens, n_matched = self.spelled(matched, data[n_bytes:end_byte])
             self.parts[-1].n_tokens += n_tokens
             matched += n_tokens
             position = matched
@@ -282,7 +286,7 @@ class Transcript:
             end_byte = self.chat.end_of(messages, i, data, start=end_byte)
             if end_byte is None or end_byte <= n_bytes:
                 continue  # the template shows this message only together with the next
-            n_tokens, n_matched = self.sequence.match_text(matched, data[n_bytes:end_byte])
+            n_tokens, n_matched = self.spelled(matched, data[n_bytes:end_byte])
             matched += n_tokens
             n_bytes += n_matched
             n_tokens = matched - position
@@ -365,7 +369,11 @@ class Transcript:
             behind = [m for i in rest for m in self.parts[i].messages]
             text, messages = self.chat.inserted(before, text, behind)
         start = self.start_of(first)
-        tokens = self.chat.continue_text(text, self.behind(start), parse_special=bool(messages))
+        tokens = (
+            self.chat.continue_rendered(text.encode(), self.behind(start))
+            if messages
+            else self.chat.continue_text(text, self.behind(start), parse_special=False)
+        )
         n_gone = sum(self.parts[i].n_tokens for i in doomed)
         if len(tokens) >= n_gone:
             raise InvalidParameterError(

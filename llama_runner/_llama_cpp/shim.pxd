@@ -70,6 +70,7 @@ cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
             const TextToTokenize & known_text, const KnownTokens & known,
             const TextToTokenize & text, TokenizeOptions options, CheckSignals check_signals,
             KnownTokens & out) except +set_python_error
+        vector[size_t] inside_control(const TextToTokenize & text) except +set_python_error
         void tokenize_all(
             const vector[TextToTokenize] & texts, TokenizeOptions options, size_t n_threads,
             CheckSignals check_signals, vector[vector[llama_token]] & out) except +set_python_error

@@ -448,7 +448,7 @@ cdef class Sequence:
             return (llama_memory_seq_pos_min(memory, native.slot),
                     llama_memory_seq_pos_max(memory, native.slot))
 
-    def match_text(self, Py_ssize_t start, bytes text not None, stop=None):
+    def match_text(self, Py_ssize_t start, bytes text not None, stop=None, *, bytes skip=b""):
         """How far the tokens from ``start`` on spell this text.
 
         A token's leading space that is not in the text is forgiven at the beginning of the ledger
@@ -458,6 +458,7 @@ cdef class Sequence:
             start: Index of the first token to compare.
             text: UTF-8.
             stop: Index of the token before which to end; None for the last's end.
+            skip: What of the text is passed over between two tokens.
 
         Returns:
             (n_tokens, n_bytes): whole tokens that match, and the bytes of text they stand for.
@@ -467,10 +468,11 @@ cdef class Sequence:
         cdef const llama_vocab * vocab = self.context.engine.traits.vocab
         cdef const char * data = text
         cdef size_t size = len(text)
+        cdef string passed = skip
         cdef size_t offset = 0
         cdef size_t i = max(0, start)
         cdef size_t n = native.tokens.size()
-        cdef size_t skip
+        cdef size_t n_forgiven
         cdef bint at_start
         cdef string piece, error
         if stop is not None:
@@ -479,15 +481,19 @@ cdef class Sequence:
             at_start = i == 0 or i > native.tokens.size() or llama_vocab_is_control(
                 vocab, native.tokens[i - 1])
             while i < n and offset < size:
+                if (passed.size() > 0 and size - offset > passed.size()
+                        and memcmp(passed.data(), data + offset, passed.size()) == 0):
+                    offset += passed.size()
                 piece.clear()
                 append_piece(vocab, native.tokens[i], True, piece, error)
-                skip = 0
+                n_forgiven = 0
                 if at_start and piece.size() > 0 and piece[0] == b" " and data[offset] != b" ":
-                    skip = 1
-                if (piece.size() - skip > size - offset
-                        or memcmp(piece.data() + skip, data + offset, piece.size() - skip) != 0):
+                    n_forgiven = 1
+                if (piece.size() - n_forgiven > size - offset
+                        or memcmp(piece.data() + n_forgiven, data + offset,
+                                  piece.size() - n_forgiven) != 0):
                     break
-                offset += piece.size() - skip
+                offset += piece.size() - n_forgiven
                 at_start = llama_vocab_is_control(vocab, native.tokens[i])
                 i += 1
         return i - max(0, start), offset

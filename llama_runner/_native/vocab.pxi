@@ -118,6 +118,28 @@ cdef class Vocab:
             raise cannot_tokenize(error) from None
         return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
 
+    def inside_control(self, text):
+        """Where to cut a text so that it spells no control token any more, such as "<|im_end|>".
+
+        A control token of one character cannot be cut.
+
+        Args:
+            text: str or bytes, as for :meth:`tokenize`.
+
+        Returns:
+            Byte offsets in its UTF-8, behind the first character of each control token.
+
+        Raises:
+            TokenizationError: The text has lone surrogates.
+        """
+        cdef shared_ptr[ModelBox] box = self.model.alive()
+        kept = immutable_text(text)
+        cdef TextToTokenize native = text_to_tokenize(kept)
+        cdef vector[size_t] places
+        with nogil:
+            places = box.get().tokenizer.inside_control(native)
+        return places
+
     def read(self, text, TokenizedText previous=None, *, bint add_special=True,
              bint parse_special=True):
         """A text with its tokens, kept so that a longer text need not be tokenised from its start.

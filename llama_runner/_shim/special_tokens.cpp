@@ -15,6 +15,12 @@ size_t first_two(std::string_view text, size_t at) {
 // As C's isspace() has it in the locales that Python runs in.
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
+// Bytes of the UTF-8 character that begins with this one.
+size_t character_size(char first) {
+    const auto byte = static_cast<unsigned char>(first);
+    return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+}
+
 }  // namespace
 
 SpecialTokens::SpecialTokens(const llama_vocab & vocab) {
@@ -125,6 +131,24 @@ void SpecialTokens::find(
     }
     std::sort(found.begin(), found.end(),
               [](const Match & a, const Match & b) { return a.start < b.start; });
+}
+
+std::vector<size_t> SpecialTokens::inside_control(std::string_view text) const {
+    std::vector<size_t> places;
+    for (size_t at = 0; at < text.size(); ++at) {
+        if (!may_start(text, at)) {
+            continue;
+        }
+        const size_t behind = at + character_size(text[at]);
+        for (size_t length : lengths_) {
+            const Special * special = look_up(text, at, length, true);
+            if (special && special->control && behind < at + length) {
+                places.push_back(behind);
+                break;
+            }
+        }
+    }
+    return places;
 }
 
 bool SpecialTokens::touch(std::string_view text, size_t at, bool parse_control) const {

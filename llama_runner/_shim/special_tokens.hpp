@@ -26,6 +26,10 @@ class SpecialTokens {
     // with `parse_control`.
     void find(std::string_view text, bool parse_control, std::vector<Match> & found) const;
 
+    // Where to cut a text so that it spells no control token any more. Those of one character
+    // cannot be cut.
+    std::vector<size_t> inside_control(std::string_view text) const;
+
     // Could a special token reach to a cut before byte `at`, or to the byte behind it?
     bool touch(std::string_view text, size_t at, bool parse_control) const;
 

@@ -60,6 +60,11 @@ class Tokenizer {
                         const TextToTokenize & text, TokenizeOptions options,
                         CheckSignals check_signals, KnownTokens & out);
 
+    // Where to cut a text so that it spells no control token any more.
+    std::vector<size_t> inside_control(const TextToTokenize & text) {
+        return tables().specials.inside_control(text.view());
+    }
+
     // Tokenise each text into its place in `out`, on this thread and up to n_threads - 1 others.
     void tokenize_all(const std::vector<TextToTokenize> & texts, TokenizeOptions options,
                       size_t n_threads, CheckSignals check_signals,

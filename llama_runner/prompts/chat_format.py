@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from llama_runner._core import ChatTemplate
-from llama_runner.errors import ChatTemplateError
+from llama_runner.errors import ChatTemplateError, TokenizationError
 from llama_runner.tokens import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ChatFormat"]
+__all__ = ["BREAK", "ChatFormat"]
+
+# Stands in rendered text where no token may reach across: a noncharacter, which no text has.
+_BREAK = "\ufdd0"
+BREAK = _BREAK.encode()
+# Whose messages may write special tokens: the program's own and the model's.
+_TRUSTED = ("system", "developer", "assistant")
 
 
 class ChatFormat:
@@ -46,10 +53,38 @@ class ChatFormat:
         """
         if self.template is None:
             raise ChatTemplateError(self._problem)
-        text, stops = self.template.render(messages, add_generation_prompt=for_answer)
+        harmless = [self._without_control(message) for message in messages]
+        text, stops = self.template.render(harmless, add_generation_prompt=for_answer)
         if not opens and messages[0]["role"] != "system":
             text = text.removeprefix(self.implied_header.decode())
         return text, stops
+
+    def _without_control(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message whose content is text alone, also where it spells "<|im_end|>"."""
+        content = message.get("content")
+        if not content:
+            return message
+        shown: Any = None
+        if isinstance(content, str):
+            shown = self._broken_up(content, message["role"])
+        else:
+            shown = [
+                {**part, "text": self._broken_up(part["text"], message["role"])}
+                for part in content
+            ]
+        return message if shown == content else {**message, "content": shown}
+
+    def _broken_up(self, text: str, role: str) -> str:
+        text = text.replace(_BREAK, "\N{REPLACEMENT CHARACTER}")
+        try:
+            places = [] if role in _TRUSTED else self.vocab.inside_control(text)
+        except TokenizationError:
+            return text  # no Unicode; the template says which message it is
+        if not places:
+            return text
+        data = text.encode()
+        pieces = (data[a:b] for a, b in pairwise([0, *places, len(data)]))
+        return BREAK.join(pieces).decode()
 
     def text_of(self, messages: list[dict[str, Any]], *, opens: bool = True) -> str:
         """The text of messages alone, "" where the template refuses them."""
@@ -108,7 +143,7 @@ class ChatFormat:
             text: UTF-8.
             behind: The token that it follows; None at the start.
         """
-        tokens = self.continue_text(text, behind)
+        tokens = self.continue_rendered(text, behind)
         bos = self.vocab.bos
         if behind is not None or not self.vocab.add_bos or bos is None:
             return tokens, False
@@ -117,6 +152,19 @@ class ChatFormat:
         import numpy as np
 
         return np.concatenate([np.array([bos], np.int32), tokens]), True
+
+    def continue_rendered(self, text: bytes, behind: int | None) -> NDArray[np.int32]:
+        """Token ids of rendered text that follows other tokens."""
+        first, *others = text.split(BREAK)
+        runs = [self.continue_text(first, behind)]
+        for piece in others:
+            behind = int(runs[-1][-1]) if len(runs[-1]) else behind
+            runs.append(self.continue_text(piece, behind))
+        if not others:
+            return runs[0]
+        import numpy as np
+
+        return np.concatenate(runs)
 
     def continue_text(
         self, text: str | bytes, behind: int | None, *, parse_special: bool = True
