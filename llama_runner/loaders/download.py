@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DownloadError, LlamaError, ModelNotFoundError, NoDiskSpaceError
-from .catalogue import CatalogueEntry, Progress, find_entry
+from .catalogue import CatalogueEntry, Progress, find_entry, find_installed
 from .files import about_file
 from .sources import HubSource, parse_source
 
@@ -26,7 +26,8 @@ __all__ = ["pull", "remove"]
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Fetch a model into the cache, unless it is there already, and return its file.
 
-    One that is there with another size than it should have is fetched again.
+    One that is there with another size than it should have is fetched again. A file of the user's
+    own, which a description names by its path, has to be there.
 
     Two processes may pull the same model at once: the second waits and finds it there.
 
@@ -35,14 +36,16 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         progress: Called with the bytes done, the bytes in all (0 if unknown) and the stage.
 
     Raises:
-        ModelNotFoundError: No such name.
+        ModelNotFoundError: No such name, or the user's own file is not there.
         DownloadError: It could not be fetched, or what came is not what was promised.
         NoDiskSpaceError: The cache's disk has no room for it.
         MissingDependencyError: pip or huggingface_hub is not installed.
         InvalidParameterError: The name is not of a form that can be fetched.
     """
     entry = find_entry(name)
-    if entry.folder is None or entry.whole:
+    if entry.folder is None:
+        return find_installed(name).path
+    if entry.whole:
         return entry.path
     with _writing_to_cache(entry.folder):
         if not entry.whole:  # another process may have pulled it while this one waited

@@ -159,6 +159,16 @@ def test_a_description_stands_for_its_file(home: Path) -> None:
         remove("mine")
 
 
+def test_a_file_of_the_users_own_that_is_missing_is_not_ready(home: Path) -> None:
+    (home / "catalogue" / "gone.json").write_text(
+        json.dumps({"name": "Gone", "path": "nope.gguf", "architecture": "llama"})
+    )
+    for use in (find_model, pull, verify):
+        with pytest.raises(ModelNotFoundError, match=r"nope\.gguf") as caught:
+            use("gone")
+        assert caught.value.filename == str(home / "catalogue" / "nope.gguf")
+
+
 @pytest.mark.parametrize(
     "name", ["no-such-model", "folder/missing.gguf", "missing.gguf", "", "../x", "\0", "a\nb"]
 )
