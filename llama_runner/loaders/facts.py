@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import NoReturn
 
-from ..errors import ModelValidationError
 from .gguf import GgufInfo
-from .header import GgufArray, quoted
+from .header import GgufArray, quoted, refuse
 
 __all__ = ["Facts"]
 
@@ -31,13 +30,14 @@ class Facts:
         self.notes: list[str] = []
 
     def fail(self, field: str, problem: str) -> NoReturn:
-        """Refuse the file.
+        """Refuse the model: the file that has the tensor at fault, or the keys.
 
         Raises:
             ModelValidationError: Always.
         """
-        name = quoted(str(self.info.path), limit=200)
-        raise ModelValidationError(f"{name} is not a valid model: {problem}", field=field)
+        parts = self.info.parts
+        with_it = (part for part in parts if any(field == tensor.name for tensor in part.tensors))
+        refuse(next(with_it, self.info).path, field, problem)
 
     def key(self, suffix: str) -> str:
         """A key under the architecture's prefix."""

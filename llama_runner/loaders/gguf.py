@@ -161,7 +161,7 @@ def read_file(file: IO[bytes], path: Path, limits: Limits, first_read: int) -> G
     Raises:
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """
-    reader = HeaderReader(file, quoted(str(path), limit=200), limits, first_read)
+    reader = HeaderReader(file, path, limits, first_read)
     version, n_tensors, n_keys = _read_preamble(reader, limits)
     keys, value_types = _read_keys(reader, n_keys)
     alignment = _alignment(reader, keys, value_types)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The core is imported where it is called: the catalogue and `doctor` must work without it.
 
-__all__ = ["GgufArray", "HeaderReader", "Limits", "open_model", "quoted", "words"]
+__all__ = ["GgufArray", "HeaderReader", "Limits", "open_model", "quoted", "refuse", "words"]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
@@ -52,6 +52,17 @@ def quoted(text: str | bytes, limit: int = 60) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def refuse(path: Path, field: str, problem: str) -> NoReturn:
+    """Refuse a model file.
+
+    Raises:
+        ModelValidationError: Always.
+    """
+    raise ModelValidationError(
+        f"{quoted(str(path), limit=200)} is not a valid model: {problem}", field=field
+    )
 
 
 @contextmanager
@@ -191,12 +202,12 @@ class HeaderReader:
     so the cost depends on the header and not on what the file claims about itself.
     """
 
-    def __init__(self, file: IO[bytes], name: str, limits: Limits, first_read: int) -> None:
+    def __init__(self, file: IO[bytes], path: Path, limits: Limits, first_read: int) -> None:
         self.file_size = os.fstat(file.fileno()).st_size
         self.buffer = b""
         self.position = 0
         self._file = file
-        self._name = name
+        self._path = path
         self._limits = limits
         self._first_read = first_read
         self._arrays: list[StringArray] = []
@@ -207,7 +218,7 @@ class HeaderReader:
         Raises:
             ModelValidationError: Always.
         """
-        raise ModelValidationError(f"{self._name} is not a valid model: {problem}", field=field)
+        refuse(self._path, field, problem)
 
     def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
         """Read fixed-size values."""

@@ -10,10 +10,10 @@ import re
 from dataclasses import replace
 from typing import IO, Final
 
-from ..errors import ModelNotFoundError, ModelValidationError
+from ..errors import ModelNotFoundError
 from .files import about_file
 from .gguf import GgufInfo, read_file
-from .header import FIRST_READ, Limits, ModelPath, open_model, quoted
+from .header import FIRST_READ, Limits, ModelPath, open_model, quoted, refuse
 
 __all__ = ["part_names", "read_gguf"]
 
@@ -58,11 +58,11 @@ def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
     for key in ("split.no", "split.count"):
         value_type = given.value_types.get(key)
         if value_type != "u16":
-            _fail(given, key, f"{key} should be of type u16, not {value_type}")
+            refuse(given.path, key, f"{key} should be of type u16, not {value_type}")
     names = part_names(given.path.name)
     if len(names) != given.split_count:
-        _fail(
-            given,
+        refuse(
+            given.path,
             "split.count",
             f"it is one of {given.split_count} parts, but is not named like one "
             f"(NAME-00001-of-{given.split_count:05}.gguf)",
@@ -75,16 +75,21 @@ def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
         keys = {key: part.keys[key] for key in kept}
         value_types = {key: part.value_types[key] for key in kept}
         parts.append(replace(part, keys=keys, value_types=value_types))
+    place: dict[str, str] = {}
+    for part in parts:
+        for tensor in part.tensors:
+            other = place.setdefault(tensor.name, part.path.name)
+            if other != part.path.name:
+                refuse(
+                    part.path,
+                    tensor.name,
+                    f"{quoted(tensor.name)} is in two parts, also in {quoted(other, 200)}",
+                )
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
-    seen: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in seen:
-            _fail(first, tensor.name, f"{quoted(tensor.name)} is in two parts")
-        seen.add(tensor.name)
     claimed = first.keys.get("split.tensors.count")
     if claimed != len(tensors) or first.value_types["split.tensors.count"] != "i32":
-        _fail(
-            first,
+        refuse(
+            first.path,
             "split.tensors.count",
             f"its parts have {len(tensors)} tensors, split.tensors.count says {claimed!r}",
         )
@@ -111,10 +116,5 @@ def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufI
     for key, wanted in (("split.no", number), ("split.count", given.split_count)):
         found = part.keys.get(key)
         if found != wanted or part.value_types[key] != "u16":
-            _fail(part, key, f"{key} should be {wanted} of type u16, not {found!r}")
+            refuse(part.path, key, f"{key} should be {wanted} of type u16, not {found!r}")
     return part
-
-
-def _fail(info: GgufInfo, field: str, problem: str) -> None:
-    name = quoted(str(info.path), limit=200)
-    raise ModelValidationError(f"{name} is not a valid model: {problem}", field=field)

@@ -6,7 +6,7 @@ from typing import Final
 
 from .facts import Facts
 from .gguf import GgufInfo, TensorInfo
-from .header import quoted, words
+from .header import quoted, refuse, words
 
 __all__ = [
     "check_needed_tensors",
@@ -54,7 +54,8 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
     """Check that one file's tensors lie one after the other, inside the file."""
     padding, whole = part.alignment - 1, -part.alignment  # the alignment is a power of 2
     if part.tensors and part.data_offset % MEMORY_ALIGNMENT:
-        facts.fail(
+        refuse(
+            part.path,
             "general.alignment",
             f"its tensors start at byte {part.data_offset}, not at a multiple of "
             f"{MEMORY_ALIGNMENT}; convert it with the usual alignment",

@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,20 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_part_that_is_truncated_is_named(tmp_path: Path) -> None:
     paths = write_split(tmp_path)
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
-    with pytest.raises(ModelValidationError, match="truncated"):
+    for path in paths:
+        with pytest.raises(ModelValidationError, match=r"00003-of-00003\.gguf.*truncated"):
+            validate_model(path)
+
+
+def test_a_tensor_that_cannot_be_is_looked_for_in_its_own_part(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    keys: dict[str | bytes, tuple[int, Any]] = {
+        "split.no": (U16, 2),
+        "split.count": (U16, 3),
+    }
+    tensors = [replace(tensor, type_id=26) for tensor in tiny_llama().tensors[6:]]
+    GgufFile(keys=keys, tensors=tensors).write(paths[2])
+    with pytest.raises(ModelValidationError, match=r"00003-of-00003\.gguf.* of type I32"):
         validate_model(paths[0])
 
 
@@ -380,7 +394,9 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
         "split.count": (U16, 3),
     }
     GgufFile(keys=keys, tensors=[Tensor("output_norm.weight", (32,))]).write(paths[2])
-    with pytest.raises(ModelValidationError, match="in two parts"):
+    with pytest.raises(
+        ModelValidationError, match=r"00003-of-00003\.gguf.*in two parts, also in .*00001-of"
+    ):
         read_gguf(paths[0])
 
 
