@@ -7,6 +7,7 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
     ├── LlamaSystemError           the machine: dependencies, permissions, memory, network
     │   ├── MissingDependencyError     (ImportError)
     │   ├── DownloadError              (OSError)
+    │   ├── FileReadError              (OSError)
     │   ├── FileWriteError             (OSError)
     │   ├── NoDiskSpaceError           (OSError)
     │   └── OutOfMemoryError           (MemoryError)
@@ -45,6 +46,7 @@ __all__ = [
     "ContextFullError",
     "DecodeError",
     "DownloadError",
+    "FileReadError",
     "FileWriteError",
     "ForkedProcessError",
     "InvalidParameterError",
@@ -127,6 +129,10 @@ class MissingDependencyError(LlamaSystemError, ImportError):
 
 class DownloadError(LlamaSystemError, OSError):
     """A model could not be fetched or arrived damaged."""
+
+
+class FileReadError(LlamaSystemError, OSError):
+    """A file is there, but the system does not let it be read."""
 
 
 class FileWriteError(LlamaSystemError, OSError):

@@ -63,6 +63,7 @@ class LlamaRunner:
     Raises:
         InvalidParameterError: An option is unknown or out of range.
         ModelNotFoundError: No such file or name.
+        FileReadError: The system does not let it be read.
         ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
@@ -291,6 +292,7 @@ class LlamaRunner:
 
         Raises:
             ModelNotFoundError: No such file.
+            FileReadError: The system does not let it be read.
             ModelValidationError: Not an adapter, or not one for this model.
             UnsupportedModelError: It is to be switched on by tokens of the prompt (aLoRA).
             ModelLoadError: llama.cpp refused it.

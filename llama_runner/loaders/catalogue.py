@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import quote, unquote
 
 from ..errors import (
+    FileReadError,
     InvalidParameterError,
     LlamaSystemError,
     ModelError,
@@ -23,8 +24,18 @@ from ..errors import (
     ModelNotFoundError,
     ModelValidationError,
 )
-from .files import about_file, bytes_below, is_file, is_there, path_text
-from .header import quoted
+from .files import (
+    about_file,
+    bytes_below,
+    is_file,
+    is_missing,
+    is_there,
+    open_regular,
+    path_text,
+    size_of,
+    trouble_at,
+)
+from .header import quoted, unreadable
 from .metadata import ModelMetadata, read_metadata
 from .reading import part_names
 from .sources import HubSource, parse_source
@@ -176,26 +187,27 @@ def find_installed(name: str) -> CatalogueEntry:
 
     Raises:
         ModelNotFoundError: No such name, or not pulled yet, or not all of it.
+        FileReadError: The system does not let its files be looked at.
         ModelMetadataError: Its description is not valid.
         InvalidParameterError: As :func:`find_entry`.
     """
     entry = find_entry(name)
     if entry.problem is not None:
         raise ModelMetadataError(f"{entry.problem}; run: llama-runner pull {name}")
-    if not entry.installed and entry.folder is None:
-        missing = next(file for file in entry.files if not is_file(file))
-        error = ModelNotFoundError(
-            f"no model file at {quoted(os.fspath(missing), 200)}, where the description of "
-            f"{name!r} has it",
-            field="model",
-        )
-        raise about_file(error, missing)
-    if not entry.installed:
-        raise ModelNotFoundError(
-            f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",
-            field="model",
-        )
-    return entry
+    if entry.installed:
+        return entry
+    missing = next((file for file in entry.files if not is_file(file)), entry.path)
+    trouble = trouble_at(missing)
+    if trouble is not None and not is_missing(trouble):
+        raise unreadable(missing, trouble)
+    error = ModelNotFoundError(
+        f"no model file at {quoted(os.fspath(missing), 200)}, where the description of {name!r} "
+        "has it"
+        if entry.folder is None
+        else f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",
+        field="model",
+    )
+    raise about_file(error, missing)
 
 
 def verify(name: str, progress: Progress | None = None) -> None:
@@ -203,6 +215,7 @@ def verify(name: str, progress: Progress | None = None) -> None:
 
     Raises:
         ModelNotFoundError: No such name, or not on this machine.
+        FileReadError: The system does not let a file be read.
         ModelValidationError: A file is damaged.
         ModelMetadataError: The description contradicts the file.
     """
@@ -217,11 +230,12 @@ def verify_files(
     """Compare the length and the hashes of a model's files with a description.
 
     Raises:
+        FileReadError: The system does not let a file be read.
         ModelValidationError: They differ.
         ModelMetadataError: The description is of another number of files.
     """
     where = os.fspath(files[0])
-    size = sum(file.stat().st_size for file in files)
+    size = size_of(files)
     if metadata.size is not None and size != metadata.size:
         of_all = f" in {len(files)} files" * (len(files) > 1)
         raise ModelValidationError(
@@ -242,17 +256,29 @@ def verify_files(
 
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    total = path.stat().st_size
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        FileReadError: The system does not let it be read.
+    """
+    total = size_of([path])
     digest = hashlib.sha256()
     done = 0
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(_HASH_BLOCK), b""):
-            digest.update(block)
-            done += len(block)
-            if progress is not None:
-                progress(done, total, "verify")
+    for block in _blocks(path):
+        digest.update(block)
+        done += len(block)
+        if progress is not None:
+            progress(done, total, "verify")
     return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with open_regular(path) as file:
+            while block := file.read(_HASH_BLOCK):
+                yield block
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _descriptions() -> dict[str, Path]:
@@ -294,7 +320,7 @@ def _entry(name: str, description: Path) -> CatalogueEntry:
 def _entry_or_problem(name: str, description: Path) -> CatalogueEntry:
     try:
         return _entry(name, description)
-    except ModelError as error:
+    except (ModelError, FileReadError) as error:
         return CatalogueEntry(name, _undescribed(name), description, None, str(error))
 
 
@@ -312,7 +338,7 @@ def entry_from_hub(spec: str) -> CatalogueEntry:
     if is_there(folder / SIDECAR):
         try:
             metadata = read_metadata(folder / SIDECAR)
-        except ModelError as error:
+        except (ModelError, FileReadError) as error:
             problem = str(error)
     return CatalogueEntry(spec, metadata, path, folder, problem)
 

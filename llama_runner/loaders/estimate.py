@@ -75,6 +75,7 @@ def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> Memor
     Raises:
         InvalidParameterError: A parameter is unknown or out of range, or ``vocab_only`` is set.
         ModelNotFoundError: No such file or name.
+        FileReadError: The system does not let it be read.
         ModelMetadataError: The description is not valid, or contradicts the file.
         ModelValidationError: The file is not a sound GGUF.
         ModelLoadError: llama.cpp refused the file.

@@ -21,11 +21,13 @@ __all__ = [
     "about_file",
     "bytes_below",
     "is_file",
+    "is_missing",
     "is_there",
     "open_regular",
     "path_text",
     "refuse_special",
     "size_of",
+    "trouble_at",
     "write_file",
 ]
 
@@ -65,6 +67,22 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def trouble_at(path: Path) -> OSError | None:
+    """Why nothing can be seen under a path, if so: it is not there, or may not be looked at."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error
+    except ValueError:
+        return _odd_characters()
+    return None
+
+
+def is_missing(trouble: OSError | None) -> bool:
+    """Whether it is that nothing is there."""
+    return trouble is not None and trouble.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def is_there(path: Path) -> bool:

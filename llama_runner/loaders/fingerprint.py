@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 from typing import IO
+
+from .header import unreadable
 
 __all__ = ["fingerprint"]
 
@@ -20,13 +23,16 @@ def fingerprint(file: IO[bytes]) -> str:
     apart; it does not prove that a file is unchanged.
 
     Raises:
-        OSError: The file cannot be read.
+        FileReadError: The system does not let the file be read.
     """
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
-    digest.update(os.pread(descriptor, 2**20, 0))
-    for i in range(_N_SAMPLES):
-        start = i * max(0, size - _SAMPLE_BYTES) // (_N_SAMPLES - 1)
-        digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
+    try:
+        digest.update(os.pread(descriptor, 2**20, 0))
+        for i in range(_N_SAMPLES):
+            start = i * max(0, size - _SAMPLE_BYTES) // (_N_SAMPLES - 1)
+            digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
+    except OSError as error:
+        raise unreadable(Path(str(file.name)), error) from None
     return digest.hexdigest()

@@ -6,6 +6,7 @@ is checked before its loop, a length before its read, and everything against a f
 
 from __future__ import annotations
 
+import errno
 import os
 import reprlib
 import struct
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ..errors import InvalidParameterError, ModelNotFoundError, ModelValidationError
-from .files import about_file, open_regular, path_text, refuse_special
+from ..errors import FileReadError, InvalidParameterError, ModelNotFoundError, ModelValidationError
+from .files import about_file, is_missing, open_regular, path_text, refuse_special
 from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 
 # The core is imported where it is called: the catalogue and `doctor` must work without it.
 
-__all__ = ["GgufArray", "HeaderReader", "Limits", "open_model", "quoted", "refuse", "words"]
+__all__ = [
+    "GgufArray",
+    "HeaderReader",
+    "Limits",
+    "open_model",
+    "quoted",
+    "refuse",
+    "unreadable",
+    "words",
+]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
 # little more: these two limits are what bounds the time and memory that a hostile file can cost.
@@ -65,6 +75,16 @@ def refuse(path: Path, field: str, problem: str) -> NoReturn:
     )
 
 
+def unreadable(path: Path, trouble: OSError) -> FileReadError:
+    """The error for a file that the system does not let us read."""
+    forbidden = trouble.errno in (errno.EACCES, errno.EPERM)
+    advice = "let this user read it and enter its folders" if forbidden else "give another file"
+    error = FileReadError(
+        f"{quoted(str(path), limit=200)} cannot be read: {trouble.strerror}; {advice}", field="path"
+    )
+    return about_file(error, path, trouble)
+
+
 @contextmanager
 def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a model file once, as a regular file; one that is open already is left open.
@@ -76,7 +96,8 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
 
     Raises:
         ModelNotFoundError: Nothing there.
-        ModelValidationError: A directory, a device, a pipe, or a file that may not be read.
+        FileReadError: The system does not let it be read.
+        ModelValidationError: A directory, a device, a pipe, or a name that nothing can have.
         InvalidParameterError: Neither a path nor an open file.
     """
     opened = None if isinstance(model, str | os.PathLike) else model
@@ -91,15 +112,17 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
     try:
         file = open_regular(path) if opened is None else opened
         refuse_special(os.fstat(file.fileno()).st_mode)
-    except FileNotFoundError as error:
-        named = "" if path.name != given or path.suffix else "; find_model() takes names, too"
-        missing = ModelNotFoundError(f"no model file at {name}{named}", field="path")
-        raise about_file(missing, path, error) from None
     except OSError as error:
-        raise ModelValidationError(
-            f"{name} cannot be opened: {error.strerror}; give the path of a .gguf file",
-            field="path",
-        ) from None
+        if is_missing(error):
+            named = "" if path.name != given or path.suffix else "; find_model() takes names, too"
+            missing = ModelNotFoundError(f"no model file at {name}{named}", field="path")
+            raise about_file(missing, path, error) from None
+        if error.errno == errno.EINVAL:  # what it is says so, not the system
+            raise ModelValidationError(
+                f"{name} cannot be opened: {error.strerror}; give the path of a .gguf file",
+                field="path",
+            ) from None
+        raise unreadable(path, error) from None
     try:
         yield file, path
     finally:
@@ -196,7 +219,7 @@ class GgufArray:
 
 
 class HeaderReader:
-    """Reads forward through a header; every failure is a `ModelValidationError`.
+    """Reads forward through a header; what is wrong with it is a `ModelValidationError`.
 
     The file is read in growing pieces, the first of ``first_read`` bytes, and never past a limit:
     so the cost depends on the header and not on what the file claims about itself.
@@ -304,8 +327,11 @@ class HeaderReader:
         if len(self.buffer) >= limit:
             self.fail(field, f"a model's header may have {MAX_HEADER_BYTES >> 20} MiB in all")
         target = min(max(self._first_read, 4 * len(self.buffer)), limit, self.file_size)
-        self._file.seek(0)
-        self.buffer = self._file.read(target)
+        try:
+            self._file.seek(0)
+            self.buffer = self._file.read(target)
+        except OSError as error:
+            raise unreadable(self._path, error) from None
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")
         for strings in self._arrays:  # which would keep the shorter one in memory

@@ -26,6 +26,7 @@ def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
 
     Raises:
         ModelNotFoundError: No such file.
+        FileReadError: The system does not let it be read.
         ModelValidationError: Not an adapter, or not one for this model; ``field`` says where.
     """
     info = read_gguf(adapter)

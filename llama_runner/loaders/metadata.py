@@ -15,6 +15,7 @@ A relative path is relative to the JSON file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -33,9 +34,9 @@ from ..params import (
     TopP,
 )
 from ..values import Values
-from .files import about_file, is_file, open_regular, path_text, write_file
+from .files import about_file, is_missing, open_regular, path_text, trouble_at, write_file
 from .gguf import GgufInfo
-from .header import GgufArray, ModelPath, quoted
+from .header import GgufArray, ModelPath, quoted, unreadable
 from .reading import read_gguf
 from .sources import parse_source
 
@@ -154,6 +155,7 @@ class ModelMetadata(_Description):
 
         Raises:
             ModelNotFoundError: No such file.
+            FileReadError: The system does not let it be read.
             ModelValidationError: Not a GGUF file, or its header is broken.
             ModelMetadataError: The file does not say what architecture it has.
         """
@@ -197,6 +199,7 @@ class ModelMetadata(_Description):
         Raises:
             ModelMetadataError: It contradicts the file; the message says where, field by field.
             ModelNotFoundError: No such file.
+            FileReadError: The system does not let it be read.
             ModelValidationError: The file is not a GGUF model.
         """
         target = model if model is not None else self.path
@@ -246,10 +249,11 @@ def load_model(json_path: ModelPath) -> ModelMetadata:
     Raises:
         ModelNotFoundError: No such JSON file.
         ModelMetadataError: It is not a valid description, or it contradicts the model file.
+        FileReadError: The system does not let one of the two be read.
         ModelValidationError: The model file is there but is not a GGUF model.
     """
     metadata = read_metadata(Path(path_text(json_path, "json_path")))
-    if metadata.path is not None and is_file(metadata.path):
+    if metadata.path is not None and not is_missing(trouble_at(metadata.path)):
         metadata.check()
     return metadata
 
@@ -259,6 +263,7 @@ def read_metadata(path: Path) -> ModelMetadata:
 
     Raises:
         ModelNotFoundError: No such JSON file.
+        FileReadError: The system does not let it be read.
         ModelMetadataError: It is not a valid description.
     """
     name = quoted(os.fspath(path), 200)
@@ -266,13 +271,15 @@ def read_metadata(path: Path) -> ModelMetadata:
     try:
         with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
-    except FileNotFoundError as error:
-        missing = ModelNotFoundError(f"no model description at {name}")
-        raise about_file(missing, path, error) from None
     except OSError as error:
-        raise ModelMetadataError(
-            f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
-        ) from None
+        if is_missing(error):
+            missing = ModelNotFoundError(f"no model description at {name}")
+            raise about_file(missing, path, error) from None
+        if error.errno == errno.EINVAL:  # what it is says so, not the system
+            raise ModelMetadataError(
+                f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
+            ) from None
+        raise unreadable(path, error) from None
     if data.startswith(b"GGUF"):
         raise ModelMetadataError(
             f"{origin}a model file, no description; ModelMetadata.from_gguf() makes one of it"

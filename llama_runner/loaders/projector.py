@@ -49,6 +49,7 @@ def validate_mmproj(path: ModelPath) -> GgufInfo:
 
     Raises:
         ModelNotFoundError: No such file.
+        FileReadError: The system does not let it be read.
         ModelValidationError: Not a projector, or a broken one; ``field`` says where.
     """
     info = read_gguf(path)

@@ -46,6 +46,7 @@ def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
     Raises:
         InvalidParameterError: Neither a path nor an open file.
         ModelNotFoundError: No such file, or a part of the model is not there.
+        FileReadError: The system does not let it be read.
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
     """
     limits = Limits()

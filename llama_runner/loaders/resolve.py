@@ -6,6 +6,7 @@ take its path alone.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,10 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from ..errors import ModelMetadataError, ModelNotFoundError
 from .catalogue import DEFAULT_MODEL, catalogue_directory, find_installed, is_name
-from .files import about_file, is_file, is_there, path_text
+from .files import about_file, is_file, is_missing, is_there, path_text, trouble_at
 from .fingerprint import fingerprint
 from .gguf import GgufInfo
-from .header import ModelPath, open_model, quoted
+from .header import ModelPath, open_model, quoted, unreadable
 from .metadata import ModelMetadata, read_metadata
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FoundModel:
         """What tells it from others; of a split model, its first file does.
 
         Raises:
-            ModelNotFoundError, ModelLoadError: The file cannot be opened.
+            ModelNotFoundError, FileReadError: The file cannot be opened, or not read.
         """
         if self.file is not None:
             return fingerprint(self.file)
@@ -112,6 +113,7 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
     Raises:
         ModelNotFoundError: Neither a file nor a known name, or not pulled yet; the message says
             what to do.
+        FileReadError: The system does not let it be looked at, or its description be read.
         ModelMetadataError: The description is not valid.
         InvalidParameterError: Neither a string nor a path.
     """
@@ -125,6 +127,9 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
     if is_file(path) or (is_there(path) and not is_name(given)):
         return path.absolute(), None
     if _looks_like_path(given):
+        trouble = trouble_at(path)
+        if trouble is not None and not is_missing(trouble) and trouble.errno != errno.EINVAL:
+            raise unreadable(path, trouble)
         missing = ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
         raise about_file(missing, path)
     entry = find_installed(given)

@@ -66,6 +66,7 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
     Raises:
         InvalidParameterError: Another level, or what is neither a path nor an open file.
         ModelNotFoundError: No such file.
+        FileReadError: The system does not let it be read.
         ModelValidationError: It must not be loaded; ``field`` names the key or tensor at fault.
     """
     if level not in ("header", "full"):

@@ -37,6 +37,7 @@ PUBLIC = [
     "DecodeError",
     "Detokenizer",
     "DownloadError",
+    "FileReadError",
     "FileWriteError",
     "ForkedProcessError",
     "GcPolicy",

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_runner.errors import (
+    FileReadError,
     FileWriteError,
     InvalidParameterError,
     LlamaError,
     LlamaSystemError,
     ModelMetadataError,
     ModelNotFoundError,
-    ModelValidationError,
 )
 from llama_runner.loaders import (
     ModelMetadata,
@@ -33,6 +36,7 @@ from llama_runner.loaders import (
     validate_model,
     verify,
 )
+from llama_runner.loaders.resolve import checked_model
 from tests.unit.loaders.model_files import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -114,6 +118,88 @@ def test_a_missing_file_is_what_python_says_it_is(
     assert (error.errno, error.filename) == (errno.ENOENT, str(path))
 
 
+@pytest.fixture
+def folder(home: Path) -> Iterator[Path]:
+    """A folder that every user may enter."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user for whom permissions count."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("forbidden", ["files", "folder"])
+def test_what_this_user_may_not_read_is_what_python_says_it_is(
+    forbidden: str, folder: Path
+) -> None:
+    inside = folder / "inside"
+    inside.mkdir()
+    model = tiny_llama().write(inside / "tiny.gguf")
+    description = inside / "tiny.json"
+    description.write_text('{"name": "Tiny", "path": "tiny.gguf", "architecture": "llama"}')
+    uses = [(use, model) for use in TAKING_A_MODEL if use not in (find_model, load_model)]
+    uses += [(find_model, description), (load_model, description)]
+    if forbidden == "folder":
+        uses.append((find_model, model))
+        inside.chmod(0)
+    else:
+        model.chmod(0)
+        description.chmod(0)
+    for use, path in uses:
+        with nobody(), pytest.raises(FileReadError, match="let this user read it") as caught:
+            use(path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EACCES, str(path))
+
+
+@pytest.mark.parametrize("forbidden", ["model", "folder", "description"])
+def test_a_model_that_has_a_name_and_may_not_be_read(
+    forbidden: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(folder))
+    monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(folder / "cache"))
+    inside = folder / "inside"
+    inside.mkdir()
+    model = tiny_llama().write(inside / "tiny.gguf")
+    values = {"name": "Tiny", "path": str(model), "architecture": "llama", "sha256": "0" * 64}
+    description = folder / "tiny.json"
+    description.write_text(json.dumps(values))
+    {"model": model, "folder": inside, "description": description}[forbidden].chmod(0)
+    with nobody(), pytest.raises(FileReadError, match="let this user read it") as caught:
+        verify("tiny")
+    assert caught.value.filename == str(description if forbidden == "description" else model)
+    if forbidden == "description":
+        with nobody():
+            entries = {entry.name: entry for entry in list_models()}
+        assert "Permission denied" in str(entries["tiny"].problem)
+    if forbidden == "folder":
+        for use in (find_model, pull):
+            with nobody(), pytest.raises(FileReadError):
+                use("tiny")
+
+
+def test_a_disk_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama().write(folder / "tiny.gguf")
+
+    def broken(descriptor: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with checked_model(model, "full") as found:
+        monkeypatch.setattr("os.pread", broken)
+        with pytest.raises(FileReadError, match="Input/output error") as caught:
+            found.fingerprint()
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(model))
+
+
 def test_a_model_file_is_no_description(tmp_path: Path) -> None:
     with pytest.raises(ModelMetadataError, match="from_gguf"):
         load_model(tiny_llama().write(tmp_path / "tiny.gguf"))
@@ -133,7 +219,7 @@ def test_a_description_whose_path_is_too_long(tmp_path: Path) -> None:
     description.write_text(
         '{"name": "Long", "architecture": "llama", "path": "%s.gguf"}' % ("x" * 300)
     )
-    assert isinstance(refusal(estimate_memory, description), ModelValidationError)
+    assert isinstance(refusal(estimate_memory, description), FileReadError)
 
 
 @pytest.mark.parametrize(
