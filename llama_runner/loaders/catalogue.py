@@ -57,7 +57,8 @@ DEFAULT_MODEL: Final = "smollm2-135m"
 SIDECAR: Final = "model.json"
 _EMBEDDED: Final = Path(__file__).with_name("catalogue")
 _HASH_BLOCK: Final = 1 << 20
-_AGAIN: Final = "remove it with llama-runner rm, and pull it again"
+_PULL_AGAIN: Final = "remove it with llama-runner rm, and pull it again"
+_OWN_FILE: Final = "correct the description, or put the file there that it is of"
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes done, the bytes in all, and the stage: ``download``, ``unpack``,
@@ -216,18 +217,25 @@ def verify(name: str, progress: Progress | None = None) -> None:
     Raises:
         ModelNotFoundError: No such name, or not on this machine.
         FileReadError: The system does not let a file be read.
-        ModelValidationError: A file is damaged.
+        ModelValidationError: A file is damaged, or another than the one described.
         ModelMetadataError: The description contradicts the file.
     """
     entry = find_installed(name)
-    verify_files(entry.files, entry.metadata, progress)
+    advice = _OWN_FILE if entry.folder is None else _PULL_AGAIN
+    verify_files(entry.files, entry.metadata, progress, advice)
     entry.metadata.check(entry.path)
 
 
 def verify_files(
-    files: list[Path], metadata: ModelMetadata, progress: Progress | None = None
+    files: list[Path], metadata: ModelMetadata, progress: Progress | None, advice: str
 ) -> None:
     """Compare the length and the hashes of a model's files with a description.
+
+    Args:
+        files: All of them.
+        metadata: The description.
+        progress: Called while they are read.
+        advice: What to do if they differ.
 
     Raises:
         FileReadError: The system does not let a file be read.
@@ -239,7 +247,7 @@ def verify_files(
     if metadata.size is not None and size != metadata.size:
         of_all = f" in {len(files)} files" * (len(files) > 1)
         raise ModelValidationError(
-            f"{where!r} has {size} bytes{of_all} instead of {metadata.size}; {_AGAIN}",
+            f"{where!r} has {size} bytes{of_all}, its description says {metadata.size}; {advice}",
             field="size",
         )
     if metadata.hashes and len(metadata.hashes) != len(files):
@@ -249,9 +257,12 @@ def verify_files(
             field="sha256",
         )
     for file, expected in zip(files, metadata.hashes, strict=False):
-        if sha256_of(file, progress) != expected:
+        found = sha256_of(file, progress)
+        if found != expected:
             raise ModelValidationError(
-                f"{os.fspath(file)!r} does not have the expected sha256; {_AGAIN}", field="sha256"
+                f"{os.fspath(file)!r} has the sha256 {found}, its description says {expected}; "
+                f"{advice}",
+                field="sha256",
             )
 
 

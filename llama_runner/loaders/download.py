@@ -15,7 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import DownloadError, LlamaError, ModelNotFoundError, NoDiskSpaceError
+from ..errors import (
+    DownloadError,
+    InvalidParameterError,
+    LlamaError,
+    ModelNotFoundError,
+    NoDiskSpaceError,
+)
 from .catalogue import CatalogueEntry, Progress, find_entry, find_installed
 from .files import about_file
 from .sources import HubSource, parse_source
@@ -60,12 +66,13 @@ def remove(name: str) -> int:
 
     Raises:
         ModelNotFoundError: No such name, or nothing to delete.
+        InvalidParameterError: It is a file of the user's own, which no pull brought.
     """
     entry = find_entry(name)
     if entry.folder is None:
-        raise ModelNotFoundError(
-            f"the file of {name!r} is your own, at {os.fspath(entry.path)!r}; delete it there",
-            field="model",
+        raise InvalidParameterError(
+            f"name={name!r}: its file is your own, at {os.fspath(entry.path)!r}; delete it there",
+            field="name",
         )
     if not entry.bytes_in_cache:
         raise ModelNotFoundError(f"the model {name!r} is not on this machine", field="model")

@@ -125,7 +125,7 @@ def _describe(parts: list[Path], entry: CatalogueEntry, progress: Progress) -> M
     """The sidecar that makes the model listable and verifiable."""
     source = entry.metadata.source
     if entry.name != source:  # a sidecar that an earlier pull left is no promise
-        verify_files(parts, entry.metadata, progress)
+        verify_files(parts, entry.metadata, progress, "pull it again, or correct the description")
         if entry.metadata.size is not None or entry.metadata.hashes:
             entry.metadata.check(parts[0])
     found = ModelMetadata.from_gguf(parts[0])

@@ -116,7 +116,8 @@ def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) ->
     pulled.write_bytes(pulled.read_bytes()[:-1] + b"x")
     status, out, err = run("verify", "mine")
     assert (status, out) == (1, "")
-    assert "sha256; remove it with llama-runner rm, and pull it again" in err
+    assert "has the sha256" in err
+    assert "remove it with llama-runner rm, and pull it again" in err
 
 
 def test_verify_says_what_it_could_not_compare(run: Run, tmp_path: Path, pulled: Path) -> None:

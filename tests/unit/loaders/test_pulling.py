@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -155,7 +156,7 @@ def test_a_description_stands_for_its_file(home: Path) -> None:
     assert find_model(description).resolve() == model
     assert find_model("mine").resolve() == model
     assert pull("mine").resolve() == model
-    with pytest.raises(ModelNotFoundError, match="your own"):
+    with pytest.raises(InvalidParameterError, match="your own"):
         remove("mine")
 
 
@@ -458,6 +459,19 @@ def test_verify_finds_damage(home: Path, damage: Any, field: str) -> None:
     with pytest.raises(ModelValidationError) as caught:
         verify("tiny")
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("field", ["size", "sha256"])
+def test_a_file_of_the_users_own_is_not_to_be_pulled_again(home: Path, field: str) -> None:
+    tiny_llama().write(home / "mine.gguf")
+    values = {"name": "Mine", "path": str(home / "mine.gguf"), "architecture": "llama"}
+    wrong: dict[str, Any] = {"size": 1, "sha256": "0" * 64}
+    description = home / "catalogue" / "mine.json"
+    description.write_text(json.dumps(values | {field: wrong[field]}))
+    with pytest.raises(ModelValidationError, match="its description says") as caught:
+        verify("mine")
+    assert "correct the description" in str(caught.value)
+    assert not re.search(r"\b(rm|pull)\b", str(caught.value))
 
 
 def test_verify_reports_its_progress(home: Path) -> None:
