@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -219,11 +220,27 @@ def verify(name: str, progress: Progress | None = None) -> None:
         FileReadError: The system does not let a file be read.
         ModelValidationError: A file is damaged, or another than the one described.
         ModelMetadataError: The description contradicts the file.
+        InvalidParameterError: ``progress`` is no function.
     """
+    check_progress(progress)
     entry = find_installed(name)
     advice = _OWN_FILE if entry.folder is None else _PULL_AGAIN
     verify_files(entry.files, entry.metadata, progress, advice)
     entry.metadata.check(entry.path)
+
+
+def check_progress(progress: object) -> None:
+    """Refuse now what would be found out in the middle of reading or fetching.
+
+    Raises:
+        InvalidParameterError: It is no function.
+    """
+    if progress is not None and not callable(progress):
+        raise InvalidParameterError(
+            f"progress={reprlib.repr(progress)}: must be a function that takes the bytes done, the "
+            "bytes in all and the stage",
+            field="progress",
+        )
 
 
 def verify_files(

@@ -22,7 +22,7 @@ from ..errors import (
     ModelNotFoundError,
     NoDiskSpaceError,
 )
-from .catalogue import CatalogueEntry, Progress, find_entry, find_installed
+from .catalogue import CatalogueEntry, Progress, check_progress, find_entry, find_installed
 from .files import about_file
 from .sources import HubSource, parse_source
 
@@ -46,16 +46,21 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         DownloadError: It could not be fetched, or what came is not what was promised.
         NoDiskSpaceError: The cache's disk has no room for it.
         MissingDependencyError: pip or huggingface_hub is not installed.
-        InvalidParameterError: The name is not of a form that can be fetched.
+        InvalidParameterError: The name is not of a form that can be fetched, or ``progress`` is no
+            function.
     """
+    check_progress(progress)
     entry = find_entry(name)
     if entry.folder is None:
         return find_installed(name).path
     if entry.whole:
         return entry.path
-    with _writing_to_cache(entry.folder):
-        if not entry.whole:  # another process may have pulled it while this one waited
-            _fetch(entry, progress if progress is not None else _ignore)
+    try:
+        with _writing_to_cache(entry.folder):
+            if not entry.whole:  # another process may have pulled it while this one waited
+                _fetch(entry, _ignore if progress is None else _passed_on(progress))
+    except _CallersError as raised:
+        raise raised.error from None
     return entry.path
 
 
@@ -122,6 +127,24 @@ def _as_download_error(error: OSError, folder: Path) -> DownloadError | NoDiskSp
         "choose another folder with LLAMA_RUNNER_CACHE"
     )
     return about_file(refused, folder, error)
+
+
+class _CallersError(BaseException):
+    """What the caller's callback raised, on its way past all that handles errors of a download."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _passed_on(progress: Progress) -> Progress:
+    def tell(done: int, total: int, stage: str) -> None:
+        try:
+            progress(done, total, stage)
+        except Exception as error:
+            raise _CallersError(error) from None
+
+    return tell
 
 
 def _ignore(done: int, total: int, stage: str) -> None:

@@ -57,13 +57,10 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
         raise MissingDependencyError(
             "huggingface_hub is needed to fetch hf: models; run: pip install 'llama-runner[hf]'"
         ) from None
-    told = _Told(progress)
     try:
         # huggingface_hub and the HTTP library below it raise many kinds of errors.
-        return _fetch(hub, repository, file, folder, told)
+        return _fetch(hub, repository, file, folder, progress)
     except Exception as error:
-        if told.error is not None:
-            raise told.error from None
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -71,21 +68,6 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
             f"{file} of {repository} could not be fetched from Hugging Face: {reason[0]}; "
             "check the name and the network connection"
         ) from error
-
-
-class _Told:
-    """The caller's callback, whose own errors are told from those of the download."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.error: Exception | None = None
-
-    def __call__(self, done: int, total: int, stage: str) -> None:
-        try:
-            self._progress(done, total, stage)
-        except Exception as error:
-            self.error = error
-            raise
 
 
 def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progress) -> Path:
@@ -126,8 +108,7 @@ def _describe(parts: list[Path], entry: CatalogueEntry, progress: Progress) -> M
     source = entry.metadata.source
     if entry.name != source:  # a sidecar that an earlier pull left is no promise
         verify_files(parts, entry.metadata, progress, "pull it again, or correct the description")
-        if entry.metadata.size is not None or entry.metadata.hashes:
-            entry.metadata.check(parts[0])
+        entry.metadata.check(parts[0])
     found = ModelMetadata.from_gguf(parts[0])
     hashes = tuple(sha256_of(part, progress) for part in parts)
     return found.changed(

