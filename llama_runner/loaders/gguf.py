@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Final, NamedTuple
 
 from .ggml_types import ARRAY, FILE_TYPES, STRING, TENSOR_TYPES, VALUE_TYPES
@@ -56,6 +57,8 @@ class TensorInfo(NamedTuple):
 class GgufInfo:
     """What a GGUF model says about itself; ``str()`` of it is one line for people.
 
+    Immutable, and equal to another where all that they say is. It can be pickled.
+
     Attributes:
         path: The file; of a split model, the first.
         size: Its length in bytes; of a split model, that of all files together.
@@ -72,12 +75,23 @@ class GgufInfo:
     path: Path
     size: int
     version: int
-    keys: Mapping[str, GgufValue] = field(repr=False)
-    value_types: Mapping[str, str] = field(repr=False)
+    keys: Mapping[str, GgufValue] = field(repr=False, hash=False)
+    value_types: Mapping[str, str] = field(repr=False, hash=False)
     tensors: tuple[TensorInfo, ...] = field(repr=False)
     alignment: int
     data_offset: int
     parts: tuple[GgufInfo, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "value_types"):
+            object.__setattr__(self, name, MappingProxyType(getattr(self, name)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        values = (getattr(self, field.name) for field in fields(self))
+        # Such a view cannot be pickled.
+        return GgufInfo, tuple(
+            dict(value) if isinstance(value, MappingProxyType) else value for value in values
+        )
 
     def __str__(self) -> str:
         return (

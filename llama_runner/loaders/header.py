@@ -149,6 +149,13 @@ class Limits:
     tensors: int = MAX_TENSORS
 
 
+class Header:
+    """The bytes of a header, as far as they were read."""
+
+    def __init__(self, buffer: bytes) -> None:
+        self.buffer = buffer
+
+
 class GgufArray:
     """An array in the metadata, decoded only when asked for.
 
@@ -156,21 +163,22 @@ class GgufArray:
         element_type: ``u8`` ... ``f64``, ``bool`` or ``str``.
     """
 
-    __slots__ = ("_end", "_length", "_reader", "_start", "_strings", "_type")
+    __slots__ = ("_end", "_length", "_source", "_start", "_strings", "_type")
 
     def __init__(
         self,
-        reader: HeaderReader,
+        source: Header,
         type_id: int,
         length: int,
         start: int,
+        end: int,
         strings: StringArray | None = None,
     ) -> None:
-        self._reader = reader
+        self._source = source
         self._type = type_id
         self._length = length
         self._start = start
-        self._end = reader.position
+        self._end = end
         self._strings = strings
 
     @property
@@ -179,6 +187,18 @@ class GgufArray:
 
     def __len__(self) -> int:
         return self._length
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GgufArray):
+            return NotImplemented
+        alike = self._type == other._type and self._length == other._length
+        return alike and self.raw() == other.raw()
+
+    def __hash__(self) -> int:
+        return hash((self._type, self._length))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _array, (self._type, self._length, self.raw())
 
     def __repr__(self) -> str:
         return f"<GgufArray of {self._length} {self.element_type}>"
@@ -190,7 +210,7 @@ class GgufArray:
 
     def raw(self) -> bytes:
         """The array's bytes as they are in the file."""
-        return self._reader.buffer[self._start : self._end]
+        return self._source.buffer[self._start : self._end]
 
     def strings(self) -> StringArray:
         """The elements of a string array, undecoded."""
@@ -202,13 +222,13 @@ class GgufArray:
         """The index, from ``first`` on, of a value in an array of i32."""
         from .._core import find_int32
 
-        return find_int32(self._reader.buffer, self._start, self._length, value, first)
+        return find_int32(self._source.buffer, self._start, self._length, value, first)
 
     def find_nan(self) -> int | None:
         """The index of the first element of an array of f32 that is not a number."""
         from .._core import find_nan
 
-        return find_nan(self._reader.buffer, self._start, self._length)
+        return find_nan(self._source.buffer, self._start, self._length)
 
     def values(self) -> list[Scalar]:
         """The elements as Python values; bytes that are not UTF-8 become U+FFFD."""
@@ -218,7 +238,18 @@ class GgufArray:
         return list(struct.unpack(f"<{self._length}{scalar.format[1:]}", self.raw()))
 
 
-class HeaderReader:
+def _array(type_id: int, length: int, raw: bytes) -> GgufArray:
+    """An array that has only its own bytes, as it comes out of a pickle."""
+    strings = None
+    if VALUE_TYPES[type_id].scalar is None:
+        from .._core import StringArray
+
+        strings = StringArray(0)
+        strings.read(raw, length)
+    return GgufArray(Header(raw), type_id, length, 0, len(raw), strings)
+
+
+class HeaderReader(Header):
     """Reads forward through a header; what is wrong with it is a `ModelValidationError`.
 
     The file is read in growing pieces, the first of ``first_read`` bytes, and never past a limit:
@@ -227,7 +258,7 @@ class HeaderReader:
 
     def __init__(self, file: IO[bytes], path: Path, limits: Limits, first_read: int) -> None:
         self.file_size = os.fstat(file.fileno()).st_size
-        self.buffer = b""
+        super().__init__(b"")
         self.position = 0
         self._file = file
         self._path = path
@@ -285,10 +316,11 @@ class HeaderReader:
         scalar = VALUE_TYPES[type_id].scalar
         start = self.position
         if scalar is None:
-            return GgufArray(self, type_id, length, start, self._strings(length, field))
+            strings = self._strings(length, field)
+            return GgufArray(self, type_id, length, start, self.position, strings)
         self.need(length * scalar.size, field)
         self.position += length * scalar.size
-        return GgufArray(self, type_id, length, start)
+        return GgufArray(self, type_id, length, start, self.position)
 
     def need(self, count: int, field: str) -> None:
         """Make sure that ``count`` more bytes are in the buffer."""

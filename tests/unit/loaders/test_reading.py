@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
+import pickle
 import struct
 import tempfile
 from contextlib import suppress
@@ -117,6 +119,39 @@ def test_it_agrees_with_an_independent_writer(tmp_path: Path) -> None:
         ("one", (4, 3), "F16", 24),
         ("two", (64, 2), "I8", 128),
     ]
+
+
+def test_what_was_read_goes_to_other_processes(tmp_path: Path) -> None:
+    keys = {"odd": (ARRAY, Array(U64, [1, 2])), "empty": (ARRAY, Array(STRING, []))}
+    model = replace(tiny_llama(), keys=tiny_llama().keys | keys)
+    whole = validate_model(model.write(tmp_path / "tiny.gguf"))
+    split = validate_model(write_split(tmp_path)[1])
+    for report in (whole, split):
+        for again in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report)):
+            assert again == report
+            assert hash(again) == hash(report)
+            assert str(again) == str(report)
+            for key, value in report.info.keys.items():
+                assert plain(again.info.keys[key]) == plain(value)
+
+
+def test_two_reads_of_one_file_are_equal(tmp_path: Path) -> None:
+    path = tiny_llama().write(tmp_path / "tiny.gguf")
+    first, second = read_gguf(path), read_gguf(path)
+    assert first == second
+    assert len({first, second}) == 1
+    renamed = tiny_llama().with_keys(general__name=(STRING, "tinY llama"))
+    assert read_gguf(renamed.write(path)) != first
+    scores = Array(F32, [0.5] * 264)
+    other = tiny_llama().with_keys(tokenizer__ggml__scores=(ARRAY, scores))
+    assert read_gguf(other.write(path)) != first
+
+
+def test_what_was_read_cannot_be_changed(tmp_path: Path) -> None:
+    info = read_gguf(tiny_llama().write(tmp_path / "tiny.gguf"))
+    for mapping in (info.keys, info.value_types):
+        with pytest.raises(TypeError):
+            mapping["general.architecture"] = "other"  # type: ignore[index]
 
 
 LIMITS = {U8: (0, 8), I8: (1, 8), U16: (0, 16), I16: (1, 16), U32: (0, 32), I32: (1, 32)}
