@@ -105,8 +105,8 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_text(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _as_directory(value: object) -> object:
+    return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value  # noqa: PTH111
 
 
 class GenerationParams(Parameters):
@@ -261,7 +261,7 @@ class ContextParams(Parameters):
     parking_ram: int = Field(default=2**30, ge=0, le=2**62)
     parking_disk: int = Field(default=0, ge=0, le=2**62)
     parking_dir: Annotated[
-        str | None, BeforeValidator(_as_text), Field(description="a path or None")
+        str | None, BeforeValidator(_as_directory), Field(description="a path or None")
     ] = None
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)

@@ -27,6 +27,7 @@ from ..errors import (
 )
 from .files import (
     about_file,
+    at_home,
     bytes_below,
     is_file,
     is_missing,
@@ -119,7 +120,7 @@ def cache_directory() -> Path:
     import platformdirs
 
     chosen = os.environ.get("LLAMA_RUNNER_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("llama_runner"))
+    return at_home(chosen) if chosen else Path(platformdirs.user_cache_dir("llama_runner"))
 
 
 def catalogue_directory() -> Path:
@@ -130,7 +131,9 @@ def catalogue_directory() -> Path:
     import platformdirs
 
     chosen = os.environ.get("LLAMA_RUNNER_CATALOGUE")
-    return Path(chosen) if chosen else Path(platformdirs.user_config_dir("llama_runner"), "models")
+    if chosen:
+        return at_home(chosen)
+    return Path(platformdirs.user_config_dir("llama_runner"), "models")
 
 
 def list_models() -> list[CatalogueEntry]:

@@ -19,6 +19,7 @@ from ..errors import FileWriteError, InvalidParameterError, ModelNotFoundError, 
 
 __all__ = [
     "about_file",
+    "at_home",
     "bytes_below",
     "is_file",
     "is_missing",
@@ -28,6 +29,7 @@ __all__ = [
     "refuse_special",
     "size_of",
     "trouble_at",
+    "user_path",
     "write_file",
 ]
 
@@ -59,6 +61,22 @@ def path_text(given: object, what: str = "model") -> str:
     if not text:
         raise ModelNotFoundError(f"{what}='': an empty name names no model", field=what)
     return text
+
+
+def user_path(given: object, what: str = "model") -> Path:
+    """The path that a user gave; ``~`` is the home directory, as in a shell.
+
+    Raises:
+        As :func:`path_text`.
+    """
+    return at_home(path_text(given, what))
+
+
+def at_home(path: str | Path) -> Path:
+    """The path with the home directory in place of ``~``, where there is such a user."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def is_file(path: Path) -> bool:

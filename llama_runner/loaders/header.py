@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ..errors import FileReadError, InvalidParameterError, ModelNotFoundError, ModelValidationError
-from .files import about_file, is_missing, open_regular, path_text, refuse_special
+from .files import about_file, at_home, is_missing, open_regular, path_text, refuse_special
 from .ggml_types import VALUE_TYPES
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
             field="model",
         )
     given = path_text(model) if opened is None else str(opened.name)
-    path = Path(given)
+    path = at_home(given) if opened is None else Path(given)
     name = quoted(given, limit=200)
     try:
         file = open_regular(path) if opened is None else opened

@@ -10,7 +10,7 @@
       "context_length": 4096
     }
 
-A relative path is relative to the JSON file.
+A relative path is relative to the JSON file, and ``~`` is the home directory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..params import (
     TopP,
 )
 from ..values import Values
-from .files import about_file, is_missing, open_regular, path_text, trouble_at, write_file
+from .files import about_file, at_home, is_missing, open_regular, trouble_at, user_path, write_file
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted, unreadable
 from .reading import read_gguf
@@ -50,7 +50,7 @@ MAX_TEMPLATE: Final = 256 << 10
 
 
 def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
+    return at_home(value) if isinstance(value, str | Path) and value else value
 
 
 def _as_tuple(value: object) -> object:
@@ -159,15 +159,16 @@ class ModelMetadata(_Description):
             ModelValidationError: Not a GGUF file, or its header is broken.
             ModelMetadataError: The file does not say what architecture it has.
         """
-        info = read_gguf(path_text(path, "path"))
+        place = user_path(path, "path")
+        info = read_gguf(place)
         if not info.architecture:
             raise ModelMetadataError(
-                f"{os.fspath(path)!r} does not say what architecture it has", field="architecture"
+                f"{os.fspath(place)!r} does not say what architecture it has", field="architecture"
             )
         length = info.context_length
         return cls(
-            name=_short(info.name) or Path(path).stem,
-            path=Path(path).absolute(),
+            name=_short(info.name) or place.stem,
+            path=place.absolute(),
             architecture=info.architecture[:MAX_TEXT],
             quantization=info.quantization,
             context_length=length if length and 1 <= length <= INT32_MAX else None,
@@ -233,7 +234,7 @@ class ModelMetadata(_Description):
             FileWriteError: It cannot be written there.
             InvalidParameterError: The path is neither a string nor path-like.
         """
-        target = Path(path_text(path, "path")).absolute()
+        target = user_path(path, "path").absolute()
         values = self.model_dump(mode="json", exclude_defaults=True)
         if self.path is not None:
             model = self.path.absolute()
@@ -252,7 +253,7 @@ def load_model(json_path: ModelPath) -> ModelMetadata:
         FileReadError: The system does not let one of the two be read.
         ModelValidationError: The model file is there but is not a GGUF model.
     """
-    metadata = read_metadata(Path(path_text(json_path, "json_path")))
+    metadata = read_metadata(user_path(json_path, "json_path"))
     if metadata.path is not None and not is_missing(trouble_at(metadata.path)):
         metadata.check()
     return metadata
@@ -293,7 +294,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     if not isinstance(values, dict):
         raise ModelMetadataError(f"{origin}a JSON object is expected")
     if isinstance(values.get("path"), str):
-        values["path"] = path.absolute().parent / values["path"]
+        values["path"] = path.absolute().parent / at_home(values["path"])
     try:
         metadata = ModelMetadata(**values)
     except ModelMetadataError as error:

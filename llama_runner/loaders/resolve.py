@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 from ..errors import ModelMetadataError, ModelNotFoundError
 from .catalogue import DEFAULT_MODEL, catalogue_directory, find_installed, is_name
-from .files import about_file, is_file, is_missing, is_there, path_text, trouble_at
+from .files import about_file, at_home, is_file, is_missing, is_there, path_text, trouble_at
 from .fingerprint import fingerprint
 from .gguf import GgufInfo
 from .header import ModelPath, open_model, quoted, unreadable
@@ -118,9 +118,7 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
         InvalidParameterError: Neither a string nor a path.
     """
     given = path_text(name_or_path)
-    path = Path(given)
-    with suppress(RuntimeError):  # there is no such user
-        path = path.expanduser()
+    path = at_home(given)
     if path.suffix == ".json" and is_there(path):
         metadata = read_metadata(path)
         return _described_file(path, metadata), metadata

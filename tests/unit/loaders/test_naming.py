@@ -37,6 +37,7 @@ from llama_runner.loaders import (
     verify,
 )
 from llama_runner.loaders.resolve import checked_model
+from llama_runner.params import ContextParams
 from tests.unit.loaders.model_files import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -212,6 +213,29 @@ def test_a_directory_that_cannot_be(variable: str, monkeypatch: pytest.MonkeyPat
         list_models()
     refusal(find_model, "smollm2-135m")
     refusal(pull, "hf:owner/repo:tiny.gguf")
+
+
+def test_a_tilde_is_the_home_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    model = tiny_llama().write(home / "tiny.gguf")
+    for given in ("~/tiny.gguf", Path("~/tiny.gguf")):
+        assert find_model(given) == model
+        assert read_gguf(given).path == model
+        assert validate_model(given).info.path == model
+        metadata = ModelMetadata.from_gguf(given)
+        assert metadata.path == model
+        assert ModelMetadata(name="Tiny", architecture="llama", path=Path(given)).path == model
+    metadata.save("~/saved.json")
+    description = home / "catalogue" / "tiny.json"
+    description.write_text('{"name": "Tiny", "path": "~/tiny.gguf", "architecture": "llama"}')
+    for described in ("~/saved.json", "~/catalogue/tiny.json"):
+        assert load_model(described).path == find_model(described) == model
+    assert find_model("tiny") == model
+    monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", "~/catalogue")
+    assert find_model("tiny") == model
+    assert ContextParams(parking_dir="~/cache").parking_dir == str(home / "cache")
+    with pytest.raises(ModelNotFoundError, match="no model file at"):
+        read_gguf("~/missing.gguf")
 
 
 def test_a_description_whose_path_is_too_long(tmp_path: Path) -> None:
