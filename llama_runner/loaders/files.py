@@ -172,8 +172,9 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file so that a reader sees the old or the new content, never a part.
 
-    Who may read and write a file that is there already still may, and nobody else. A link stays
-    one, as where a file is opened to be written.
+    Who may read and write a file that is there already still may, and nobody else; its group may
+    not any more where this user cannot give it a file. A link stays one, as where a file is opened
+    to be written.
 
     Args:
         path: Where to write it.
@@ -188,11 +189,11 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     target = Path(os.path.realpath(path)) if is_link else path
     beside = target.parent / f".{secrets.token_hex(8)}.part"
     try:
-        old = _mode_of(target)
+        old = _status_of(target)
         closed = private or old is not None  # from the start: a part may be read meanwhile
         with open(beside, "xb", opener=_open_private if closed else None) as file:
             if old is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(old))
+                _keep_access(file.fileno(), old)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -208,14 +209,26 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
             beside.unlink()
 
 
-def _mode_of(path: Path) -> int | None:
-    """The mode of the regular file that is there, if one is."""
+def _status_of(path: Path) -> os.stat_result | None:
+    """The status of the regular file that is there, if one is."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except FileNotFoundError:
         return None
-    refuse_special(mode)
-    return mode
+    refuse_special(status.st_mode)
+    return status
+
+
+def _keep_access(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the owner, the group and the mode of the one that it replaces."""
+    mode = stat.S_IMODE(old.st_mode)
+    with suppress(OSError):  # only root can give files away
+        os.fchown(descriptor, old.st_uid, -1)
+    try:
+        os.fchown(descriptor, -1, old.st_gid)
+    except OSError:
+        mode &= ~stat.S_IRWXG  # another group is meant now
+    os.fchmod(descriptor, mode)
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -275,6 +275,34 @@ def test_a_description_that_is_written_again_is_for_those_whom_it_was_for(tmp_pa
         assert path.stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_description_that_root_writes_again_keeps_its_owner(folder: Path) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    path = folder / "tiny.json"
+    path.touch()
+    os.chown(path, 1000, 2000)
+    path.chmod(0o660)
+    metadata.save(path)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (1000, 2000, 0o660)
+
+
+def test_a_group_that_cannot_be_kept_is_not_replaced_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
+    path = tmp_path / "tiny.json"
+    path.touch()
+    path.chmod(0o664)
+
+    def refused(descriptor: int, owner: int, group: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.fchown", refused)
+    metadata.save(path)
+    assert path.stat().st_mode & 0o777 == 0o604
+
+
 def test_what_cannot_be_written_is_what_python_says_it_is(tmp_path: Path) -> None:
     metadata = ModelMetadata(name="Tiny", path=Path("x.gguf"), architecture="llama")
     path = tmp_path / "no such folder" / "tiny.json"
