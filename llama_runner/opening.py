@@ -127,7 +127,7 @@ def _check_arguments(progress: object, validate: object, isolated: object) -> No
         raise InvalidParameterError(
             f"progress={progress!r}: must be a function that takes a fraction", field="progress"
         )
-    if validate not in ("full", "header", False):
+    if validate not in ("full", "header") and validate is not False:
         raise InvalidParameterError(
             f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
         )
