@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from llama_runner import errors
-from llama_runner.errors import LlamaError, LlamaSystemError, ModelLoadError, OutOfMemoryError
+from llama_runner.errors import (
+    LlamaError,
+    LlamaRuntimeError,
+    LlamaSystemError,
+    ModelLoadError,
+    OutOfMemoryError,
+)
 from llama_runner.loaders.files import size_of
 from llama_runner.loaders.reading import part_names
 from llama_runner.params import ContextParams, ModelParams
@@ -44,7 +50,7 @@ def probe(
         for_context: The context to make.
 
     Raises:
-        ModelLoadError: The child crashed or took too long.
+        ModelLoadError: The child crashed or took too long, or could not decode a token.
         OutOfMemoryError: It asked for more memory than is free.
         LlamaSystemError: No child could be started.
         LlamaError: What the runner in the child raised.
@@ -110,7 +116,9 @@ def main() -> int:
             if not runner.model_params.vocab_only:
                 runner.generate_stateless([runner.model.vocab.bos or 0], 1, temperature=0.0)
     except LlamaError as error:
-        report = [type(error).__name__, error.message, error.field, error.native]
+        # That it cannot be computed with is the model's fault here.
+        kind = ModelLoadError if isinstance(error, LlamaRuntimeError) else type(error)
+        report = [kind.__name__, error.message, error.field, error.native]
         print(json.dumps(report), flush=True)
         return 1
     except (MemoryError, ImportError):  # the parent has these modules: there is no room for them
