@@ -28,6 +28,8 @@ _STEP: Final = 256
 _LONGEST_TRIED: Final = 1 << 20
 # What an n_ctx that we choose leaves of the limit to Python and to everything else.
 _COMFORTABLE: Final = 0.9
+# The intermediate results of so many tokens are little beside what else there is.
+_USUAL_UBATCH: Final = 512
 # What llama.cpp's tables take for each token and each merge, measured with SentencePiece and BPE
 # vocabularies of 50,000 and 200,000 short tokens; and the size of ours (_shim/piece_table.hpp).
 _TOKEN_BYTES: Final = 150
@@ -118,7 +120,7 @@ def fitting_n_ctx(
     """
     limit = memory_limit()
     asked = _asked(info, for_context)
-    if asked is not None and _far_below(limit, asked, info):
+    if asked is not None and _far_below(limit, asked, info, for_context):
         return asked
     with _Blueprint(path, info, for_model, for_context, file) as blueprint:
         if for_context.n_ctx != "auto":
@@ -127,10 +129,14 @@ def fitting_n_ctx(
             if needed <= limit:
                 return asked
         largest = blueprint.largest_n_ctx(int(limit * _COMFORTABLE))
+        if not largest:
+            least = blueprint.estimate(_STEP).host
+            if least <= limit:  # not comfortably, but it is what there is
+                largest = _STEP
+            else:
+                asked, needed = _STEP, least
         if largest and for_context.n_ctx == "auto":
             return largest
-        if not largest:
-            asked, needed = _STEP, blueprint.estimate(_STEP).host
     advice = (
         f"n_ctx={largest} would fit"
         if largest
@@ -222,12 +228,16 @@ def _asked(info: GgufInfo | None, params: ContextParams) -> int | None:
     return None if trained is None else params.tokens(trained)
 
 
-def _far_below(limit: int, n_ctx: int, info: GgufInfo | None) -> bool:
+def _far_below(limit: int, n_ctx: int, info: GgufInfo | None, params: ContextParams) -> bool:
     """Whether a generous guess says that there is room enough, so that nobody need work it out.
 
     The guess gives every layer keys and values as wide as the embeddings, in float32. Models that
     have wider ones have fewer heads to remember; the other half of the limit is for exceptions.
+    Intermediate results are no small thing where many tokens are computed at once, or where every
+    head's scores for the whole context are written down.
     """
+    if params.n_ubatch > _USUAL_UBATCH or params.flash_attention is False:
+        return False
     layers = info and info.number("block_count")
     width = info and info.number("embedding_length")
     if info is None or not layers or not width:

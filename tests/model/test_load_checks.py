@@ -31,7 +31,7 @@ from llama_runner.errors import (
 )
 from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
 from llama_runner.loaders.estimate import fitting_n_ctx
-from llama_runner.params import ContextParams, ModelParams
+from llama_runner.params import ContextParams, ModelParams, RunnerOptions
 from tests.fuzz.attacks import ATTACKS
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.unit.loaders.model_files import (
@@ -88,7 +88,7 @@ def test_without_validation_the_word_is_llama_cpps(tiny: Path, tmp_path: Path) -
     assert "not within the file bounds" in str(caught.value)
 
 
-@pytest.mark.parametrize("validate", [True, "deep", None])
+@pytest.mark.parametrize("validate", [True, 0, "deep", None])
 def test_other_levels_are_refused(tiny: Path, validate: Any) -> None:
     with pytest.raises(InvalidParameterError, match="must be 'full', 'header' or False"):
         LlamaRunner(tiny, validate=validate)
@@ -152,6 +152,12 @@ def test_what_the_trial_finds_is_raised_as_what_it_is(tiny: Path, tmp_path: Path
     with pytest.raises(ModelLoadError, match="cannot load") as caught:
         LlamaRunner(broken, validate=False, isolated=True)
     assert "child" not in caught.value.message
+
+
+def test_a_model_that_computes_nothing_is_not_loaded(tmp_path: Path) -> None:
+    broken = write_model(tmp_path / "broken.gguf", broken=True)
+    with pytest.raises(ModelLoadError, match="not finite"):
+        LlamaRunner(broken, isolated=True)
 
 
 def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +431,29 @@ def test_an_absurd_context_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatc
     limit_memory(monkeypatch, 8 << 30)
     with pytest.raises(OutOfMemoryError, match=rf"n_ctx={N_CTX_TRAIN} would fit"):
         LlamaRunner(tiny, n_ctx=2**31 - 1)
+
+
+def test_intermediate_results_that_cannot_fit_are_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: RunnerOptions = {"n_ctx": 4096, "n_batch": 4096, "n_ubatch": 4096}
+    limit_memory(monkeypatch, 20_000_000)
+    for more in (options, options | {"n_ubatch": 512}):
+        unfused: RunnerOptions = {**more, "flash_attention": False}
+        assert estimate_memory(tiny, **unfused).host > 20_000_000
+        with pytest.raises(OutOfMemoryError, match="would fit"):
+            LlamaRunner(tiny, **unfused)
+
+
+def test_the_least_context_that_fits_is_not_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing leaves a tenth of the memory free, but 256 tokens fit."""
+    limit_memory(monkeypatch, estimate_memory(tiny, n_ctx=256).host)
+    with LlamaRunner(tiny, n_ctx="auto") as runner:
+        assert runner.get_context_info().n_ctx == 256
+    with pytest.raises(OutOfMemoryError, match=r"n_ctx=4096 takes .*: n_ctx=256 would fit"):
+        LlamaRunner(tiny, n_ctx=4096)
 
 
 @pytest.mark.parametrize("n_ctx", [256, "auto"])
