@@ -95,13 +95,25 @@ class Tokenizer:
     def tokenize_batch(
         self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
     ) -> list[NDArray[np.int32]]:
-        """What :meth:`tokenize` gives for each of many texts, on all processors."""
-        return self.vocab.tokenize_batch(
-            texts,
-            add_special=add_special,
-            parse_special=parse_special,
-            n_threads=self._n_threads,
-        )
+        """What :meth:`tokenize` gives for each of many texts, on all processors.
+
+        Raises:
+            TokenizationError: As :meth:`tokenize`; the message says which is no text.
+        """
+        if isinstance(texts, Iterator):
+            texts = list(texts)  # they may be looked through again
+        try:
+            return self.vocab.tokenize_batch(
+                texts,
+                add_special=add_special,
+                parse_special=parse_special,
+                n_threads=self._n_threads,
+            )
+        except TokenizationError as error:
+            index = _first_that_is_no_text(texts)
+            if index is None:
+                raise
+            raise TokenizationError(f"texts[{index}]: {error.message}", field="texts") from None
 
     def detokenize(
         self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = True
@@ -160,6 +172,36 @@ def _that_fit(
 
 def _is_long(text: Text) -> TypeGuard[str | bytes]:
     return isinstance(text, str | bytes) and len(text) >= _SHORTEST_KEPT
+
+
+def _first_that_is_no_text(texts: object) -> int | None:
+    """The index of what the core refuses, which looks at the types of all of them first."""
+    if not isinstance(texts, Iterable) or _is_text_or_bytes(texts):
+        return None
+    for is_text in (_is_text_or_bytes, _is_unicode):
+        for index, text in enumerate(texts):
+            if not is_text(text):
+                return index
+    return None
+
+
+def _is_text_or_bytes(text: Any) -> bool:
+    if isinstance(text, str):
+        return True
+    try:
+        return memoryview(text).format in ("B", "b", "c")
+    except TypeError:
+        return False
+
+
+def _is_unicode(text: Any) -> bool:
+    if not isinstance(text, str):
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _vocab_of(source: Vocab | Tokenizer) -> Vocab:
@@ -257,12 +299,13 @@ def build_batch(
         raise InvalidParameterError(
             f"logits: must be 'last', 'all' or 'none' (got {logits!r})", field="logits"
         )
-    runs = [token_array(tokens) for tokens in _items(sequences, "sequences")]
+    runs = [_ids(tokens, i) for i, tokens in enumerate(_items(sequences, "sequences"))]
     for i, run in enumerate(runs):
         for at in np.flatnonzero(run < 0):
             raise TokenizationError(
                 f"sequences[{i}]: token id {run[at]} at index {at} is out of range: "
-                "ids are 0 and above"
+                "ids are 0 and above",
+                field="sequences",
             )
     lengths = [len(run) for run in runs]
     starts = [0] * len(runs) if positions is None else _items(positions, "positions")
@@ -283,6 +326,19 @@ def build_batch(
         sequence_ids=np.repeat(np.arange(len(runs), dtype=np.int32), lengths),
         logits=wanted,
     )
+
+
+def _ids(tokens: TokenIds, index: int) -> NDArray[np.int32]:
+    dimensions = getattr(tokens, "ndim", 1)
+    try:
+        if dimensions > 1:
+            raise TokenizationError(f"must have one dimension, not {dimensions}")
+        return token_array(tokens)
+    except TokenizationError as error:
+        advice = ": if it is one sequence, put it in a list" * isinstance(tokens, Integral)
+        raise TokenizationError(
+            f"sequences[{index}]: {error.message}{advice}", field="sequences"
+        ) from None
 
 
 def _items(values: Iterable[Any], field: str) -> list[Any]:

@@ -369,6 +369,9 @@ WRONG_SEQUENCES = [
     ([1, 2], TokenizationError, "sequence of integers"),
     ([np.array([2**40])], TokenizationError, "token id 1099511627776 at index 0"),
     ([[1], [2, -5]], TokenizationError, r"sequences\[1\]: token id -5 at index 1"),
+    ([1, 2], TokenizationError, r"sequences\[0\]: .*put it in a list"),
+    ([[1], [2], "x"], TokenizationError, r"sequences\[2\]: "),
+    ([np.zeros((2, 2), np.int32)], TokenizationError, "must have one dimension, not 2"),
     ([[1.7]], TokenizationError, "must be integers"),
     ([[True]], TokenizationError, "must be integers"),
     ([[[1]]], TokenizationError, "must be integers"),
@@ -381,6 +384,23 @@ def test_a_batch_of_what_are_no_tokens_is_refused(
 ) -> None:
     with pytest.raises(kind, match=message):
         build_batch(sequences)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", b"b", 5], r"texts\[2\]: .*got int"),
+        (["a", "\ud800", "\ud801"], r"texts\[1\]: .*lone surrogate"),
+        (["\ud800", np.zeros(3, np.float32)], r"texts\[1\]: .*got ndarray"),
+    ],
+)
+def test_of_many_texts_the_one_that_is_none_is_named(
+    vocabulary: LlamaRunner, texts: list[Any], message: str
+) -> None:
+    for many in (texts, iter(texts)):
+        with pytest.raises(TokenizationError, match=message) as caught:
+            vocabulary.tokenize_batch(many)
+        assert caught.value.field == "texts"
 
 
 @pytest.mark.parametrize("logits", ["bogus", True, None, ["last"], np.array([1, 2])])
