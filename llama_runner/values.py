@@ -6,13 +6,16 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llama_runner.errors import LlamaError
 
 __all__ = ["Values", "nearest"]
+
+# How alike a name must be to be proposed, of 1: less, and 'stop' is taken for 'top_p'.
+_CLOSE: Final = 0.7
 
 
 class Values(BaseModel):
@@ -52,6 +55,19 @@ class Values(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         # pydantic's own copy takes the update unchecked.
         return self._with(update) if update else super().model_copy(deep=deep)
+
+    if not TYPE_CHECKING:  # type checkers know that it is frozen
+
+        def __setattr__(self, name: str, value: object) -> Never:
+            raise self._frozen(name)
+
+        def __delattr__(self, name: str) -> Never:
+            raise self._frozen(name)
+
+    def _frozen(self, name: str) -> LlamaError:
+        return self.refusal(
+            f"{name}: {type(self).__name__} is frozen; make another with this value", field=name
+        )
 
     def _with(self, changes: Mapping[str, Any]) -> Self:
         chosen = {name: getattr(self, name) for name in self.model_fields_set}
@@ -102,7 +118,7 @@ def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationErr
 
 def nearest(name: str, known: list[str]) -> str:
     """What to add to a message about an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
     return f" (did you mean {close[0]!r}?)" if close else f"; known are {', '.join(known)}"
 
 

@@ -53,6 +53,16 @@ def _as_path(value: object) -> object:
     return at_home(value) if isinstance(value, str | Path) and value else value
 
 
+def _is_file_name(path: Path) -> bool:
+    return path.name not in ("", "..")
+
+
+def _of_file(path: Path | None) -> Path | None:
+    if path is not None and not _is_file_name(path):
+        raise ValueError
+    return path
+
+
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -115,9 +125,12 @@ class ModelMetadata(_Description):
     """
 
     name: Text
-    path: Annotated[Path | None, BeforeValidator(_as_path), Field(description="a path or None")] = (
-        None
-    )
+    path: Annotated[
+        Path | None,
+        BeforeValidator(_as_path),
+        AfterValidator(_of_file),
+        Field(description="the path of a file or None"),
+    ] = None
     source: Source | None = None
     architecture: Text
     quantization: Text | None = None
@@ -281,27 +294,42 @@ def read_metadata(path: Path) -> ModelMetadata:
                 f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
             ) from None
         raise unreadable(path, error) from None
-    if data.startswith(b"GGUF"):
-        raise ModelMetadataError(
-            f"{origin}a model file, no description; ModelMetadata.from_gguf() makes one of it"
-        )
-    if len(data) > MAX_JSON_BYTES:
-        raise ModelMetadataError(f"{origin}larger than a model description can be")
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelMetadataError(f"{origin}not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ModelMetadataError(f"{origin}a JSON object is expected")
-    if isinstance(values.get("path"), str):
-        values["path"] = path.absolute().parent / at_home(values["path"])
-    try:
-        metadata = ModelMetadata(**values)
+        return _parsed(data, path.absolute().parent)
     except ModelMetadataError as error:
         raise ModelMetadataError(f"{origin}{error.message}", field=error.field) from None
+
+
+def _parsed(data: bytes, folder: Path) -> ModelMetadata:
+    if data.startswith(b"GGUF"):
+        raise ModelMetadataError(
+            "a model file, no description; ModelMetadata.from_gguf() makes one of it"
+        )
+    if len(data) > MAX_JSON_BYTES:
+        raise ModelMetadataError("larger than a model description can be")
+    try:
+        values = json.loads(data, object_pairs_hook=_each_once)
+    except ModelMetadataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ModelMetadataError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelMetadataError("a JSON object is expected")
+    if isinstance(values.get("path"), str) and _is_file_name(at_home(values["path"])):
+        values["path"] = folder / at_home(values["path"])
+    metadata = ModelMetadata(**values)
     if metadata.path is None and metadata.source is None:
-        raise ModelMetadataError(f"{origin}neither path nor source says where the model is")
+        raise ModelMetadataError("neither path nor source says where the model is")
     return metadata
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would take the last of two values without a word."""
+    values = dict(pairs)
+    for name in values if len(values) < len(pairs) else ():
+        if sum(name == other for other, _ in pairs) > 1:
+            raise ModelMetadataError(f"the field {quoted(name)} is there twice", field=name)
+    return values
 
 
 def _tags(info: GgufInfo) -> tuple[str, ...]:

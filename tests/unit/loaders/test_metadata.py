@@ -39,8 +39,11 @@ def test_the_form_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_description_cannot_be_changed(tmp_path: Path) -> None:
     metadata = load_model(described(tmp_path))
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ModelMetadataError, match=r"^name: ModelMetadata is frozen; make another"):
         metadata.name = "other"  # type: ignore[misc]
+    with pytest.raises(ModelMetadataError, match=r"^name: .* is frozen"):
+        del metadata.name
+    assert metadata.name == "Tiny"
     assert metadata.changed(name="other").name == "other"
     with pytest.raises(ModelMetadataError):
         metadata.changed(context_length=0)
@@ -141,6 +144,9 @@ def test_a_broken_model_file_is_refused(tmp_path: Path) -> None:
         ({"sampling": 3}, "sampling"),
         ({"source": "hf:owner/repo:../../x.gguf"}, "source"),
         ({"path": 3}, "path"),
+        ({"path": ""}, "path"),
+        ({"path": "."}, "path"),
+        ({"path": ".."}, "path"),
         ({"chat_template": 3}, "chat_template"),
         ({"chat_template": ""}, "chat_template"),
         ({"size": 1.5}, "size"),
@@ -156,6 +162,24 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: s
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not re.search("(?i)input|extra|pattern|valid ", str(caught.value))
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.json"
+    for twice, name in (
+        ('"path": "a.gguf", "name": "b", "name": "c"', "name"),
+        ('"path": "a.gguf", "name": "b", "sampling": {"top_k": 1, "top_k": 2}', "top_k"),
+    ):
+        path.write_text(f'{{"architecture": "llama", {twice}}}')
+        with pytest.raises(ModelMetadataError, match=f"'{name}' is there twice") as caught:
+            load_model(path)
+        assert str(path) in str(caught.value)
+        assert "not JSON" not in str(caught.value)
+
+
+def test_what_is_not_alike_is_not_proposed(tmp_path: Path) -> None:
+    with pytest.raises(ModelMetadataError, match="unknown field 'stop'; known are temperature, "):
+        load_model(described(tmp_path, sampling={"stop": "x"}))
 
 
 def test_an_unknown_field_names_the_nearest_known(tmp_path: Path) -> None:
