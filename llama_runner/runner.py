@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
 from llama_runner._core import Context
 from llama_runner.conversation import Conversation, Reuse
@@ -403,6 +403,9 @@ class LlamaRunner:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LlamaRunner cannot be copied or pickled: create one in each process")
 
     def __repr__(self) -> str:
         return f"<LlamaRunner {self.model.path!r}{' (closed)' if self.closed else ''}>"

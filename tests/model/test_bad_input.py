@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -321,6 +323,14 @@ def test_errors_name_the_field(runner: LlamaRunner) -> None:
 
 
 # ---- a runner that cannot be used --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_runner_is_not_for_other_processes(
+    runner: LlamaRunner, take: Callable[[Any], object]
+) -> None:
+    with pytest.raises(TypeError, match="create one in each process"):
+        take(runner)
 
 
 def test_use_after_close(model_path: Path) -> None:
