@@ -15,12 +15,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from llama_runner.errors import InvalidParameterError, LlamaError
-from llama_runner.values import Values, nearest
+from llama_runner.values import Values, as_tuple, nearest
 
 __all__ = [
     "ContextParams",
@@ -99,10 +99,8 @@ def _as_pairs(value: object) -> object:
     return tuple(sorted(value.items(), key=str)) if isinstance(value, Mapping) else value
 
 
-def _as_tuple(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+def _as_texts(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 def _as_directory(value: object) -> object:
@@ -140,7 +138,7 @@ class GenerationParams(Parameters):
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     penalty_last_n: int = Field(default=64, ge=0, le=INT32_MAX)
     seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
-    stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_tuple)] = Field(
+    stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_texts)] = Field(
         default=(), max_length=16
     )
     parse_special: bool = True
@@ -148,6 +146,11 @@ class GenerationParams(Parameters):
         default=(), max_length=16
     )
     ignore_eos: bool = False
+
+    if TYPE_CHECKING:  # more is taken than is kept
+
+        def __init__(self, *, max_tokens: int = 200, **values: Unpack[GenerationOptions]) -> None:
+            pass
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -266,6 +269,11 @@ class ContextParams(Parameters):
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)
 
+    if TYPE_CHECKING:  # more is taken than is kept
+
+        def __init__(self, **values: Unpack[_ContextOptions]) -> None:
+            pass
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Refuse what llama.cpp would abort on or refuse without a word of explanation."""
@@ -333,16 +341,7 @@ class ContextParams(Parameters):
         }
 
 
-class RunnerOptions(TypedDict, total=False):
-    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
-
-    n_gpu_layers: int
-    split_mode: SplitMode
-    main_gpu: int
-    load_mode: LoadMode
-    repack: bool
-    vocab_only: bool
-    check_tensors: bool
+class _ContextOptions(TypedDict, total=False):
     n_ctx: int | Literal["auto"]
     n_seq_max: int
     n_threads: int | None
@@ -360,6 +359,18 @@ class RunnerOptions(TypedDict, total=False):
     parking_dir: str | os.PathLike[str] | None
     rope_freq_base: float | None
     rope_freq_scale: float | None
+
+
+class RunnerOptions(_ContextOptions, total=False):
+    """The keywords of LlamaRunner: the fields of ModelParams and ContextParams."""
+
+    n_gpu_layers: int
+    split_mode: SplitMode
+    main_gpu: int
+    load_mode: LoadMode
+    repack: bool
+    vocab_only: bool
+    check_tensors: bool
 
 
 def runner_params(

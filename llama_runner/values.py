@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llama_runner.errors import LlamaError
 
-__all__ = ["Values", "nearest"]
+__all__ = ["Values", "as_tuple", "nearest"]
 
 # How alike a name must be to be proposed, of 1: less, and 'stop' is taken for 'top_p'.
 _CLOSE: Final = 0.7
@@ -56,7 +56,7 @@ class Values(BaseModel):
         # pydantic's own copy takes the update unchecked.
         return self._with(update) if update else super().model_copy(deep=deep)
 
-    if not TYPE_CHECKING:  # type checkers know that it is frozen
+    if not TYPE_CHECKING:  # which would let programs set what no class has
 
         def __setattr__(self, name: str, value: object) -> Never:
             raise self._frozen(name)
@@ -114,6 +114,11 @@ def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationErr
         else:
             problems[name] = f"unknown {kind.kind_of_name} {name!r}{nearest(name, list(schema))}"
     return kind.refusal("; ".join(problems.values()), field=next(iter(problems)))
+
+
+def as_tuple(value: object) -> object:
+    """The tuple that is kept of a list; everything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def nearest(name: str, known: list[str]) -> str:

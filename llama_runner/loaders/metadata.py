@@ -18,8 +18,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -33,7 +34,7 @@ from ..params import (
     TopK,
     TopP,
 )
-from ..values import Values
+from ..values import Values, as_tuple
 from .files import about_file, at_home, is_missing, open_regular, trouble_at, user_path, write_file
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted, unreadable
@@ -63,10 +64,6 @@ def _of_file(path: Path | None) -> Path | None:
     return path
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _as_source(value: str) -> str:
     parse_source(value)
     return value
@@ -79,7 +76,7 @@ Text = Annotated[
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Hashes = Annotated[
     Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1)],
-    BeforeValidator(_as_tuple),
+    BeforeValidator(as_tuple),
     Field(description="64 lower-case hexadecimal digits, or a list of such texts"),
 ]
 Source = Annotated[str, AfterValidator(_as_source), Field(description="a text")]
@@ -154,8 +151,29 @@ class ModelMetadata(_Description):
     ] = SamplingDefaults()
     license: Text | None = None
     tags: Annotated[
-        tuple[Text, ...], BeforeValidator(_as_tuple), Field(description="a list of texts")
+        tuple[Text, ...], BeforeValidator(as_tuple), Field(description="a list of texts")
     ] = ()
+
+    if TYPE_CHECKING:  # more is taken than is kept
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            architecture: str,
+            path: str | Path | None = None,
+            source: str | None = None,
+            quantization: str | None = None,
+            context_length: int | None = None,
+            size: int | None = None,
+            sha256: str | list[str] | tuple[str, ...] | None = None,
+            chat_template: str | None = None,
+            n_gpu_layers: int | None = None,
+            sampling: SamplingDefaults | Mapping[str, float] = ...,
+            license: str | None = None,  # noqa: A002
+            tags: list[str] | tuple[str, ...] = (),
+        ) -> None:
+            pass
 
     @property
     def hashes(self) -> tuple[str, ...]:

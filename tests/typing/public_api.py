@@ -19,11 +19,13 @@ from llama_runner import (
     LlamaRunner,
     MemoryEstimate,
     Message,
+    ModelMetadata,
     ModelParams,
     Prompt,
     Receipt,
     RunnerOptions,
     Sampler,
+    SamplingDefaults,
     Session,
     SessionMark,
     Span,
@@ -60,6 +62,25 @@ def constructing(runner: LlamaRunner) -> None:
     with runner as entered:
         assert_type(entered, LlamaRunner)
     assert_type(runner.closed, bool)
+
+
+def values() -> None:
+    stopping = GenerationParams(stop="x", max_tokens=5, lora={"pirate": 1.0})
+    GenerationParams(stop=["x", "y"])
+    assert_type(stopping.stop, tuple[str, ...])
+    assert_type(stopping.merged(seed=1), GenerationParams)
+    GenerationParams(stop=3)  # type: ignore[arg-type]
+    GenerationParams(temprature=0.0)  # type: ignore[call-arg]
+    assert_type(ContextParams(parking_dir=Path("parked"), n_ctx="auto").parking_dir, str | None)
+    ContextParams(vocab_only=True)  # type: ignore[call-arg]
+    assert_type(ModelParams(vocab_only=True).vocab_only, bool)
+    model = ModelMetadata(
+        name="Mine", architecture="llama", path="a.gguf", tags=["a"], sha256=["0" * 64]
+    )
+    assert_type(model.path, Path | None)
+    assert_type(model.tags, tuple[str, ...])
+    ModelMetadata(name="Mine", architecture="llama", sampling=SamplingDefaults(top_k=1))
+    ModelMetadata(name="Mine")  # type: ignore[call-arg]
 
 
 def prompts(runner: LlamaRunner, ids: NDArray[np.int32]) -> None:
