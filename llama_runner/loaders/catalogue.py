@@ -7,9 +7,11 @@ where only whole, verified files ever get their final name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import reprlib
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -324,9 +326,10 @@ def _descriptions() -> dict[str, Path]:
 def _listed(folder: Path, pattern: str) -> list[Path]:
     """What is in a folder, which need not be there."""
     try:
-        folder.stat()
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return sorted(folder.glob(pattern))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no path has such characters"

@@ -208,9 +208,10 @@ def test_a_model_file_is_no_description(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["LLAMA_RUNNER_CACHE", "LLAMA_RUNNER_CATALOGUE"])
 def test_a_directory_that_cannot_be(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, "/" + "x" * 5000)
-    with pytest.raises(LlamaSystemError, match=variable):
-        list_models()
+    for place in ("/" + "x" * 5000, __file__):
+        monkeypatch.setenv(variable, place)
+        with pytest.raises(LlamaSystemError, match=variable):
+            list_models()
     refusal(find_model, "smollm2-135m")
     refusal(pull, "hf:owner/repo:tiny.gguf")
 
