@@ -38,10 +38,14 @@ HELP = """\
 
 
 @click.command(params=[MODEL, SYSTEM, *GENERATION, *CONTEXT, QUIET])
-def chat(model: str | None, system: str | None, quiet: bool, **options: Any) -> None:
+@click.pass_context
+def chat(
+    context: click.Context, /, model: str | None, system: str | None, quiet: bool, **options: Any
+) -> None:
     """Talk with a model.
 
     Type /help for what else can be typed. Without --max-tokens an answer has at most 1000 tokens.
+    Where the questions are piped in, the exit status is 1 if one of them got no answer.
     """
     overrides = {"max_tokens": MAX_TOKENS} | generation_options(options)
     with open_runner(model, options, quiet=quiet) as runner:
@@ -51,22 +55,33 @@ def chat(model: str | None, system: str | None, quiet: bool, **options: Any) -> 
             )
         if not quiet:
             note("/help for help, Ctrl-D to leave")
-        Conversation(runner, system, overrides).run()
+        all_answered = Conversation(runner, system, overrides, quiet=quiet).run()
+    if not all_answered and not sys.stdin.isatty():
+        context.exit(1)
 
 
 class Conversation:
     """The loop of questions, answers and slash commands."""
 
-    def __init__(self, runner: LlamaRunner, system: str | None, overrides: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        runner: LlamaRunner,
+        system: str | None,
+        overrides: dict[str, Any],
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.runner = runner
+        self.quiet = quiet
         self.overrides = overrides
         self.opening = [{"role": "system", "content": system}] if system else []
 
-    def run(self) -> None:
-        """Go on until the user leaves."""
+    def run(self) -> bool:
+        """Go on until the user leaves; returns whether nothing failed."""
+        all_well = True
         for line in _lines():
             if line == "/quit":
-                return
+                break
             try:
                 if line.startswith("/"):
                     note(self.command(line))
@@ -74,6 +89,8 @@ class Conversation:
                     self.answer(line)
             except LlamaError as error:
                 note(f"error: {printable(str(error))}")
+                all_well = False
+        return all_well
 
     def answer(self, question: str) -> None:
         """Ask the model and print what it says; Ctrl-C stops it."""
@@ -83,10 +100,15 @@ class Conversation:
         try:
             completion = write_stream(self.runner.stream_stateful(messages, **self.overrides))
         except KeyboardInterrupt:
-            note("\n[stopped]")
+            self.remark("\n[stopped]")
         else:
             if completion.finish_reason == "length":
-                note("[cut off: --max-tokens or the context is used up]")
+                self.remark("[cut off: --max-tokens or the context is used up]")
+
+    def remark(self, text: str) -> None:
+        """Say something about an answer, unless nothing but answers is wanted."""
+        if not self.quiet:
+            note(text)
 
     def command(self, line: str) -> str:
         """Do what a slash command says, and return what it has to tell."""

@@ -24,19 +24,26 @@ LONGEST_VALUE = 100
 @click.option(
     "--json", "as_json", is_flag=True, help="For programs. NaN and infinity are written as texts."
 )
-def info(model: str | None, tensors: bool, as_json: bool) -> None:
+@click.pass_context
+def info(context: click.Context, model: str | None, tensors: bool, as_json: bool) -> None:
     """Show what a model file holds.
 
-    And whether it is safe to load. No weights are read. Without PATH or NAME it is the default
-    model.
+    And whether it is safe to load; the exit status is 1 if it is not. No weights are read. Without
+    PATH or NAME it is the default model.
     """
     from llama_runner.loaders import default_model, find_model, read_gguf
 
-    gguf = read_gguf(find_model(model) if model else default_model()[0])
+    gguf = read_gguf(default_model()[0] if model is None else find_model(model))
     problem, notes = _checked(gguf)
     if as_json:
         print_json(_as_json(gguf, problem, notes, tensors))
-        return
+    else:
+        _print_all(gguf, problem, notes, tensors)
+    if problem is not None:
+        context.exit(1)
+
+
+def _print_all(gguf: GgufInfo, problem: str | None, notes: tuple[str, ...], tensors: bool) -> None:
     print_table(_summary(gguf, problem, notes))
     click.echo()
     print_table([(key, _shortened(value)) for key, value in gguf.keys.items()])

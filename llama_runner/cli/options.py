@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llama_runner.cli.output import bar, note, printable
+from llama_runner.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from llama_runner.runner import LlamaRunner
@@ -86,12 +87,13 @@ def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the user wants of a generation.
 
     Raises:
-        InvalidParameterError: A value is out of range; better now than when the model is loaded.
+        click.UsageError: A value is out of range; better now than when the model is loaded.
     """
     from llama_runner.params import GenerationParams
 
     given = _given(values, GENERATION)
-    GenerationParams(**given)
+    with _wrong_usage():
+        GenerationParams(**given)
     return given
 
 
@@ -102,14 +104,19 @@ def open_runner(
     """Load the model that the user means, say which it is, and close it at the end.
 
     Raises:
+        click.UsageError: An option is out of range.
         LlamaError: There is no such model, or it cannot be loaded with these options.
     """
     from llama_runner.loaders import default_name
+    from llama_runner.params import runner_params
     from llama_runner.runner import LlamaRunner
 
+    settings: Any = {"n_seq_max": 1} | _given(values, CONTEXT)  # one conversation gets all of n_ctx
+    with _wrong_usage():
+        runner_params(settings)
     path, words = _find(model)
-    meant = model or default_name()  # not the path, of which no description is known
-    settings = {"n_seq_max": 1} | _given(values, CONTEXT)  # one conversation gets all of n_ctx
+    # Not the path, of which no description is known.
+    meant = default_name() if model is None else model
     if quiet:
         runner = LlamaRunner(meant, **settings)
     else:
@@ -122,6 +129,15 @@ def open_runner(
         yield runner
 
 
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Say of a value that an option cannot have what is said of other wrong usage."""
+    try:
+        yield
+    except InvalidParameterError as error:
+        raise click.UsageError(printable(str(error))) from None
+
+
 def _given(values: Mapping[str, Any], group: Sequence[click.Option]) -> dict[str, Any]:
     names = [str(option.name) for option in group]
     return {name: values[name] for name in names if values[name] not in (None, ())}
@@ -130,4 +146,4 @@ def _given(values: Mapping[str, Any], group: Sequence[click.Option]) -> dict[str
 def _find(model: str | None) -> tuple[Path, str]:
     from llama_runner.loaders import default_model, find_model
 
-    return (find_model(model), model) if model else default_model()
+    return default_model() if model is None else (find_model(model), model)

@@ -10,7 +10,7 @@ import pytest
 
 from llama_runner.cli.chat import _lines
 from llama_runner.errors import ContextFullError
-from tests.unit.cli.fakes import FakeRunner, Run
+from tests.unit.cli.fakes import FakeRunner, Run, Terminal
 
 
 def test_chat_answers_each_line_and_sends_the_system_prompt_once(
@@ -54,8 +54,15 @@ def test_an_error_in_an_answer_does_not_end_the_chat(
 ) -> None:
     fake.words = [ContextFullError("no room")]
     status, _, err = run("chat", "-m", model, stdin="one\ntwo\n")
-    assert status == 0
+    assert status == 1  # for the program that piped the questions in
     assert err.count("error: no room") == 2
+
+
+def test_who_saw_an_error_on_the_terminal_is_not_told_again(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    fake.words = [ContextFullError("no room")]
+    assert run("chat", "-m", model, stdin=Terminal("one\n"))[0] == 0
 
 
 def test_chat_says_when_an_answer_was_cut_off(
@@ -63,6 +70,7 @@ def test_chat_says_when_an_answer_was_cut_off(
 ) -> None:
     fake.finish_reason = "length"
     assert "[cut off" in run("chat", "-m", model, stdin="one\n")[2]
+    assert run("chat", "-q", "-m", model, stdin="one\n") == (0, "Hello\n", "")
 
 
 def test_chat_needs_a_template(fake: type[FakeRunner], model: Path, run: Run) -> None:

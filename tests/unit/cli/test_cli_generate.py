@@ -57,8 +57,27 @@ def test_every_option_is_a_parameter_and_shows_its_default() -> None:
 def test_wrong_values_are_refused_before_the_model_is_loaded(
     fake: type[FakeRunner], model: Path, run: Run
 ) -> None:
-    status, _, err = run("generate", "-m", model, "--top-p", "7", "Hi")
-    assert (status, err) == (1, "error: top_p=7.0: must be a number above 0 and at most 1\n")
+    for option, words in (
+        ("--top-p=7", "top_p=7.0: must be a number above 0 and at most 1"),
+        ("--n-threads=0", "n_threads=0: must be"),
+        ("--kv-type=f12", "kv_type='f12': must be one of"),
+    ):
+        for command in (("generate", "-m", model, option, "Hi"), ("chat", "-m", model, option)):
+            status, out, err = run(*command)
+            assert (status, out) == (2, "")
+            assert f"Error: {words}" in err
+            assert "model:" not in err
+    assert not fake.made
+
+
+def test_an_empty_name_is_not_the_default_model(
+    fake: type[FakeRunner], model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RUNNER_MODEL", str(model))
+    for command in (("info", ""), ("generate", "-m", "", "Hi"), ("chat", "-m", "")):
+        status, out, err = run(*command)
+        assert (status, out) == (1, "")
+        assert "an empty name names no model" in err
     assert not fake.made
 
 

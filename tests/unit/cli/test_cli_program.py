@@ -11,6 +11,7 @@ import pytest
 
 from llama_runner.cli import output
 from tests.unit.cli.fakes import Run
+from tests.unit.loaders.model_files import tiny_llama
 
 
 def test_a_terminal_gets_a_progress_bar(
@@ -67,7 +68,8 @@ def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-"])
-def test_closed_streams_are_like_empty_ones(closing: str, model: Path) -> None:
+def test_closed_streams_are_like_empty_ones(closing: str, tmp_path: Path) -> None:
+    model = tiny_llama().write(tmp_path / "tiny.gguf")
     done = shell(f"llama-runner info {model} {closing}")
     assert (done.returncode, done.stderr) == (0, "")
 
