@@ -308,7 +308,7 @@ class LlamaRunner:
             raise InvalidParameterError(
                 f"name={name!r}: must be a string that is not empty", field="name"
             )
-        with open_model(path_text(path, "path")) as (file, place):
+        with open_model(path_text(path, "path"), "adapter") as (file, place):
             info = validate_lora(file, self._header or read_gguf(self.model.path))
             if "adapter.alora.invocation_tokens" in info.keys:
                 raise UnsupportedModelError(

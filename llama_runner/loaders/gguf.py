@@ -194,7 +194,8 @@ def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]
         reader.fail("magic", f"{reader.file_size} bytes are too few for a GGUF file")
     reader.need(4, "magic")
     if reader.buffer[:4] != b"GGUF":
-        reader.fail("magic", f"it starts with {quoted(reader.buffer[:4])}, not with 'GGUF'")
+        start = f"it starts with {quoted(reader.buffer[:4])}, not with 'GGUF'"
+        reader.fail("magic", start + _what_it_is(reader.buffer))
     _, version, n_tensors, n_keys = reader.unpack(_PREAMBLE, "header")
     if version and not version & 0xFFFF:
         reader.fail("version", "it was written for big-endian machines; convert it again")
@@ -211,6 +212,16 @@ def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]
         if count * least > reader.file_size - reader.position:
             reader.fail(what, f"{what} is {count}, more than fit; is the file truncated?")
     return version, n_tensors, n_keys
+
+
+def _what_it_is(content: bytes) -> str:
+    """What to add about what is fetched in place of a model most often."""
+    beginning = content[:64].lstrip().lower()
+    if beginning.startswith(b"version https://git-lfs"):
+        return ": this is a git-LFS pointer; fetch the file with git lfs pull"
+    if beginning.startswith((b"<!doctype html", b"<html")):
+        return ": this is a web page; download the file itself"
+    return ""
 
 
 def _read_keys(reader: HeaderReader, count: int) -> tuple[dict[str, GgufValue], dict[str, str]]:

@@ -44,6 +44,7 @@ MAX_ARRAY_STRINGS: Final = 900_000
 MAX_TEXT_BYTES: Final = 4 << 20
 MAX_KEYS: Final = 1024  # a hundred are many, and a model in 256 parts has 768 more
 MAX_TENSORS: Final = 4096
+MAX_TEMPLATE_BYTES: Final = 256 << 10  # of a chat template; some kilobytes are usual
 FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
 _U64: Final = struct.Struct("<Q")
@@ -86,10 +87,16 @@ def unreadable(path: Path, trouble: OSError) -> FileReadError:
 
 
 @contextmanager
-def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]:
+def open_model(
+    model: ModelPath | IO[bytes], what: str = "model"
+) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a model file once, as a regular file; one that is open already is left open.
 
     It is about files: names of the catalogue and descriptions are resolve_model()'s business.
+
+    Args:
+        model: A path, or the open file.
+        what: What it is of; only models have names.
 
     Yields:
         The file, and the path to name it by.
@@ -114,8 +121,9 @@ def open_model(model: ModelPath | IO[bytes]) -> Iterator[tuple[IO[bytes], Path]]
         refuse_special(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         if is_missing(error):
-            named = "" if path.name != given or path.suffix else "; find_model() takes names, too"
-            missing = ModelNotFoundError(f"no model file at {name}{named}", field="path")
+            may_be_name = what == "model" and path.name == given and not path.suffix
+            advice = "; find_model() takes names, too" * may_be_name
+            missing = ModelNotFoundError(f"no {what} file at {name}{advice}", field="path")
             raise about_file(missing, path, error) from None
         if error.errno == errno.EINVAL:  # what it is says so, not the system
             raise ModelValidationError(

@@ -37,7 +37,7 @@ from ..params import (
 from ..values import Values, as_tuple
 from .files import about_file, at_home, is_missing, open_regular, trouble_at, user_path, write_file
 from .gguf import GgufInfo
-from .header import GgufArray, ModelPath, quoted, unreadable
+from .header import MAX_TEMPLATE_BYTES, GgufArray, ModelPath, quoted, unreadable
 from .reading import read_gguf
 from .sources import parse_source
 
@@ -47,7 +47,6 @@ __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 MAX_JSON_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 1024
 MAX_TAGS: Final = 100
-MAX_TEMPLATE: Final = 256 << 10
 
 
 def _as_path(value: object) -> object:
@@ -62,6 +61,12 @@ def _of_file(path: Path | None) -> Path | None:
     if path is not None and not _is_file_name(path):
         raise ValueError
     return path
+
+
+def _as_template(value: str) -> str:
+    if len(value.encode()) > MAX_TEMPLATE_BYTES:
+        raise ValueError
+    return value
 
 
 def _as_source(value: str) -> str:
@@ -139,9 +144,9 @@ class ModelMetadata(_Description):
             str,
             Field(
                 min_length=1,
-                max_length=MAX_TEMPLATE,
-                description=f"a text of 1 to {MAX_TEMPLATE} characters",
+                description=f"a text of 1 to {MAX_TEMPLATE_BYTES} bytes",
             ),
+            AfterValidator(_as_template),
         ]
         | None
     ) = None

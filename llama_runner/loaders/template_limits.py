@@ -11,11 +11,10 @@ from typing import Final
 from .._core import template_shape
 from ..errors import ChatTemplateError, InvalidParameterError
 from .facts import Facts
-from .header import quoted
+from .header import MAX_TEMPLATE_BYTES, quoted
 
 __all__ = ["check_chat_template", "check_chat_templates"]
 
-MAX_TEMPLATE_BYTES: Final = 256 << 10
 MAX_NESTING: Final = 100
 # In one tag. Chains such as a + b + c become trees as deep as they are long.
 MAX_OPERATORS: Final = 1000

@@ -288,6 +288,8 @@ def test_files_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ModelNotFoundError):
         tuned.load_lora(tmp_path / "none.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"^no adapter file at 'none'$"):
+        tuned.load_lora("none")
     with pytest.raises(ModelValidationError, match=r"general\.type"):
         tuned.load_lora(base)
     with pytest.raises(ModelValidationError, match="'mamba' models"):

@@ -149,6 +149,7 @@ def test_a_broken_model_file_is_refused(tmp_path: Path) -> None:
         ({"path": ".."}, "path"),
         ({"chat_template": 3}, "chat_template"),
         ({"chat_template": ""}, "chat_template"),
+        ({"chat_template": "\u00fc" * (140 << 10)}, "chat_template"),
         ({"size": 1.5}, "size"),
         ({"sha256": []}, "sha256"),
         ({"tags": [3]}, "tags"),

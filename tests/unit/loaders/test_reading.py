@@ -269,6 +269,27 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, kind: str) -> N
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "git-LFS pointer; fetch the file with git lfs pull",
+        ),
+        ("<!DOCTYPE html>\n<html>", "a web page; download the file itself"),
+        ("\n<HTML lang='en'>", "a web page; download the file itself"),
+    ],
+)
+def test_what_was_fetched_in_place_of_a_model_is_named(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text(content)
+    with pytest.raises(ModelValidationError, match=words) as caught:
+        read_gguf(path)
+    assert str(caught.value).isprintable()
+
+
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no model file at"):
         read_gguf(tmp_path / "missing.gguf")
