@@ -43,6 +43,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
     Raises:
         ModelNotFoundError: No such name, or the user's own file is not there.
+        FileReadError: The system does not let it be looked at.
         DownloadError: It could not be fetched, or what came is not what was promised.
         NoDiskSpaceError: The cache's disk has no room for it.
         MissingDependencyError: pip or huggingface_hub is not installed.

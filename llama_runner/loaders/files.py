@@ -93,8 +93,8 @@ def trouble_at(path: Path) -> OSError | None:
         path.stat()
     except OSError as error:
         return error
-    except ValueError:
-        return _odd_characters()
+    except ValueError:  # of a name that nothing can have
+        return _NOTHING_THERE
     return None
 
 

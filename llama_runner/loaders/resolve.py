@@ -6,7 +6,6 @@ take its path alone.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +125,7 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
         return path.absolute(), None
     if _looks_like_path(given):
         trouble = trouble_at(path)
-        if trouble is not None and not is_missing(trouble) and trouble.errno != errno.EINVAL:
+        if trouble is not None and not is_missing(trouble):
             raise unreadable(path, trouble)
         missing = ModelNotFoundError(f"no model file at {quoted(given, 200)}", field="model")
         raise about_file(missing, path)

@@ -125,6 +125,8 @@ def folder(home: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         yield Path(place)
+        for forbidden in Path(place).iterdir():
+            forbidden.chmod(0o700)
 
 
 @contextmanager
