@@ -9,6 +9,34 @@
 
 namespace llama_runner {
 
+namespace {
+
+// llama.cpp reads bytes that are no UTF-8 as U+FFFD, but four that spell a number above U+10FFFF as
+// that number, which it cannot write: here they are U+FFFD, too.
+std::string without_large_codepoints(const std::string & text) {
+    constexpr std::string_view kReplacement = "\xef\xbf\xbd";
+
+    const auto byte = [&](size_t at) { return static_cast<unsigned char>(text[at]); };
+    const auto continues = [&](size_t at) { return (byte(at) & 0xC0) == 0x80; };
+    std::string mended;
+    for (size_t at = 0; at < text.size(); ++at) {
+        const bool large = at + 3 < text.size() && continues(at + 1) && continues(at + 2) &&
+            continues(at + 3) && byte(at) <= 0xF7 &&
+            (byte(at) > 0xF4 || (byte(at) == 0xF4 && byte(at + 1) > 0x8F));
+        if (!large) {
+            mended += text[at];
+            continue;
+        }
+        for (int i = 0; i < 4; ++i) {
+            mended += kReplacement;
+        }
+        at += 3;
+    }
+    return mended;
+}
+
+}  // namespace
+
 void Piecewise::run(std::string_view text, bool opens, bool parse_special) {
     std::vector<SpecialTokens::Match> specials;
     tables_.specials.find(text, parse_special, specials);
@@ -173,7 +201,14 @@ void Piecewise::ask_for(const std::string & text, size_t stretch,
                                  ", or tokenize parts of up to " +
                                  std::to_string(kLongestStretch) + " bytes");
     }
-    ask_llama(vocab_, text, stretch, {false, false}, out);
+    try {
+        ask_llama(vocab_, text, stretch, {false, false}, out);
+    } catch (const std::invalid_argument &) {
+        if (valid_) {
+            throw;
+        }
+        ask_llama(vocab_, without_large_codepoints(text), stretch, {false, false}, out);
+    }
 }
 
 // Write what is planned.
