@@ -33,8 +33,9 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
         remember_error(text)
     if level == GGML_LOG_LEVEL_CONT or <int> level < log_threshold.load():
         return
-    if not defer_log(<int> level, text):
+    if not defer_log(<int> level, text) and enter_python():
         log_line(<int> level, text)
+        leave_python()
 
 
 # A function of its own: Cython takes the GIL on entry to one that needs it anywhere.

@@ -5,7 +5,6 @@
 from llama_runner._llama_cpp.shim cimport ContextBox, Engine, NativeRequest, SequencePtr
 
 cdef int SIGNAL_CHECK_US = 30_000
-cdef atomic[cpp_bool] process_exits
 
 
 cdef void take_loop(Engine * engine, NativeRequest * leader) noexcept nogil:
@@ -126,7 +125,8 @@ cdef class _Exclusive:
         with nogil:
             mine = acquire_loop(engine, self.to_close)
         if not mine:
-            raise_interrupt(engine)
+            if PyThread_get_thread_ident() == main_thread:
+                raise_interrupt(engine)
             raise ContextBusyError(
                 "a callback or signal handler that runs inside a generation cannot use its context"
             )

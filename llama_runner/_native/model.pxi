@@ -57,6 +57,11 @@ _SPLIT_MODES = {
     "layer": <int> LLAMA_SPLIT_MODE_LAYER,
     "row": <int> LLAMA_SPLIT_MODE_ROW,
 }
+# How llama.cpp says that there is none.
+_NO_MEMORY = (
+    "insufficient memory", "failed to allocate", "unable to allocate", "Cannot allocate memory",
+    "bad_alloc",
+)
 
 
 cdef class _Progress:
@@ -66,7 +71,16 @@ cdef class _Progress:
     cdef bint cancelled
 
 
-cdef cpp_bool on_progress(float fraction, void * data) noexcept with gil:
+cdef cpp_bool on_progress(float fraction, void * data) noexcept nogil:
+    cdef cpp_bool goes_on
+    if not enter_python():
+        return False
+    goes_on = report_progress(fraction, data)
+    leave_python()
+    return goes_on
+
+
+cdef cpp_bool report_progress(float fraction, void * data) noexcept with gil:
     cdef _Progress progress = <_Progress> data
     try:
         check_signals()
@@ -143,11 +157,19 @@ cdef class Model:
         if loaded is NULL:
             if watcher.error is not None:
                 raise watcher.error
+            if process_exits.load() and PyThread_get_thread_ident() != main_thread:
+                raise SystemExit  # of this thread, in silence
             if watcher.cancelled:
                 raise ModelLoadError(f"loading {_os.fsdecode(path)} was cancelled")
+            native = native_line() or ""
+            if any(words in native for words in _NO_MEMORY):
+                raise OutOfMemoryError(
+                    f"there is no memory for the weights of {_os.fsdecode(path)}: take a smaller "
+                    "model or a stronger quantization", native=native
+                )
             raise ModelLoadError(
                 f"llama.cpp cannot load {_os.fsdecode(path)}: fetch it again, or take another "
-                "version of it", native=native_line()
+                "version of it", native=native or None
             )
         self.box.reset(new ModelBox(loaded))
         self.path = _os.fsdecode(path)

@@ -1,5 +1,7 @@
 # The process: start, exit, and what this build and machine offer.
 import atexit as _atexit
+import time as _time
+
 from llama_runner._llama_cpp.ggml cimport (
     GGML_BACKEND_DEVICE_TYPE_ACCEL,
     GGML_BACKEND_DEVICE_TYPE_CPU,
@@ -27,6 +29,8 @@ def _stop_all_loops():
     # they use; the contexts themselves die with the process.
     cdef Context context
     process_exits.store(True)
+    while n_calls_into_python.load() > 0:
+        _time.sleep(0.001)
     for context in list(_live_contexts):
         if not context.closed and process_id() == context.owner:
             try:

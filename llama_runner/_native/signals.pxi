@@ -12,12 +12,36 @@ import os as _os
 import threading as _threading
 
 from cpython.exc cimport PyErr_CheckSignals
+from libcpp cimport bool as cpp_bool
+from libcpp.atomic cimport atomic
 
 from llama_runner._llama_cpp.shim cimport CheckSignals
 
 cdef extern from "Python.h" nogil:
     unsigned long PyThread_get_thread_ident()
     int Py_AddPendingCall(int (* call)(void *) except -1 with gil, void * data)
+
+cdef atomic[cpp_bool] process_exits
+cdef atomic[int] n_calls_into_python
+
+
+cdef bint enter_python() noexcept nogil:
+    """May this thread take the GIL, with llama.cpp's frames below it? Then leave_python() follows.
+
+    At exit Python ends the threads that ask for it by unwinding their stacks, and a `catch (...)`
+    in llama.cpp's frames makes an abort of that. So whoever comes late must not ask, and the exit
+    waits for those who were in time (module.pxi).
+    """
+    n_calls_into_python.fetch_add(1)
+    if process_exits.load():
+        leave_python()
+        return False
+    return True
+
+
+cdef void leave_python() noexcept nogil:
+    n_calls_into_python.fetch_sub(1)
+
 
 cdef unsigned long main_thread = _threading.main_thread().ident
 cdef object raised_while_logging = None

@@ -78,6 +78,40 @@ def test_exit_while_a_daemon_thread_reads_its_prompt(python, flags) -> None:
     )
 
 
+@pytest.mark.parametrize("level", ["None", "'debug'"])
+def test_exit_while_daemon_threads_load(python, flags, level: str) -> None:
+    """They may ask for Python at any moment of it: to report progress, or to log a line."""
+    python(
+        f"""
+        from llama_runner import set_log_level
+        from llama_runner._core import Model
+
+        set_log_level({level})
+        begun = threading.Event()
+
+        def report(fraction):
+            begun.set()
+            time.sleep(0.0002)
+
+        def load():
+            while True:
+                Model(sys.argv[1], repack=False, progress=report).close()
+
+        class SlowToGo:
+            def __del__(self):
+                end = time.monotonic() + 0.1
+                while time.monotonic() < end:
+                    pass
+
+        sys.modules["slow"] = SlowToGo()
+        for _ in range(2):
+            threading.Thread(target=load, daemon=True).start()
+        begun.wait()
+        """,
+        *flags,
+    )
+
+
 def collected_warnings(abandon) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
