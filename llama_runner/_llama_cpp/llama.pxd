@@ -156,6 +156,7 @@ cdef extern from "llama.h" nogil:
     uint32_t llama_n_seq_max(const llama_context * ctx)
     int32_t llama_n_threads(llama_context * ctx)
     int32_t llama_n_threads_batch(llama_context * ctx)
+    void llama_free(llama_context * ctx)
     llama_memory_t llama_get_memory(const llama_context * ctx)
     float * llama_get_logits_ith(llama_context * ctx, int32_t i)
 
@@ -197,4 +198,3 @@ cdef extern from "llama.h" nogil:
     llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep)
     llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep)
     llama_sampler * llama_sampler_init_temp(float t)
-    void llama_sampler_apply(llama_sampler * sampler, llama_token_data_array * candidates)

@@ -19,6 +19,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_seq_id,
     llama_token,
     llama_token_data,
+    llama_token_data_array,
     llama_vocab,
     set_python_error,
 )
@@ -31,6 +32,7 @@ cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     PythonErrors & python_errors()
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
     int32_t settle(llama_context * ctx, string & error)
+    bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
 
@@ -95,12 +97,14 @@ cdef extern from "handles.hpp" namespace "llama_runner" nogil:
 cdef extern from "parking.hpp" namespace "llama_runner" nogil:
     cdef cppclass ParkedState:
         int32_t n_tokens
+        size_t size
         bool dropped()
     ctypedef shared_ptr[ParkedState] ParkedPtr
     cdef cppclass Parking:
         size_t ram_limit
         size_t disk_limit
         string directory
+        const ParkedState * coming_in
     void drop_all(Parking & parking)
     size_t save_state(
         llama_context * context, llama_seq_id slot, uint32_t flags, vector[uint8_t] & out)
@@ -113,6 +117,7 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
                           int32_t n_tokens) except +set_python_error
     bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot)
+    bool read_parked(const ParkedState & parked, vector[uint8_t] & out)
 
 cdef extern from "state.hpp" namespace "llama_runner" nogil:
     int64_t now_us()
@@ -229,6 +234,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         NativeRequest * request
         int32_t n_tokens
         int32_t output_index
+        llama_token token
 
     cdef struct Traits:
         const llama_vocab * vocab
@@ -258,6 +264,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool running
         bool closed
         atomic[bool] broken
+        string broken_by
         int32_t exclusive_waiting
         size_t turn
         uint64_t clock

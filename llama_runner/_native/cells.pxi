@@ -9,10 +9,11 @@
 #
 # Everything here must be called by whoever holds the loop.
 from libc.limits cimport INT_MAX
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport (
+    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
     llama_get_memory,
     llama_memory_seq_add,
     llama_memory_seq_cp,
@@ -28,6 +29,7 @@ from llama_runner._llama_cpp.shim cimport (
     SequencePtr,
     kThrew,
     now_us,
+    restore_state,
     settle,
 )
 
@@ -82,6 +84,18 @@ cdef inline int32_t oldest_needed(Engine * engine, int32_t n) noexcept nogil:
     return max(0, n - engine.traits.n_swa + 1) if engine.traits.n_swa > 0 else 0
 
 
+cdef int32_t n_left_of(Engine * engine, ContextBox * box, NativeSequence * sequence,
+                       int32_t n) noexcept nogil:
+    """How many tokens the memory would keep if it had to be cut to the first n."""
+    if sequence.n_kv <= n:
+        return sequence.n_kv
+    # A window cache says yes even when the cells before n are gone: look.
+    if engine.traits.recurrent or llama_memory_seq_pos_min(
+            llama_get_memory(box.context), sequence.slot) > oldest_needed(engine, n):
+        return 0
+    return n
+
+
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                      int32_t n) noexcept nogil:
     """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
@@ -89,15 +103,36 @@ cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
     limit_parked(sequence, n)
     if sequence.n_kv <= n:
         return
-    if n == 0 or not llama_memory_seq_rm(memory, sequence.slot, n, -1):
+    if (n_left_of(engine, box, sequence, n) == 0
+            or not llama_memory_seq_rm(memory, sequence.slot, n, -1)
+            or llama_memory_seq_pos_max(memory, sequence.slot) != n - 1):
         drop_cells(engine, box, sequence)
-        return
-    # A window cache says yes even when the cells before n are gone: look.
-    if (llama_memory_seq_pos_max(memory, sequence.slot) != n - 1
-            or llama_memory_seq_pos_min(memory, sequence.slot) > oldest_needed(engine, n)):
+    else:
+        keep_cells(engine, sequence, n)
+
+
+cdef bint rewind_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
+                       const uint8_t * state, size_t size, int32_t n) noexcept nogil:
+    """Go back to the first n tokens with a copy of the part that cannot be rewound, as it was then.
+
+    False where llama.cpp refuses it; all cells have gone then.
+    """
+    cdef llama_memory_t memory = llama_get_memory(box.context)
+    # The part that can be rewound still has the later cells.
+    if (not restore_state(box.context, sequence.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, state,
+                          size)
+            or not llama_memory_seq_rm(memory, sequence.slot, n, -1)
+            or llama_memory_seq_pos_max(memory, sequence.slot) != n - 1):
         drop_cells(engine, box, sequence)
-        return
+        return False
+    keep_cells(engine, sequence, n)
+    return True
+
+
+cdef void keep_cells(Engine * engine, NativeSequence * sequence, int32_t n) noexcept nogil:
+    """Note that the memory has the first n tokens of a sequence and no more."""
     limit_sharing(engine, sequence.slot, n)
+    limit_parked(sequence, n)
     sequence.n_kv = n
     if n <= sequence.n_exact:
         sequence.n_exact = INT_MAX
@@ -120,7 +155,9 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
     else:
         trim_cells(engine, box, sequence, start)
     limit_parked(sequence, start)
+    engine.monitor.lock()
     sequence.tokens.erase(sequence.tokens.begin() + start, sequence.tokens.begin() + stop)
+    engine.monitor.unlock()
     return shifted
 
 
@@ -169,6 +206,7 @@ cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
         started = now_us()
         engine.settling = True
         if settle(box.context, error) == kThrew:
+            engine.broken_by = error
             engine.broken.store(True)
         engine.settling = False
         engine.unsettled = False
@@ -223,7 +261,7 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
                     uint64_t arrival, NativeSequence * donor) noexcept nogil:
     """Move one other sequence out of the memory: of the idle ones whoever leaves_before() the
     others, else the youngest request that is not in this turn's batch yet. The oldest request so
-    always gets on."""
+    always gets on. For an operation, whose arrival is 0, nobody leaves who generates."""
     cdef NativeSequence * victim = NULL
     cdef NativeSequence * sequence
     cdef NativeRequest * youngest = NULL
@@ -233,7 +271,7 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
         sequence = engine.slots[i].get()
         if sequence is NULL or sequence == wanting:
             continue
-        works = False
+        works = arrival == 0 and is_wanted(engine, sequence)
         for j in range(engine.working.size()):
             if engine.working[j].sequence.get() == sequence:
                 works = True
@@ -248,6 +286,18 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
         return False
     park_cells(engine, box, victim)
     return True
+
+
+cdef bint is_wanted(Engine * engine, NativeSequence * sequence) noexcept nogil:
+    """Does a caller wait for what is generated on it?"""
+    cdef size_t i
+    cdef bint found = False
+    engine.monitor.lock()
+    for i in range(engine.active.size()):
+        if engine.active[i].sequence.get() == sequence and not is_ready(engine.active[i]):
+            found = True
+    engine.monitor.unlock()
+    return found
 
 
 cdef bint leaves_before(NativeSequence * a, NativeSequence * b,

@@ -1,5 +1,4 @@
 # Context: one KV memory, its threads, and who may use it when.
-from cpython.ref cimport Py_INCREF
 from libc.stdlib cimport free
 from libcpp.memory cimport make_shared
 
@@ -26,6 +25,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_context_default_params,
     llama_context_params,
     llama_flash_attn_type,
+    llama_free,
     llama_get_memory,
     llama_init_from_model,
     llama_memory_can_shift,
@@ -134,6 +134,9 @@ cdef class Context:
                             ("n_threads", n_threads), ("n_threads_batch", n_threads_batch)]:
             if value < 1:  # llama.cpp would divide by it, or abort
                 raise InvalidParameterError(f"{name}={value}: must be at least 1", field=name)
+        if n_batch < n_seq_max:  # llama.cpp would abort
+            raise InvalidParameterError(
+                f"n_batch={n_batch}: must be at least n_seq_max={n_seq_max}", field="n_batch")
         if n_ctx < 0:
             raise InvalidParameterError(f"n_ctx={n_ctx}: must not be negative", field="n_ctx")
 
@@ -169,6 +172,12 @@ cdef class Context:
                 native=native_line(),
             )
         pool = new_threadpool(max(n_threads, n_threads_batch))
+        if pool is NULL:
+            with nogil:
+                llama_free(created)
+            raise OutOfMemoryError(
+                f"cannot start {max(n_threads, n_threads_batch)} threads: give a smaller n_threads "
+                "or n_threads_batch, or allow this process more")
         self.box.reset(new ContextBox(weights, created, pool, <int32_t> llama_n_batch(created)))
         self.model = model
         if llama_get_memory(created) is NULL:
@@ -239,7 +248,7 @@ cdef class Context:
         return self.box
 
     def close(self):
-        """Stop what runs on the context and free it. Requests of other threads end cancelled.
+        """Stop what runs on the context and free it. Those who wait for it get ClosedError.
 
         After ``fork`` the child only lets go of it: it is the parent's.
         """

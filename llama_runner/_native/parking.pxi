@@ -3,7 +3,8 @@
 #
 # Everything here must be called by whoever holds the loop.
 from libc.limits cimport INT_MAX
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport (
     llama_get_memory,
@@ -20,6 +21,8 @@ from llama_runner._llama_cpp.shim cimport (
     WeakSequencePtr,
     forget_unparked,
     park_state,
+    read_parked,
+    save_state,
     unpark_state,
 )
 
@@ -48,12 +51,19 @@ cdef void note_parked(Engine * engine, SequencePtr & sequence) noexcept nogil:
     engine.parked.push_back(<WeakSequencePtr> sequence)
 
 
+cdef bint is_kept_aside(NativeSequence * sequence) noexcept nogil:
+    """Is it out of the memory, with a state that can come back?"""
+    return (sequence.n_kv == 0 and sequence.n_parked > 0 and <bint> sequence.parked
+            and not sequence.parked.get().dropped())
+
+
 cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
                       uint64_t arrival) noexcept nogil:
     """Have as much of a sequence in the memory as can be had without computing it: what is there
     already or was kept aside, unless another, there or kept aside, has more in common with it.
 
-    Returns how many tokens it took over from another.
+    Where there is no room now, what was kept aside stays there. Returns how many tokens it took
+    over from another.
     """
     cdef NativeSequence * sequence = wanting.get()
     cdef ParkedPtr own = sequence.parked
@@ -72,19 +82,36 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
     if n_donor > n_own and share_cells(engine, box, donor, wanting, arrival, n_donor):
         return n_donor
     others = best_parked(engine, sequence, &n_parked)  # the donor may have had to leave
-    if n_parked > n_own and unpark_cells(engine, box, others, wanting, arrival, n_parked):
+    if (n_parked > n_own and make_room_for(engine, box, others, wanting, arrival)
+            and unpark_cells(engine, box, others, wanting, n_parked)):
         return n_parked
-    if n_own > 0 and unpark_cells(engine, box, own, wanting, arrival, n_own):
+    if n_own == 0:
+        return 0
+    if not make_room_for(engine, box, own, wanting, arrival):
+        sequence.parked = own
+        sequence.n_parked = n_own
+        sequence.n_exact = exact
+    elif unpark_cells(engine, box, own, wanting, n_own) and exact < sequence.n_kv:
         sequence.n_exact = exact
     return 0
 
 
+cdef bint make_room_for(Engine * engine, ContextBox * box, ParkedPtr & parked,
+                        SequencePtr & wanting, uint64_t arrival) noexcept nogil:
+    """Find a slot and cells for a state that was kept aside."""
+    cdef bint found
+    engine.parking.coming_in = parked.get()
+    found = make_room(engine, box, wanting, arrival, parked.get().n_tokens)
+    engine.parking.coming_in = NULL
+    if not found:
+        drop_cells(engine, box, wanting.get())  # it may have got a slot
+    return found
+
+
 cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
-                       SequencePtr & wanting, uint64_t arrival, int32_t n) noexcept nogil:
+                       SequencePtr & wanting, int32_t n) noexcept nogil:
     """Put a state that was kept aside into the memory, and keep its first n tokens."""
     cdef NativeSequence * sequence = wanting.get()
-    if not make_room(engine, box, wanting, arrival, parked.get().n_tokens):
-        return False
     if (not unpark_state(parked.get()[0], box.context, sequence.slot)
             or llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
             != parked.get().n_tokens - 1):
@@ -93,6 +120,26 @@ cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
     sequence.n_kv = parked.get().n_tokens
     trim_cells(engine, box, sequence, n)
     return sequence.n_kv > 0
+
+
+cdef int32_t copy_state(Engine * engine, ContextBox * box, SequencePtr & wanted, uint32_t flags,
+                        vector[uint8_t] & state) noexcept nogil:
+    """Copy a sequence's state as bytes, from the memory or from where it is kept aside.
+
+    Returns of how many tokens it is, 0 if there is none. No bytes: llama.cpp cannot save it.
+    """
+    cdef NativeSequence * sequence = wanted.get()
+    if (is_kept_aside(sequence) and flags == 0
+            and sequence.n_parked == sequence.parked.get().n_tokens
+            and read_parked(sequence.parked.get()[0], state)):
+        return sequence.n_parked
+    if sequence.n_kv == 0:
+        bring_in(engine, box, wanted, 0)
+    if sequence.n_kv > 0:
+        settle_cells(engine, box)
+    if sequence.n_kv > 0 and not engine.broken.load():
+        save_state(box.context, sequence.slot, flags, state)
+    return sequence.n_kv
 
 
 cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSequence * other,

@@ -57,7 +57,7 @@ cdef class Request:
         native.temporary = temporary
         native.max_tokens = params.max_tokens
         native.n_prompt = n_tokens
-        prepare_sampler(native.sampler, read_recipe(params), False)
+        prepare_sampler(native.sampler, read_recipe(params), False, engine.traits.n_vocab)
         native.sampler.suppressed = engine.suppressed
         if params.ignore_eos:
             for token in range(engine.traits.n_vocab):
@@ -206,14 +206,14 @@ cdef class Request:
     @property
     def paused(self):
         """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`."""
-        return self.native.get().paused
+        return self.native.get().paused and not self.done
 
     def lend(self):
         """Let the sequence be changed while the request is paused, until it is resumed or closed.
 
         Whoever does so keeps others away from it.
         """
-        if self.native.get().paused:
+        if self.paused:
             let_go(self.native.get())
 
     def resume(self, int pause_at=0):

@@ -14,7 +14,6 @@ from libcpp.algorithm cimport nth_element, sort
 from libcpp.random cimport mt19937, uniform_real_distribution
 
 from llama_runner._llama_cpp.llama cimport (
-    llama_sampler_apply,
     llama_sampler_chain_add,
     llama_sampler_chain_default_params,
     llama_sampler_chain_init,
@@ -27,10 +26,19 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token,
     llama_token_data_array,
 )
-from llama_runner._llama_cpp.shim cimport Candidate, Patch, SamplerRecipe, SamplerState
+from llama_runner._llama_cpp.shim cimport (
+    Candidate,
+    Patch,
+    SamplerRecipe,
+    SamplerState,
+    apply_sampler,
+)
 
 DEF BLOCK = 64
 DEF LANES = 16
+# In the place of a token.
+DEF NOT_FINITE = -1
+DEF NO_MEMORY = -2
 
 
 cdef cpp_bool logit_greater(const Candidate & a, const Candidate & b) noexcept nogil:
@@ -118,7 +126,7 @@ cdef void restore_logits(SamplerState & state, float * logits) noexcept nogil:
 
 
 cdef llama_token best_token(SamplerState & state, const float * logits, int n) noexcept nogil:
-    # The first of the largest, as llama.cpp's greedy sampler takes it; -1 if it is not finite.
+    # The first of the largest, as llama.cpp's greedy sampler takes it.
     cdef size_t b
     cdef size_t best_block = 0
     cdef int i
@@ -128,11 +136,11 @@ cdef llama_token best_token(SamplerState & state, const float * logits, int n) n
             best_block = b
     cdef float best = state.block_max[best_block]
     if not isfinite(best):
-        return -1
+        return NOT_FINITE
     for i in range(<int> best_block * BLOCK, n):
         if logits[i] == best:
             return i
-    return -1
+    return NOT_FINITE
 
 
 cdef void find_top_k(SamplerState & state, const float * logits, int n, int k) noexcept nogil:
@@ -219,7 +227,7 @@ cdef llama_token draw(SamplerState & state, float temperature) noexcept nogil:
 cdef llama_token fused_sample(SamplerState & state, const float * logits, int n) noexcept nogil:
     find_top_k(state, logits, n, min(state.recipe.top_k, n))
     if state.candidates.empty() or not isfinite(state.candidates[0].logit):
-        return -1
+        return NOT_FINITE
     keep_top_p(state, state.recipe.top_p)
     keep_min_p(state, state.recipe.min_p)
     return draw(state, state.recipe.temperature)
@@ -237,18 +245,19 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
         state.chain_data[i].p = 0
         largest = max(largest, state.chain_data[i].logit)
     if not isfinite(largest):
-        return -1
+        return NOT_FINITE
     array.data = state.chain_data.data()
     array.size = n
     array.selected = -1
     array.sorted = False
-    llama_sampler_apply(state.chain, &array)
+    if not apply_sampler(state.chain, &array):
+        return NO_MEMORY
     return array.data[array.selected].id
 
 
 cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
                               const llama_token * history, size_t n_history) noexcept nogil:
-    """The next token, or -1 if the largest logit is not finite, as of broken weights.
+    """The next token, NOT_FINITE if the largest logit is not, as of broken weights, or NO_MEMORY.
 
     logits: float[n_vocab], changed during the call and as before afterwards.
     history: the ledger so far, for the penalties.
@@ -262,22 +271,33 @@ cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
         patch_logit(state, logits, state.suppressed[i], -INFINITY)
     if recipe.temperature <= 0:
         token = best_token(state, logits, n_vocab)
-    elif 0 < recipe.top_k <= n_vocab // (2 * BLOCK) and not state.use_chain:
-        token = fused_sample(state, logits, n_vocab)
-    else:
+    elif needs_chain(state, n_vocab):
         token = chain_sample(state, logits, n_vocab)
+    else:
+        token = fused_sample(state, logits, n_vocab)
     restore_logits(state, logits)
     return token
 
 
-cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe,
-                         bint use_chain) except -1:
+cdef inline bint needs_chain(SamplerState & state, int n_vocab) noexcept nogil:
+    return state.use_chain or not 0 < state.recipe.top_k <= n_vocab // (2 * BLOCK)
+
+
+cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bint use_chain,
+                         int n_vocab) except -1:
+    """Make ready for sampling, with the memory that it takes.
+
+    n_vocab: 0 where it is not known yet.
+    """
     cdef llama_sampler_chain_params params = llama_sampler_chain_default_params()
     state.recipe = recipe
     state.use_chain = use_chain
     state.rng.seed(recipe.seed)
-    if recipe.temperature <= 0:
+    state.block_max.reserve((n_vocab + BLOCK - 1) // BLOCK)
+    state.block_max_scratch.reserve((n_vocab + BLOCK - 1) // BLOCK)
+    if recipe.temperature <= 0 or (n_vocab > 0 and not needs_chain(state, n_vocab)):
         return 0
+    state.chain_data.reserve(n_vocab)
     state.chain = llama_sampler_chain_init(params)
     if recipe.top_k > 0:
         llama_sampler_chain_add(state.chain, llama_sampler_init_top_k(recipe.top_k))
@@ -337,8 +357,14 @@ cdef class Sampler:
 
     cdef SamplerState state
 
-    def __init__(self, params, *, bint use_chain=False):
-        prepare_sampler(self.state, read_recipe(params), use_chain)
+    def __cinit__(self, params, *, bint use_chain=False):
+        try:
+            prepare_sampler(self.state, read_recipe(params), use_chain, 0)
+        except (AttributeError, TypeError):
+            raise InvalidParameterError(
+                "params: must be GenerationParams with a seed "
+                f"(got {type(params).__name__}); create_sampler() makes a sampler of any",
+                field="params") from None
 
     def sample(self, logits, history=()):
         """The next token id.
@@ -366,6 +392,8 @@ cdef class Sampler:
             raise DecodeError("there are no logits to sample from")
         # With the GIL: whichever thread comes next finds state and logits as they were.
         token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
+        if token == NO_MEMORY:
+            raise OutOfMemoryError("there is no memory to sort the logits in")
         if token < 0:
             raise DecodeError("the largest logit is not finite: the weights are broken")
         return token

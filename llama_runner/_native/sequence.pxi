@@ -8,9 +8,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_get_memory,
     llama_memory_seq_pos_max,
     llama_memory_seq_pos_min,
-    llama_memory_seq_rm,
     llama_memory_t,
-    llama_pos,
     llama_token,
     llama_vocab,
     llama_vocab_is_control,
@@ -18,8 +16,6 @@ from llama_runner._llama_cpp.llama cimport (
 from llama_runner._llama_cpp.shim cimport (
     adopt_state,
     append_tokens,
-    restore_state,
-    save_state,
     spliced,
 )
 
@@ -159,13 +155,17 @@ cdef class Sequence:
     def truncate(self, Py_ssize_t n):
         """Forget all but the first n tokens."""
         cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"n: must be between 0 and {native.tokens.size()} (got {n})", field="n")
         if n < max(native.n_kv, native.n_parked):
             with self._held():
                 trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
-        native.tokens.resize(n)
+        with nogil:
+            engine.monitor.lock()
+            native.tokens.resize(n)
+            engine.monitor.unlock()
 
     def remove(self, Py_ssize_t start, Py_ssize_t stop):
         """Remove tokens[start:stop] and close the gap.
@@ -176,13 +176,15 @@ cdef class Sequence:
         """
         cdef bint shifted
         cdef NativeSequence * native = self.idle()
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
         if not 0 <= start < stop <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
                 f"start, stop: no tokens {start}:{stop} in a sequence of {native.tokens.size()}",
                 field="start")
         with self._held():
-            shifted = remove_cells(self.context.engine, self.context.box.get(), native,
-                                   <int32_t> start, <int32_t> stop)
+            with nogil:
+                shifted = remove_cells(engine, box, native, <int32_t> start, <int32_t> stop)
         return "shift" if shifted else "rebuild"
 
     def graft(self, Sequence branch not None, Py_ssize_t start, Py_ssize_t stop):
@@ -198,6 +200,8 @@ cdef class Sequence:
         """
         cdef NativeSequence * native = self.idle()
         cdef NativeSequence * other = branch.idle()
+        cdef Engine * engine = self.context.engine
+        cdef ContextBox * box = self.context.box.get()
         cdef vector[llama_token] added, tokens
         cdef bint grafted
         if (not 0 <= start <= stop <= <Py_ssize_t> native.tokens.size()
@@ -212,8 +216,9 @@ cdef class Sequence:
         added.assign(other.tokens.begin() + start, other.tokens.end())
         tokens = spliced(native.tokens, start, stop, added)
         with self._held():
-            grafted = graft_cells(self.context.engine, self.context.box.get(), native, other,
-                                  <int32_t> start, <int32_t> stop, tokens)
+            with nogil:
+                grafted = graft_cells(engine, box, native, other, <int32_t> start, <int32_t> stop,
+                                      tokens)
         return grafted
 
     def check(self):
@@ -229,6 +234,13 @@ cdef class Sequence:
         cdef NativeSequence * native = self.idle()
         with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> max(0, n))
+
+    def n_left_of(self, Py_ssize_t n):
+        """How many tokens the memory would keep if it had to be cut to the first n."""
+        cdef NativeSequence * native = self.idle()
+        with self._held():
+            return n_left_of(self.context.engine, self.context.box.get(), native,
+                             <int32_t> max(0, n))
 
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
@@ -285,6 +297,7 @@ cdef class Sequence:
         """
         cdef Request request = Request(self, _GREEDY)
         request.native.get().probe = True
+        request.native.get().logits.reserve(self.context.engine.traits.n_vocab)
         return request
 
     def next_logits(self):
@@ -317,23 +330,16 @@ cdef class Sequence:
         """
         cdef NativeSequence * native = self.idle()
         cdef vector[uint8_t] state
+        cdef int32_t n
         cdef ContextBox * box = self.context.box.get()
         cdef Engine * engine = self.context.engine
         cdef uint32_t flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._held():
             with nogil:
-                if native.n_kv == 0:
-                    bring_in(engine, box, self.native, 0)
-                if native.n_kv > 0:
-                    settle_cells(engine, box)
-                if native.n_kv > 0 and not engine.broken.load():
-                    save_state(box.context, native.slot, flags, state)
-            if native.n_kv == 0:
-                return b"", 0
-            if state.empty():
-                raise DecodeError("llama.cpp cannot save this sequence's state",
-                                  native=native_line())
-            return (<char *> state.data())[:state.size()], native.n_kv
+                n = copy_state(engine, box, self.native, flags, state)
+        if n > 0 and state.empty():
+            raise DecodeError("llama.cpp cannot save this sequence's state", native=native_line())
+        return (<char *> state.data())[:state.size()], n
 
     def rewind_state(self, const uint8_t[::1] state not None, Py_ssize_t n):
         """Go back to the first n tokens of the ledger where the memory cannot be rewound.
@@ -352,7 +358,7 @@ cdef class Sequence:
         cdef NativeSequence * native = self.idle()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
-        cdef bint restored
+        cdef bint rewound
         if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
             raise InvalidParameterError(
                 f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
@@ -360,21 +366,10 @@ cdef class Sequence:
             if native.n_kv < n:
                 return False
             with nogil:
-                restored = restore_state(
-                    box.context, native.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
-                    &state[0], state.shape[0])
-            if restored:
-                # The rewindable part still has the later cells.
-                restored = llama_memory_seq_rm(
-                    llama_get_memory(box.context), native.slot, <llama_pos> n, -1)
-            if restored:
-                restored = llama_memory_seq_pos_max(
-                    llama_get_memory(box.context), native.slot) == n - 1
-            if not restored:
-                drop_cells(engine, box, native)
-                raise DecodeError("llama.cpp refuses this state: it was made with another model or "
-                                  "other context settings", native=native_line())
-            native.n_kv = <int32_t> n
+                rewound = rewind_cells(engine, box, native, &state[0], state.shape[0], <int32_t> n)
+        if not rewound:
+            raise DecodeError("llama.cpp refuses this state: it was made with another model or "
+                              "other context settings", native=native_line())
         return True
 
     def adopt_state(self, const uint8_t[::1] state not None, Py_ssize_t n, Py_ssize_t n_exact):

@@ -54,6 +54,8 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     plan_batch(engine, box)
     if not engine.shares.empty():
         code = compute(engine, box, error)
+        if code == 0:
+            choose_tokens(engine, box)
     engine.monitor.lock()
     if engine.shares.empty():
         fail(engine, box, engine.working[0], NO_ROOM)
@@ -71,7 +73,10 @@ cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
-    code = kThrew if engine.broken.load() else compute_with(
+    if engine.broken.load():
+        error = engine.broken_by
+        return kThrew
+    code = compute_with(
         deref(engine), box.context, engine.shares[0].request.sequence.get().adapters, error)
     if code != 0:
         return code
@@ -124,6 +129,8 @@ cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * requ
     sequence.warm = False
     if sequence.n_kv == 0 or not request.begun:
         n_shared = bring_in(engine, box, request.sequence, request.arrival)
+        if is_kept_aside(sequence):
+            return  # until those that came before it leave room
     # The last token's logits are needed, so at least that one is decoded (again).
     trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
     if not request.begun:
@@ -149,6 +156,8 @@ cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
     engine.turn += 1  # another one begins each time, so that nobody is always last
     for i in range(n):
         request = engine.working[(i + engine.turn) % n]
+        if is_kept_aside(request.sequence.get()):
+            continue
         if n_pending(request) > 1:
             n_prompts += 1
         elif budget > 0 and make_room(engine, box, request.sequence, request.arrival, 1):
@@ -156,7 +165,8 @@ cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
             budget -= 1
     for i in range(n):
         request = engine.working[(i + engine.turn) % n]
-        if n_pending(request) <= 1 or budget <= 0 or request.in_batch:
+        if (n_pending(request) <= 1 or budget <= 0 or request.in_batch
+                or is_kept_aside(request.sequence.get())):
             continue
         part = min(n_pending(request), max(1, budget // max(1, n_prompts)))
         n_prompts -= 1
@@ -193,6 +203,26 @@ cdef void add_share(Engine * engine, ContextBox * box, NativeRequest * request,
 
 # ---- after the computation ---------------------------------------------------------------------
 
+cdef void choose_tokens(Engine * engine, ContextBox * box) noexcept nogil:
+    """Sample for each whose last token was in the batch; what samplers hold is the loop's alone."""
+    cdef size_t i
+    cdef float * logits
+    cdef Share * share
+    cdef NativeSequence * sequence
+    for i in range(engine.shares.size()):
+        share = &engine.shares[i]
+        if share.output_index < 0:
+            continue
+        logits = llama_get_logits_ith(box.context, share.output_index)
+        sequence = share.request.sequence.get()
+        if share.request.probe:
+            share.request.logits.assign(logits, logits + engine.traits.n_vocab)
+        else:
+            share.token = sample_token(
+                share.request.sampler, logits, engine.traits.n_vocab, sequence.tokens.data(),
+                sequence.tokens.size())
+
+
 cdef void take_results(Engine * engine, ContextBox * box) noexcept nogil:
     cdef size_t i
     cdef Share * share
@@ -203,8 +233,7 @@ cdef void take_results(Engine * engine, ContextBox * box) noexcept nogil:
         if share.request.phase == Phase.Prefill:
             share.request.n_prefilled += share.n_tokens
         if share.output_index >= 0:
-            take_token(engine, box, share.request,
-                       llama_get_logits_ith(box.context, share.output_index))
+            take_token(engine, box, share.request, share.token)
 
 
 cdef void recover(Engine * engine, ContextBox * box, int32_t code,
@@ -243,20 +272,15 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
 
 
 cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
-                     float * logits) noexcept nogil:
-    """Sample one token and append it to ledger and text, or end the request."""
+                     llama_token token) noexcept nogil:
+    """Append a sampled token to ledger and text, or end the request."""
     cdef NativeSequence * sequence = request.sequence.get()
     cdef size_t text_size = request.text.size()
-    cdef llama_token token
     if request.probe:
-        request.logits.assign(logits, logits + engine.traits.n_vocab)
         finish(engine, box, request, Finish.Stop)
         return
-    token = sample_token(
-        request.sampler, logits, engine.traits.n_vocab, sequence.tokens.data(),
-        sequence.tokens.size())
     if token < 0:
-        fail(engine, box, request, NO_FINITE_LOGIT)
+        fail(engine, box, request, -2 if token == NO_MEMORY else NO_FINITE_LOGIT)
         return
     if request.phase == Phase.Prefill:
         request.phase = Phase.Decode

@@ -100,4 +100,13 @@ inline int32_t append_piece(
     });
 }
 
+// False where there is no memory to sort in.
+inline bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates) noexcept {
+    std::string error;
+    return guarded(error, [&] {
+        llama_sampler_apply(sampler, candidates);
+        return 0;
+    }) == 0;
+}
+
 }  // namespace llama_runner

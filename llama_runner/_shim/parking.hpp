@@ -124,6 +124,13 @@ struct Parking {
     std::atomic<size_t> ram_used{0};
     std::atomic<size_t> disk_used{0};
     std::vector<std::weak_ptr<ParkedState>> states;  // in the order in which they were parked
+    // What is on its way into the memory. Who has to leave for it must not take its place here.
+    const ParkedState * coming_in = nullptr;
+
+    // Bytes of a tier that are in use, but for what is coming in.
+    size_t in_use(const std::atomic<size_t> & tier) const {
+        return tier - (coming_in && coming_in->account == &tier ? coming_in->size : 0);
+    }
 };
 
 inline void drop_all(Parking & parking) {
@@ -165,7 +172,7 @@ inline bool restore_state(
 inline ParkedPtr oldest_on(Parking & parking, const std::atomic<size_t> & tier) {
     for (const std::weak_ptr<ParkedState> & weak : parking.states) {
         ParkedPtr state = weak.lock();
-        if (state && state->account == &tier) {
+        if (state && state->account == &tier && state.get() != parking.coming_in) {
             return state;
         }
     }
@@ -177,7 +184,7 @@ inline bool move_to_disk(Parking & parking, ParkedState & state) {
     if (state.size > parking.disk_limit) {
         return false;
     }
-    while (parking.disk_used + state.size > parking.disk_limit) {
+    while (parking.in_use(parking.disk_used) + state.size > parking.disk_limit) {
         const ParkedPtr oldest = oldest_on(parking, parking.disk_used);
         if (!oldest) {
             return false;
@@ -194,7 +201,7 @@ inline bool move_to_disk(Parking & parking, ParkedState & state) {
 
 // Room in RAM for so many bytes, or all of it.
 inline void make_ram_room(Parking & parking, size_t size) {
-    while (parking.ram_used + size > parking.ram_limit) {
+    while (parking.in_use(parking.ram_used) + size > parking.ram_limit) {
         const ParkedPtr oldest = oldest_on(parking, parking.ram_used);
         if (!oldest) {
             return;
@@ -258,20 +265,34 @@ inline ParkedPtr adopt_state(
     return state;
 }
 
+// False, and `out` is empty, where it cannot be had.
+inline bool read_parked(const ParkedState & parked, std::vector<uint8_t> & out) noexcept {
+    std::string error;
+    bool        whole = false;
+    guarded(error, [&] {
+        if (parked.file.is_open()) {
+            out.resize(parked.size);
+            whole = parked.file.read(out);
+        } else {
+            out   = parked.bytes;
+            whole = out.size() == parked.size;
+        }
+        return 0;
+    });
+    if (!whole) {
+        out.clear();
+    }
+    return whole;
+}
+
 inline bool unpark_state(
         const ParkedState & parked, llama_context * context, llama_seq_id slot) noexcept {
     if (!parked.file.is_open()) {
         return restore_state(context, slot, 0, parked.bytes.data(), parked.bytes.size());
     }
-    std::string error;
-    bool        restored = false;
-    guarded(error, [&] {
-        std::vector<uint8_t> bytes(parked.size);
-        restored = parked.file.read(bytes)
-            && restore_state(context, slot, 0, bytes.data(), bytes.size());
-        return 0;
-    });
-    return restored;
+    std::vector<uint8_t> bytes;
+    return read_parked(parked, bytes)
+        && restore_state(context, slot, 0, bytes.data(), bytes.size());
 }
 
 }  // namespace llama_runner

@@ -110,8 +110,8 @@ struct Adapter {
 // One conversation: its ledger, and what of it need not be computed again.
 //
 // In the memory (slot >= 0): tokens[0:n_kv] have cells at positions 0..n_kv-1, the rest waits to be
-// decoded; nothing is parked. Out of it (slot < 0, n_kv == 0): tokens[0:n_parked] are the first ones
-// of the parked state, if there is one, and the rest waits. Lowering either number is always right.
+// decoded. Out of it (slot < 0, n_kv == 0): tokens[0:n_parked] are the first ones of the parked state,
+// if there is one, and the rest waits. Lowering either number is always right.
 struct Sequence {
     std::vector<llama_token> tokens;
     llama_seq_id             slot      = -1;
@@ -179,6 +179,7 @@ struct Share {
     Request * request;
     int32_t   n_tokens;
     int32_t   output_index;  // batch index whose logits are wanted, or -1
+    llama_token token = -1;  // sampled from them
 };
 
 // What the loop must know of its model and context; fixed when the context is made.
@@ -212,6 +213,7 @@ struct Engine {
     bool                     running           = false;
     bool                     closed            = false;
     std::atomic<bool>        broken{false};  // an exception left the context undefined
+    std::string              broken_by;      // what it said, where nobody was there to be told
     int32_t                  exclusive_waiting = 0;
     size_t                   turn              = 0;
     uint64_t                 clock             = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import ModelLoadError
+
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux limits what a process may map"
+)
 
 
 def new_runner(model_path: Path, progress) -> LlamaRunner:
@@ -114,3 +119,77 @@ def test_threads_load_at_the_same_time(model_path: Path) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert len(set(pool.map(answer, range(3)))) == 1
+
+
+# ---- what a process may not have ---------------------------------------------------------------
+
+LITTLE_MEMORY = """
+import resource
+from llama_runner._core import Context, Model, Request
+from llama_runner.params import GenerationParams
+
+def leave(n_bytes):
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + n_bytes, taken + n_bytes))
+
+def attempt(call):
+    try:
+        print(call())
+    except LlamaError as error:
+        print(type(error).__name__, error.message)
+"""
+
+
+@linux
+@pytest.mark.parametrize("load_mode", ["none", "mmap"])
+def test_no_memory_for_the_weights(python, load_mode: str) -> None:
+    answer = python(
+        LITTLE_MEMORY
+        + f"""
+leave(40_000_000)
+attempt(lambda: Model(sys.argv[1], load_mode="{load_mode}", repack=False))
+"""
+    )
+    assert answer.startswith("OutOfMemoryError there is no memory for the weights of ")
+
+
+@linux
+def test_no_threads(python) -> None:
+    answer = python(
+        LITTLE_MEMORY
+        + """
+with Model(sys.argv[1]) as model:
+    Context(model, n_ctx=256).close()
+    leave(300_000_000)  # a thread has a stack of 8 MB
+    attempt(lambda: Context(model, n_ctx=256, n_threads=128))
+    with Context(model, n_ctx=256, n_threads=2) as context:
+        print(context.n_threads)
+"""
+    )
+    message, n_threads = answer.splitlines()
+    assert message.startswith("OutOfMemoryError cannot start 128 threads: give a smaller n_threads")
+    assert n_threads == "2"
+
+
+@linux
+def test_no_memory_to_sample_in(python) -> None:
+    """Without top_k, llama.cpp sorts all tokens, and takes memory for that."""
+    answer = python(
+        LITTLE_MEMORY
+        + """
+def ask(context, **recipe):
+    sequence = context.new_sequence()
+    sequence.append(list(range(100, 110)))
+    return Request(sequence, GenerationParams(max_tokens=3, seed=1, ignore_eos=True, **recipe))
+
+with Model(sys.argv[1]) as model, Context(model, n_ctx=256) as context:
+    ask(context, top_k=40).run()
+    request = ask(context, top_k=0)
+    leave(0)
+    attempt(request.run)
+    attempt(lambda: len(ask(context, temperature=0.0, top_k=0).run() or "done"))
+"""
+    )
+    first, second = answer.splitlines()
+    assert first.startswith("OutOfMemoryError llama.cpp could not allocate")
+    assert second == "4"

@@ -286,3 +286,10 @@ def test_a_history_of_other_tokens_is_refused(token: int) -> None:
     sampler = Sampler(GenerationParams(seed=1))
     with pytest.raises(TokenizationError):
         sampler.sample(distinct_logits(seed=4, size=700, spread=1.0), [token])
+
+
+def test_what_is_no_recipe_is_refused() -> None:
+    with pytest.raises(InvalidParameterError, match=r"must be GenerationParams .*got int"):
+        Sampler(5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameterError, match="with a seed"):
+        Sampler(GenerationParams())
