@@ -48,6 +48,13 @@ cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
     int64_t detokenize(
         const llama_vocab * vocab, const llama_token * tokens, size_t n, bool strip_prefix,
         bool remove_special, bool unparse_special, string & out) except +set_python_error
+    cdef struct Spelling:
+        size_t n_tokens
+        size_t n_bytes
+    Spelling spelling(
+        const llama_vocab * vocab, const vector[llama_token] & tokens, size_t begin, size_t end,
+        const char * text, size_t n_text, const char * skip, size_t n_skip,
+    ) except +set_python_error
 
 cdef extern from "interrupt.hpp" namespace "llama_runner" nogil:
     ctypedef int (* CheckSignals)() except -1

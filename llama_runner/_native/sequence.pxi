@@ -1,6 +1,6 @@
 # Sequence: one conversation's ledger of tokens, as Python holds it.
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 from libcpp.algorithm cimport equal
 
 from llama_runner._llama_cpp.llama cimport (
@@ -10,12 +10,12 @@ from llama_runner._llama_cpp.llama cimport (
     llama_memory_seq_pos_min,
     llama_memory_t,
     llama_token,
-    llama_vocab,
-    llama_vocab_is_control,
 )
 from llama_runner._llama_cpp.shim cimport (
     adopt_state,
+    Spelling,
     append_tokens,
+    spelling,
     spliced,
 )
 
@@ -235,12 +235,11 @@ cdef class Sequence:
         with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> max(0, n))
 
-    def n_left_of(self, Py_ssize_t n):
+    def n_left_of(self, int n):
         """How many tokens the memory would keep if it had to be cut to the first n."""
         cdef NativeSequence * native = self.idle()
         with self._held():
-            return n_left_of(self.context.engine, self.context.box.get(), native,
-                             <int32_t> max(0, n))
+            return n_left_of(self.context.engine, self.context.box.get(), native, n)
 
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
@@ -248,9 +247,8 @@ cdef class Sequence:
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         with self._held():
-            if native.slot >= 0:
-                with nogil:
-                    park_cells(engine, box, native)
+            with nogil:
+                park_cells(engine, box, native)
 
     def bring_in(self):
         """Come back into the memory, if it was kept aside and there is room."""
@@ -359,9 +357,7 @@ cdef class Sequence:
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         cdef bint rewound
-        if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
-            raise InvalidParameterError(
-                f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
+        check_state(native, state.shape[0], n)
         with self._held():
             if native.n_kv < n:
                 return False
@@ -384,9 +380,7 @@ cdef class Sequence:
         """
         cdef NativeSequence * native = self.idle()
         cdef Engine * engine = self.context.engine
-        if not 0 < n <= <Py_ssize_t> native.tokens.size() or state.shape[0] == 0:
-            raise InvalidParameterError(
-                f"n: must be between 1 and {native.tokens.size()} (got {n})", field="n")
+        check_state(native, state.shape[0], n)
         with self._held():
             drop_cells(engine, self.context.box.get(), native)
             with nogil:
@@ -460,38 +454,17 @@ cdef class Sequence:
         """
         cdef shared_ptr[ContextBox] box = self.context.alive()
         cdef NativeSequence * native = self.alive()
-        cdef const llama_vocab * vocab = self.context.engine.traits.vocab
-        cdef const char * data = text
-        cdef size_t size = len(text)
-        cdef string passed = skip
-        cdef size_t offset = 0
-        cdef size_t i = max(0, start)
         cdef size_t n = native.tokens.size()
-        cdef size_t n_forgiven
-        cdef bint at_start
-        cdef string piece, error
-        if stop is not None:
-            n = min(n, <size_t> max(0, stop))
+        cdef size_t begin = min(<size_t> max(0, start), n)
+        cdef size_t end = n if stop is None else min(<size_t> max(0, stop), n)
+        cdef size_t n_text = len(text), n_skip = len(skip)
+        cdef const char * data = text
+        cdef const char * passed = skip
+        cdef Spelling found
         with nogil:
-            at_start = i == 0 or i > native.tokens.size() or llama_vocab_is_control(
-                vocab, native.tokens[i - 1])
-            while i < n and offset < size:
-                if (passed.size() > 0 and size - offset > passed.size()
-                        and memcmp(passed.data(), data + offset, passed.size()) == 0):
-                    offset += passed.size()
-                piece.clear()
-                append_piece(vocab, native.tokens[i], True, piece, error)
-                n_forgiven = 0
-                if at_start and piece.size() > 0 and piece[0] == b" " and data[offset] != b" ":
-                    n_forgiven = 1
-                if (piece.size() - n_forgiven > size - offset
-                        or memcmp(piece.data() + n_forgiven, data + offset,
-                                  piece.size() - n_forgiven) != 0):
-                    break
-                offset += piece.size() - n_forgiven
-                at_start = llama_vocab_is_control(vocab, native.tokens[i])
-                i += 1
-        return i - max(0, start), offset
+            found = spelling(self.context.engine.traits.vocab, native.tokens, begin, end,
+                             data, n_text, passed, n_skip)
+        return found.n_tokens, found.n_bytes
 
     def close(self):
         """Forget everything and give the slot back."""
@@ -516,3 +489,12 @@ cdef class Sequence:
 
     def __repr__(self):
         return f"<Sequence {len(self)} tokens, {self.n_cached} in memory>"
+
+
+cdef int check_state(NativeSequence * sequence, Py_ssize_t n_bytes, Py_ssize_t n) except -1:
+    """Can these bytes be the state of the first n tokens of this ledger?"""
+    if not 0 < n <= <Py_ssize_t> sequence.tokens.size() or n_bytes == 0:
+        raise InvalidParameterError(
+            f"state, n: {n_bytes} bytes cannot be the state of the first {n} of "
+            f"{sequence.tokens.size()} tokens", field="n")
+    return 0

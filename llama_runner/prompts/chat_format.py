@@ -69,8 +69,7 @@ class ChatFormat:
             shown = self._broken_up(content, message["role"])
         else:
             shown = [
-                {**part, "text": self._broken_up(part["text"], message["role"])}
-                for part in content
+                {**part, "text": self._broken_up(part["text"], message["role"])} for part in content
             ]
         return message if shown == content else {**message, "content": shown}
 
