@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
-from llama_runner._core import Context
+from llama_runner._core import Context, Request
 from llama_runner.checkpoints import Checkpoints
 from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
 from llama_runner.generation import Generation
@@ -155,11 +156,15 @@ class Collector:
             self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
         return method
 
-    def take_opening(self) -> None:
-        """Keep a copy of the state behind what opens the conversation, if it has one to keep."""
+    def take_opening(self, compute: Callable[[Request], None]) -> None:
+        """Keep a copy of the state behind what opens the conversation, if it has one to keep.
+
+        Args:
+            compute: Called with what decodes it, which it runs.
+        """
         parts = self._transcript.parts
         if parts[0].role == "system":
-            self.checkpoints.take_opening(parts[0].n_tokens)
+            self.checkpoints.take_opening(parts[0].n_tokens, compute)
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
         """Milliseconds at the speeds last seen."""

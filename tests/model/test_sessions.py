@@ -9,7 +9,9 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
+from llama_runner._core import Request
 from llama_runner.collection import Collector
+from llama_runner.conversation import Conversation
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -412,3 +414,25 @@ def test_a_stop_string_of_many_tokens_costs_the_turn_at_most(
         n_answered = session.info().used
         receipt = session.generate(" abc", 4, **greedy(ignore_eos=True)).receipt
         assert receipt.reused >= (n_answered - 1 if kind == "plain" else n_before - 1)
+
+
+def test_reading_what_opens_a_conversation_is_cancelled(
+    tiny_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose memory cannot be rewound reads it by itself."""
+    template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
+    with LlamaRunner(tiny_paths["recurrent"], n_ctx=512, chat_template=template) as runner:
+        session = runner.session("the a abc " * 8)
+        before = session.info().spans
+        decode = Conversation._decode
+
+        def cancelled(self: Conversation, request: Request) -> None:
+            session.cancel()
+            decode(self, request)
+
+        monkeypatch.setattr(Conversation, "_decode", cancelled)
+        completion = session.generate("abc", 20, **greedy(ignore_eos=True))
+        assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
+        assert session.info().spans == before
+        monkeypatch.undo()
+        assert session.generate("abc", 4, **greedy(ignore_eos=True)).finish_reason == "length"
