@@ -69,8 +69,7 @@ class ChatFormat:
             shown = self._broken_up(content, message["role"])
         else:
             shown = [
-                {**part, "text": self._broken_up(part["text"], message["role"])}
-                for part in content
+                {**part, "text": self._broken_up(part["text"], message["role"])} for part in content
             ]
         return message if shown == content else {**message, "content": shown}
 
@@ -219,19 +218,18 @@ class ChatFormat:
             ChatTemplateError: The template takes it in no form.
         """
         note = {"role": "user", "content": text}
-        shown = self.text_of(before) if before else ""
+        # A note in the place of what the template writes by itself would be one that opens.
+        lead = self.text_of(before) if before else self.implied_header.decode()
         for messages in (
             [{"role": "system", "content": text}],
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
         ):
             whole = self.text_of([*before, *messages])
-            if not whole.startswith(shown) or len(whole) <= len(shown):
+            if not whole.startswith(lead) or len(whole) <= len(lead):
                 continue
             if self.text_of([*before, *messages, *behind]).startswith(whole):
-                if not before:
-                    whole = whole.removeprefix(self.implied_header.decode())
-                return whole.removeprefix(shown), messages
+                return whole.removeprefix(lead), messages
         raise ChatTemplateError(
             "summarize: this chat template takes no note between messages: use another policy"
         )

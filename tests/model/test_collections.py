@@ -130,6 +130,25 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
     assert runner_prompt
 
 
+def test_a_summary_stands_behind_what_the_template_writes_by_itself(runner: LlamaRunner) -> None:
+    """Where nobody gave a system message, the model's template writes one of its own."""
+    with runner.session() as session:
+        for i in range(3):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        opening = session.info().spans[0]
+        header = session._sequence.tokens[: opening.tokens].tolist()
+        session.gc(0.0, policy=summarize(lambda text: "We spoke of numbers."))
+        n_left = session.info().used
+        receipt = session.generate(question("Go on."), 4, **greedy(ignore_eos=True)).receipt
+        assert receipt.first_difference is None
+        roles = [span.role for span in session.info().spans]
+        assert roles == ["system", "summary", "user", "assistant", "user", "assistant"]
+        assert session._sequence.tokens[: opening.tokens].tolist() == header
+        answer = session.generate([*session.messages, *question("And?")], 4, **greedy())
+        assert answer.receipt.first_difference is None
+        assert answer.receipt.reused >= n_left
+
+
 def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -> None:
     for i in range(3):
         session.generate(question(f"Tell me about {i}."), 10, **greedy(ignore_eos=True))
