@@ -73,25 +73,29 @@ class Checkpoints:
         """Go back to those of a conversation that has begun in the same way, too."""
         self._opening, self._recent = other._opening, list(other._recent)
 
-    def take_opening(self, n: int, compute: Callable[[Request], None]) -> None:
+    def take_opening(self, n: int, compute: Callable[[Request], None]) -> int:
         """Decode the first n tokens by themselves, and keep a copy of the state then.
 
         Args:
             n: How many there are.
             compute: Called with what decodes them, which it runs.
+
+        Returns:
+            How many had to be decoded.
         """
         sequence = self._sequence
         if not has_state(sequence):
-            return
+            return 0
         sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):
-            return
+            return 0
         rest, request = sequence.tokens[n:], None
         sequence.truncate(n)
         try:
             request = sequence.decoding()
             compute(request)
             self._opening = Checkpoint.take(sequence)
+            return request.counts[-1]
         finally:
             if request is not None:
                 request.close()  # it has the sequence where it was cancelled

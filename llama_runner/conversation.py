@@ -339,14 +339,14 @@ class Conversation:
         else:
             self.transcript.add_raw(prompt, parse_special=params.parse_special)
         self.collector.make_room_for_prompt()
-        self.collector.take_opening(self._decode)
+        n_opening, opening_ms = self.collector.take_opening(self._decode)
         generation = Generation(
             self.sequence,
             params,
             started=started,
             shifted=self.collector.n_shifted,
-            computed=added.n_computed,
-            computed_ms=added.ms,
+            computed=added.n_computed + n_opening,
+            computed_ms=added.ms + opening_ms,
             first_difference=added.difference,
         )
         self.collector.n_shifted = 0

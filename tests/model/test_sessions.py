@@ -416,6 +416,24 @@ def test_a_stop_string_of_many_tokens_costs_the_turn_at_most(
         assert receipt.reused >= (n_answered - 1 if kind == "plain" else n_before - 1)
 
 
+@pytest.mark.parametrize("kind", ["plain", "recurrent", "hybrid"])
+def test_what_opens_a_conversation_counts_as_computed(
+    tiny_paths: dict[str, Path], kind: str
+) -> None:
+    """Also where the model reads it by itself, as its memory cannot be rewound."""
+    template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
+    with LlamaRunner(tiny_paths[kind], n_ctx=512, chat_template=template) as runner:
+        session = runner.session("the a abc " * 8)
+        completion = session.generate(question("abc"), 4, **greedy(ignore_eos=True))
+        receipt, timings = completion.receipt, completion.timings
+        assert (receipt.reused, receipt.recomputed) == (0, completion.usage.prompt_tokens)
+        speed = receipt.recomputed / timings.prefill_ms * 1e3
+        assert timings.prefill_tokens_per_second == pytest.approx(speed)
+        n_before = session.info().used
+        receipt = session.generate("abc", 4, **greedy(ignore_eos=True)).receipt
+        assert receipt.reused == n_before - 1
+
+
 def test_reading_what_opens_a_conversation_is_cancelled(
     tiny_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
