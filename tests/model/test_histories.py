@@ -141,6 +141,24 @@ def test_what_went_comes_back_where_a_conversation_branches_off_before(
     assert talk.messages[:-1] == given
 
 
+def test_what_went_comes_back_though_something_is_said_again(talk: Session) -> None:
+    """A user's "Go on." behind an early turn shows nothing of the turns that came later."""
+    talk.append([user("Go on."), assistant("a 4"), user("the 5"), assistant("a 5")])
+    system, *turns = talk.messages
+    talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
+    given = [system, *turns[:4], user("Go on.")]
+    talk.generate(given, 1, **GREEDY)
+    assert talk.messages[:-1] == given
+
+
+def test_what_went_is_known_by_what_came_next(talk: Session) -> None:
+    """Also where the answer to that is asked for again."""
+    system, *turns = talk.messages
+    talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
+    talk.generate([system, *turns[:5]], 1, **GREEDY)
+    assert talk.messages[:-1] == [system, turns[4]]
+
+
 def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:
     given = [*session.messages, user("What is the capital of France?")]
     answer = session.generate(given, 12, **GREEDY)
