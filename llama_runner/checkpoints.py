@@ -28,7 +28,7 @@ def has_state(sequence: Sequence) -> bool:
     return sequence.context.memory_kind in ("recurrent", "hybrid")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The state behind the first n tokens."""
 

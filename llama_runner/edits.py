@@ -105,7 +105,7 @@ class Edits:
         end_byte = chat.end_of(conversation, last, data, start=begins)
         if n_same < start or end_byte is None or end_byte <= n_bytes:
             return None
-        # A turn's marker is the same behind any message: the one that follows must be it to its end.
+        # A turn's marker is the same behind any message: what follows must be it to its end.
         n_behind, _ = transcript.spelled(stop, data[end_byte:], next_start)
         end = min(transcript.start_of(index + 2), next_start)
         if stop < next_start and n_behind < max(1, end - stop):

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NoReturn, Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
 from llama_runner.errors import LlamaError
@@ -204,6 +204,9 @@ class Stream(Iterator[Chunk]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be copied or pickled: read it, and keep its chunks")
 
     def __del__(self) -> None:
         if hasattr(self, "_ended") and not self._ended:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Transcript", "TranscriptMark", "n_same_tokens"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TranscriptMark:
     """A transcript's contents at one time."""
 

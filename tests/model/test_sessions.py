@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,26 @@ def test_a_mark_knows_cells_that_moved_in_another_life(session: Session) -> None
             each.rewind(mark)
             assert each.messages == before
             assert each._sequence.n_exact == len(each._sequence)
+
+
+def test_a_mark_is_equal_to_itself_alone(session: Session) -> None:
+    session.append(question("Hello."))
+    first, second = session.mark(), session.mark()
+    assert first != second
+    assert len({first, second, first}) == 2
+
+
+@pytest.mark.parametrize("twice", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_session_and_a_stream_have_one_owner(
+    session: Session, twice: Callable[[object], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"use fork\(\) for a second one, or save\(\)"):
+        twice(session)
+    with (
+        session.stream(question("Hello."), 4, **greedy()) as stream,
+        pytest.raises(TypeError, match="keep its chunks"),
+    ):
+        twice(stream)
 
 
 def test_forks_go_on_independently_and_share_what_they_have_in_common(
