@@ -335,7 +335,6 @@ class Conversation:
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
             added = self.add_messages(given, for_answer=True)
-            params = params.merged(stop=(*params.stop, *added.stops)) if added.stops else params
         else:
             self.transcript.add_raw(prompt, parse_special=params.parse_special)
         self.collector.make_room_for_prompt()
@@ -344,6 +343,7 @@ class Conversation:
             self.sequence,
             params,
             started=started,
+            stops=added.stops,
             shifted=self.collector.n_shifted,
             computed=added.n_computed + n_opening,
             computed_ms=added.ms + opening_ms,

@@ -25,6 +25,7 @@ class Generation:
     Args:
         sequence: Holds the whole prompt, and computes with the adapters of ``params``.
         params: Without a seed, one is chosen here.
+        stops: Strings that end the answer beside those of ``params``, which are the caller's.
         temporary: Leave nothing behind in the KV memory.
         shifted: Tokens of the prompt that were moved.
         computed: Tokens of the prompt that were computed before it.
@@ -40,6 +41,7 @@ class Generation:
         params: GenerationParams,
         *,
         started: float,
+        stops: tuple[str, ...] = (),
         temporary: bool = False,
         shifted: int = 0,
         computed: int = 0,
@@ -49,13 +51,16 @@ class Generation:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
+        self._stops = (*params.stop, *stops)
         # Templates, tokens, room.
         self._before_ms = (time.perf_counter() - started) * 1e3 - computed_ms
         self._shifted = shifted
         self._computed, self._computed_ms = computed, computed_ms
         self._first_difference = first_difference or (None, None)
+        # Unchecked: with the template's there may be more than a caller may give.
+        recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises behind it would leave it to the exception's traceback.
-        self.request = Request(sequence, params, temporary=temporary)
+        self.request = Request(sequence, recipe, temporary=temporary)
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
         """Generate to the end; no Python runs between two tokens.
@@ -93,7 +98,7 @@ class Generation:
             text=request.text,
             tokens=tokens,
             finish_reason=request.finish_reason,
-            stop_string=None if stop is None else self.params.stop[stop],
+            stop_string=None if stop is None else self._stops[stop],
             usage=Usage(prompt_tokens=n_prompt, completion_tokens=len(tokens)),
             timings=self._timings(len(tokens), n_prefilled + n_computed),
             receipt=Receipt(
