@@ -7,10 +7,11 @@ ends of the last turns; taking tokens back then computes again from the nearest 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_runner._core import Sequence
+from llama_runner._core import Request, Sequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ def has_state(sequence: Sequence) -> bool:
     return sequence.context.memory_kind in ("recurrent", "hybrid")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The state behind the first n tokens."""
 
@@ -72,20 +73,32 @@ class Checkpoints:
         """Go back to those of a conversation that has begun in the same way, too."""
         self._opening, self._recent = other._opening, list(other._recent)
 
-    def take_opening(self, n: int) -> None:
-        """Decode the first n tokens by themselves, and keep a copy of the state then."""
+    def take_opening(self, n: int, compute: Callable[[Request], None]) -> int:
+        """Decode the first n tokens by themselves, and keep a copy of the state then.
+
+        Args:
+            n: How many there are.
+            compute: Called with what decodes them, which it runs.
+
+        Returns:
+            How many had to be decoded.
+        """
         sequence = self._sequence
         if not has_state(sequence):
-            return
+            return 0
         sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):
-            return
-        rest = sequence.tokens[n:]
+            return 0
+        rest, request = sequence.tokens[n:], None
         sequence.truncate(n)
         try:
-            sequence.next_logits()
+            request = sequence.decoding()
+            compute(request)
             self._opening = Checkpoint.take(sequence)
+            return request.counts[-1]
         finally:
+            if request is not None:
+                request.close()  # it has the sequence where it was cancelled
             sequence.append(rest)
 
     def take_turn(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
-from llama_runner._core import Context
+from llama_runner._core import Context, Request
 from llama_runner.checkpoints import Checkpoints
 from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
 from llama_runner.generation import Generation
@@ -155,11 +156,20 @@ class Collector:
             self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
         return method
 
-    def take_opening(self) -> None:
-        """Keep a copy of the state behind what opens the conversation, if it has one to keep."""
-        parts = self._transcript.parts
-        if parts[0].role == "system":
-            self.checkpoints.take_opening(parts[0].n_tokens)
+    def take_opening(self, compute: Callable[[Request], None]) -> tuple[int, float]:
+        """Keep a copy of the state behind what opens the conversation, if it has one to keep.
+
+        Args:
+            compute: Called with what decodes it, which it runs.
+
+        Returns:
+            (n, ms): how many tokens were decoded for it, and how long that took.
+        """
+        parts, started = self._transcript.parts, time.perf_counter()
+        if parts[0].role != "system":
+            return 0, 0.0
+        n = self.checkpoints.take_opening(parts[0].n_tokens, compute)
+        return n, (time.perf_counter() - started) * 1e3 if n else 0.0
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
         """Milliseconds at the speeds last seen."""

@@ -112,6 +112,7 @@ class Conversation:
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._answering: Request | None = None  # what a call waits for
+        self._cancelled = False  # since the call began, which may have no request yet
         self._open: _OpenTurn | None = None
         self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self.become(self.empty_transcript())
@@ -156,7 +157,10 @@ class Conversation:
 
     def cancel(self) -> None:
         """Stop what a call waits for, or the stream that is open; does not wait for it."""
-        turn, request = self._open, self._answering
+        # In this order: a call looks for the flag once its request can be seen, and a request can
+        # be seen until its stream can.
+        self._cancelled = True
+        request, turn = self._answering, self._open
         if request is None and turn is not None:
             request = turn.generation.request
         if request is not None:
@@ -186,7 +190,7 @@ class Conversation:
             self.sequence.check()
             self._check_outside()
             self._settle()
-            self._inside = True
+            self._inside, self._cancelled = True, False
             try:
                 return do()
             finally:
@@ -272,7 +276,6 @@ class Conversation:
         """Add a prompt and what answers it; see :meth:`Session.generate`."""
 
         def run(generation: Generation) -> Completion:
-            self._answering = generation.request
             completion = generation.run(self._make_room)
             if not _has_answered(generation.request):
                 self._go_back()
@@ -307,6 +310,9 @@ class Conversation:
                 generation.request.close()
             try:
                 generation.request.resume(self.collector.pause_at())
+                self._answering = generation.request
+                if self._cancelled:
+                    generation.request.close()
                 return use(generation)
             except BaseException:
                 generation.request.close()  # not when the exception is forgotten
@@ -329,18 +335,18 @@ class Conversation:
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
             added = self.add_messages(given, for_answer=True)
-            params = params.merged(stop=(*params.stop, *added.stops)) if added.stops else params
         else:
             self.transcript.add_raw(prompt, parse_special=params.parse_special)
         self.collector.make_room_for_prompt()
-        self.collector.take_opening()
+        n_opening, opening_ms = self.collector.take_opening(self._decode)
         generation = Generation(
             self.sequence,
             params,
             started=started,
+            stops=added.stops,
             shifted=self.collector.n_shifted,
-            computed=added.n_computed,
-            computed_ms=added.ms,
+            computed=added.n_computed + n_opening,
+            computed_ms=added.ms + opening_ms,
             first_difference=added.difference,
         )
         self.collector.n_shifted = 0
@@ -387,6 +393,8 @@ class Conversation:
 
     def _decode(self, request: Request) -> None:
         self._answering = request
+        if self._cancelled:
+            request.close()
         request.run()
         if request.finish_reason == "cancelled":
             raise _CancelledError
@@ -404,6 +412,8 @@ class Conversation:
         Raises:
             ContextFullError: All that could go is pinned.
         """
+        if generation.request.done:
+            return  # cancelled, while this waited for its turn
         generation.request.lend()
         self.collector.make_room_while_generating(generation)
 

@@ -105,8 +105,10 @@ class Edits:
         end_byte = chat.end_of(conversation, last, data, start=begins)
         if n_same < start or end_byte is None or end_byte <= n_bytes:
             return None
+        # A turn's marker is the same behind any message: what follows must be it to its end.
         n_behind, _ = transcript.spelled(stop, data[end_byte:], next_start)
-        if stop < next_start and not n_behind:
+        end = min(transcript.start_of(index + 2), next_start)
+        if stop < next_start and n_behind < max(1, end - stop):
             return None
         tokens, _ = chat.tokenize(data[n_bytes:end_byte], transcript.behind(start))
         n_same = n_same_tokens(transcript.sequence.tokens[start:stop], tokens)
@@ -125,6 +127,8 @@ class Edits:
             return False
         if len(sequence) + len(new.tokens) - (new.stop - new.start) > self._limit:
             return False
+        if sequence.n_cached + len(computed) > sequence.context.n_ctx:
+            return False  # the fork would move it out of the memory
         if not len(computed):
             self._transcript.moving()
             sequence.remove(new.start, stop)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NoReturn, Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
 from llama_runner.errors import LlamaError
@@ -25,6 +25,7 @@ class Generation:
     Args:
         sequence: Holds the whole prompt, and computes with the adapters of ``params``.
         params: Without a seed, one is chosen here.
+        stops: Strings that end the answer beside those of ``params``, which are the caller's.
         temporary: Leave nothing behind in the KV memory.
         shifted: Tokens of the prompt that were moved.
         computed: Tokens of the prompt that were computed before it.
@@ -40,6 +41,7 @@ class Generation:
         params: GenerationParams,
         *,
         started: float,
+        stops: tuple[str, ...] = (),
         temporary: bool = False,
         shifted: int = 0,
         computed: int = 0,
@@ -49,13 +51,16 @@ class Generation:
         if params.seed is None:
             params = params.merged(seed=secrets.randbelow(SEED_MAX + 1))
         self.params = params
+        self._stops = (*params.stop, *stops)
         # Templates, tokens, room.
         self._before_ms = (time.perf_counter() - started) * 1e3 - computed_ms
         self._shifted = shifted
         self._computed, self._computed_ms = computed, computed_ms
         self._first_difference = first_difference or (None, None)
+        # Unchecked: with the template's there may be more than a caller may give.
+        recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises behind it would leave it to the exception's traceback.
-        self.request = Request(sequence, params, temporary=temporary)
+        self.request = Request(sequence, recipe, temporary=temporary)
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
         """Generate to the end; no Python runs between two tokens.
@@ -65,13 +70,18 @@ class Generation:
         """
         try:
             self.request.run()
-            while self.request.paused and make_room is not None:
+            while self.rests and make_room is not None:
                 make_room(self)
                 self.request.run()
         except BaseException:
             self.request.close()  # the error may be kept for long, and the request with it
             raise
         return self.completion()
+
+    @property
+    def rests(self) -> bool:
+        """Whether it waits for room; not where it was cancelled meanwhile."""
+        return self.request.paused and not self.request.done
 
     def completion(self) -> Completion:
         """The outcome, once the request is done."""
@@ -88,7 +98,7 @@ class Generation:
             text=request.text,
             tokens=tokens,
             finish_reason=request.finish_reason,
-            stop_string=None if stop is None else self.params.stop[stop],
+            stop_string=None if stop is None else self._stops[stop],
             usage=Usage(prompt_tokens=n_prompt, completion_tokens=len(tokens)),
             timings=self._timings(len(tokens), n_prefilled + n_computed),
             receipt=Receipt(
@@ -147,13 +157,14 @@ class Stream(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         if self._ended:
             raise StopIteration
-        request = self._generation.request
+        generation = self._generation
+        request = generation.request
         try:
             while True:
-                if request.paused and self._make_room is not None:
-                    self._make_room(self._generation)
+                if generation.rests and self._make_room is not None:
+                    self._make_room(generation)
                 text, tokens, shown = request.read(self._shown)
-                if text or not request.paused:
+                if text or not generation.rests:
                     break  # when it paused with text to show, room is made at the next pull
             if request.done:
                 self._end()
@@ -198,6 +209,9 @@ class Stream(Iterator[Chunk]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be copied or pickled: read it, and keep its chunks")
 
     def __del__(self) -> None:
         if hasattr(self, "_ended") and not self._ended:

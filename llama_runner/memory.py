@@ -143,37 +143,53 @@ def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
     """
     if n_to_free <= 0 or not spans:
         return []
-    turns = _turns(spans)
-    proposed: set[int] = set()
+    turns = [_Turn(spans, turn) for turn in _turns(spans).values()]
+    turn_of = {i: turn for turn in turns for i in turn.indices}
     chosen: set[int] = set()
     freed = 0
     for group in _checked(policy, spans):
         if freed >= n_to_free:
             break
-        proposed.update(group)
-        for turn in {spans[i].turn for i in group}:
-            gone = _may_go(spans, turns.get(turn, []), proposed) - chosen
-            freed += sum(spans[i].tokens for i in gone)
+        for i in turn_of.keys() & group:
+            gone = turn_of[i].propose(i) - chosen
+            freed += sum(spans[k].tokens for k in gone)
             chosen |= gone
     return sorted(chosen)
 
 
-def _may_go(spans: Sequence[Span], turn: list[int], proposed: set[int]) -> set[int]:
-    """Of what was proposed of a turn, what leaves a conversation that templates accept."""
-    wanted = {i for i in turn if i in proposed and not spans[i].pinned}
-    newest = bool(turn) and spans[turn[-1]].turn == spans[-1].turn
-    if len(wanted) == len(turn) and not newest:
-        return wanted
-    steps = _steps(spans, turn)
-    if newest:  # what the model is to answer now are the last results
-        steps = steps[: max((k for k, step in enumerate(steps) if len(step) > 1), default=0)]
-    gone = {i for step in steps for i in step[1:] if i in wanted}
-    for step in steps if newest else steps[:-1]:
-        if wanted.issuperset(step):
-            gone.update(step)
-    if not newest:  # no template made them, so none can refuse what is left
-        gone.update(i for i in wanted if spans[i].role in UNTEMPLATED)
-    return gone
+class _Turn:
+    """What was proposed of a turn, and what may go then, so that templates accept what is left.
+
+    Args:
+        spans: Of the conversation.
+        indices: Of the turn's spans.
+    """
+
+    def __init__(self, spans: Sequence[Span], indices: list[int]) -> None:
+        self.indices = indices
+        self._spans = spans
+        self._wanted: set[int] = set()
+        self._is_newest = spans[indices[-1]].turn == spans[-1].turn
+        steps = _steps(spans, indices)
+        if self._is_newest:  # what the model is to answer now are the last results
+            steps = steps[: max((k for k, step in enumerate(steps) if len(step) > 1), default=0)]
+        self._step_of = {i: step for step in steps for i in step}
+        # Of an older turn, the last step is the answer.
+        self._answer = None if self._is_newest or not steps else steps[-1]
+
+    def propose(self, i: int) -> set[int]:
+        """What may go now that one more of its spans is proposed."""
+        if self._spans[i].pinned:
+            return set()
+        self._wanted.add(i)
+        if len(self._wanted) == len(self.indices) and not self._is_newest:
+            return self._wanted
+        step = self._step_of.get(i, [])
+        if step and step is not self._answer and self._wanted.issuperset(step):
+            return set(step)
+        # No template made what is untemplated, so none can refuse what is left.
+        untemplated = self._spans[i].role in UNTEMPLATED and not self._is_newest
+        return {i} if untemplated or i in step[1:] else set()
 
 
 def _checked(policy: GcPolicy, spans: Sequence[Span]) -> Iterator[list[int]]:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -84,13 +85,17 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
     """
     if not any(part.collected or part.role == "summary" for part in parts):
         return given
+    digests = tuple(map(_digest, given))
+    last_said = _last_said(parts, given, digests)
     read: list[dict[str, Any]] = []
     k = 0  # of those given, how many were read
     for i, part in enumerate(parts):
         end = k + len(part.collected)
-        known = part.collected == tuple(map(_digest, given[k:end]))
+        known = part.collected == digests[k:end]
         if known and part.collected:
-            known = any(m in given[end:] for later in parts[i:] for m in later.messages)
+            # Users and tools say the same again; that shows nothing, unless it is what came next.
+            came_next = end < len(given) and digests[end] == _next(parts[i:])
+            known = came_next or last_said[i] >= end
         if known:
             k = end
         if part.role == "summary":
@@ -107,6 +112,30 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
     n_same = _n_same(parts, read)
     is_all = n_same == sum(len(part.messages) for part in parts)
     return read if is_all or n_same >= max(1, _n_same(parts, given)) else given
+
+
+def _last_said(
+    parts: list[Part], given: list[dict[str, Any]], digests: tuple[bytes, ...]
+) -> list[int]:
+    """For each part, where those given have last what the assistant said in it or later; or -1."""
+    places = {
+        digest: k
+        for k, (message, digest) in enumerate(zip(given, digests, strict=True))
+        if message["role"] == "assistant"
+    }
+    found = [max((places.get(_digest(m), -1) for m in p.messages), default=-1) for p in parts]
+    return list(accumulate(reversed(found), max))[::-1]
+
+
+def _next(parts: list[Part]) -> bytes | None:
+    """The digest of the message that came next; a summary stands for what came before it."""
+    for i, part in enumerate(parts):
+        come = part.collected if i else ()
+        if part.role != "summary":
+            come += tuple(map(_digest, part.messages[:1]))
+        if come:
+            return come[0]
+    return None
 
 
 def _n_same(parts: list[Part], messages: list[dict[str, Any]]) -> int:

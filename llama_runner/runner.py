@@ -154,17 +154,17 @@ class LlamaRunner:
         context = self._alive_context()
         chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
+        stops: tuple[str, ...] = ()
         if is_messages(prompt):
             text, stops = self._chat.render(read_messages(prompt))
             sequence.append(self._chat.tokenize(text.encode(), behind=None)[0])
-            chosen = chosen.merged(stop=(*chosen.stop, *stops)) if stops else chosen
         elif isinstance(prompt, str):
             if prompt:
                 sequence.append(self.tokenizer.tokenize(prompt, parse_special=chosen.parse_special))
         else:
             sequence.append(prompt)
         sequence.use_adapters(chosen.lora)
-        return Generation(sequence, chosen, started=started, temporary=True)
+        return Generation(sequence, chosen, started=started, stops=stops, temporary=True)
 
     # ---- stateful ------------------------------------------------------------------------------
 

@@ -9,7 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Unpack,
+)
 
 from llama_runner._core import Sequence
 from llama_runner.checkpoints import Checkpoint
@@ -66,7 +75,7 @@ def _undone_on_error(method: _Method[_P, _T]) -> _Method[_P, _T]:
     return call
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SessionMark:
     """A place in a conversation to come back to; see :meth:`Session.mark`."""
 
@@ -460,6 +469,11 @@ class Session:
     ) -> None:
         self.cancel()  # a loop over a stream may have been left early
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a session cannot be copied or pickled: use fork() for a second one, or save()"
+        )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

@@ -23,7 +23,7 @@ from llama_runner.parts import (
     without_collected,
 )
 from llama_runner.prompts.chat_format import BREAK, ChatFormat
-from llama_runner.prompts.messages import TokenIds, begins_turn
+from llama_runner.prompts.messages import TokenIds, as_text, begins_turn
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Transcript", "TranscriptMark", "n_same_tokens"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TranscriptMark:
     """A transcript's contents at one time."""
 
@@ -84,11 +84,11 @@ class Transcript:
     def text_of(self, indices: list[int]) -> str:
         """Parts as text for people: messages as "role: content", other text as it is."""
         tokens = self.sequence.tokens
-        texts = []
+        texts: list[str] = []
         for i in indices:
             part = self.parts[i]
             if part.messages:
-                texts += [f"{m['role']}: {m.get('content') or ''}" for m in part.messages]
+                texts += map(as_text, part.messages)
             else:
                 start = self.start_of(i)
                 run = tokens[start : start + part.n_tokens]

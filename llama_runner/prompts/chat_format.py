@@ -104,8 +104,8 @@ class ChatFormat:
         """Where a message ends in the text of a conversation that begins with these messages.
 
         Rendering all messages up to each one would take quadratic time. So what a message adds to
-        the last turn before it is looked for where it must be; only if it is not there, all are
-        rendered.
+        the last question and step before it is looked for where it must be; only if it is not
+        there, all are rendered.
 
         Args:
             messages: The conversation.
@@ -117,11 +117,9 @@ class ChatFormat:
         Returns:
             A byte offset, or None where the template shows the message only with the next.
         """
-        j = i
-        while j > 0 and (messages[j]["role"] != "user" or j == i):
-            j -= 1
-        if j > 0 and (start is not None or inside is not None):
-            before, after = self.text_of(messages[j:i]), self.text_of(messages[j : i + 1])
+        behind = _last_step(messages[:i])
+        if len(behind) < i and (start is not None or inside is not None):
+            before, after = self.text_of(behind), self.text_of([*behind, messages[i]])
             block = after.removeprefix(before).encode() if after.startswith(before) else b""
             first, last = (start, start) if inside is None else (inside - len(block), inside)
             at = data.find(block, max(0, first or 0), (last or 0) + len(block))
@@ -218,19 +216,26 @@ class ChatFormat:
             ChatTemplateError: The template takes it in no form.
         """
         note = {"role": "user", "content": text}
-        shown = self.text_of(before) if before else ""
+        # A note in the place of what the template writes by itself would be one that opens.
+        lead = self.text_of(before) if before else self.implied_header.decode()
         for messages in (
             [{"role": "system", "content": text}],
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
         ):
             whole = self.text_of([*before, *messages])
-            if not whole.startswith(shown) or len(whole) <= len(shown):
+            if not whole.startswith(lead) or len(whole) <= len(lead):
                 continue
             if self.text_of([*before, *messages, *behind]).startswith(whole):
-                if not before:
-                    whole = whole.removeprefix(self.implied_header.decode())
-                return whole.removeprefix(shown), messages
+                return whole.removeprefix(lead), messages
         raise ChatTemplateError(
             "summarize: this chat template takes no note between messages: use another policy"
         )
+
+
+def _last_step(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation's last question, and what the assistant said last with what followed it."""
+    places = range(len(messages))
+    j = next((k for k in reversed(places) if messages[k]["role"] == "user"), 0)
+    steps = (k for k in reversed(places[j + 1 :]) if messages[k]["role"] == "assistant")
+    return messages[j : j + 1] + messages[next(steps, j + 1) :]

@@ -18,6 +18,7 @@ __all__ = [
     "Prompt",
     "Text",
     "TokenIds",
+    "as_text",
     "begins_turn",
     "is_messages",
     "is_whole_conversation",
@@ -30,6 +31,7 @@ Message: TypeAlias = Mapping[str, Any]
 # What templates get to see of a message (llama.cpp: common_chat_msgs_parse_oaicompat). Whatever it
 # carries besides, such as a front end's ids, makes it no other message.
 KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
+TEXTS = ("reasoning_content", "name", "tool_call_id")
 # Far more than any call of a tool needs; parsers and templates recurse.
 MAX_DEPTH = 100
 
@@ -83,8 +85,8 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
     """Check messages and copy them, of each what templates see.
 
     Raises:
-        InvalidParameterError: One is no mapping, has no role or no content, content that is no
-            text, or holds what JSON cannot.
+        InvalidParameterError: One is no mapping, has no role or no content, something else where
+            text or calls of tools belong, or holds what JSON cannot.
     """
     messages = []
     for i, message in enumerate(prompt):
@@ -101,20 +103,28 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
                 f"prompt[{i}]: 'content' must be text (got {type(content).__name__})",
                 field="prompt",
             )
-        if not isinstance(content, str) and not content and not message.get("tool_calls"):
-            raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
         if isinstance(content, list | tuple) and not all(map(_is_text_part, content)):
             raise InvalidParameterError(
                 f"prompt[{i}]: each part of 'content' must be {{'type': 'text', 'text': ...}}",
                 field="prompt",
             )
-        seen = {key: message[key] for key in KEYS if message.get(key) not in (None, [])}
+        seen = {key: message[key] for key in KEYS if not _is_nothing(message.get(key))}
         try:
-            copied = json.loads(json.dumps(seen))
+            copied = json.loads(json.dumps(seen, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 f"prompt[{i}]: cannot be written as JSON: {error}", field="prompt"
             ) from None
+        if copied.get("content") in (None, []) and not copied.get("tool_calls"):
+            raise InvalidParameterError(f"prompt[{i}]: has no 'content'", field="prompt")
+        for key in TEXTS:
+            if not isinstance(copied.get(key, ""), str):
+                raise InvalidParameterError(f"prompt[{i}]: {key!r} must be text", field="prompt")
+        calls = copied.get("tool_calls", [])
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise InvalidParameterError(
+                f"prompt[{i}]: 'tool_calls' must be a list of objects", field="prompt"
+            )
         if _depth(copied) > MAX_DEPTH:
             raise InvalidParameterError(
                 f"prompt[{i}]: has lists and objects inside each other {_depth(copied)} deep; "
@@ -125,11 +135,26 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
     return messages
 
 
+def as_text(message: dict[str, Any]) -> str:
+    """A message for people: who says what, and which tools are called."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part["text"] for part in content)
+    calls = message.get("tool_calls")
+    said = [content, json.dumps(calls, ensure_ascii=False)] if calls else [content]
+    return f"{message['role']}: " + "\n".join(filter(None, said))
+
+
 def _is_text_part(part: object) -> bool:
     """Whether this is a part of a message as in OpenAI's API, and neither image nor sound."""
     if not isinstance(part, Mapping):
         return False
     return part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _is_nothing(value: object) -> bool:
+    """None or an empty list; what compares in its own way, as numpy's arrays do, is something."""
+    return value is None or (isinstance(value, list) and not value)
 
 
 def _depth(value: object) -> int:

@@ -13,9 +13,12 @@ import pytest
 
 from llama_runner import Completion, GenerationParams, LlamaRunner
 from llama_runner._core import Request
+from llama_runner.collection import Collector
 from llama_runner.errors import ClosedError, ContextBusyError, ContextFullError, LlamaError
+from llama_runner.prompts.chat_format import ChatFormat
 
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
+QUESTION = [{"role": "user", "content": "Why?"}]
 
 # The model is sure how these go on. Where it is not, computing several sequences in one batch
 # rounds differently and may choose another token than computing one alone.
@@ -406,6 +409,50 @@ def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(
         assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
         after = session.info()
         assert (after.used, after.spans) == (before.used, before.spans)
+
+
+@pytest.mark.parametrize("where", [(ChatFormat, "render"), (Collector, "take_opening")])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_call_is_cancelled_before_there_is_anything_to_compute(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str], streaming: bool
+) -> None:
+    owner, name = where
+    method = getattr(owner, name)
+    with runner.session() as session:
+        session.generate(QUESTION, 4, **ENDLESS)
+        before = session.info().spans
+
+        def cancelled(self, *args, **options):
+            session.cancel()
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(owner, name, cancelled)
+        if streaming:
+            stream = session.stream(QUESTION, 20, **ENDLESS)
+            assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+        else:
+            completion = session.generate(QUESTION, 20, **ENDLESS)
+            assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
+        assert session.info().spans == before
+        monkeypatch.undo()
+        assert session.generate(QUESTION, 4, **ENDLESS).finish_reason == "length"
+
+
+def test_a_stream_that_rests_because_its_context_is_full_is_cancelled(python) -> None:
+    answer = python(
+        """
+        runner = new_runner(n_ctx=256)
+        session = runner.session()
+        for i in range(5):
+            session.generate([{"role": "user", "content": f"Number {i}"}], 20, **ENDLESS)
+        stream = session.stream([{"role": "user", "content": "Why?"}], 400, **ENDLESS)
+        for chunk in stream:
+            if stream._generation.request.paused:
+                session.cancel()
+        print(chunk.finish_reason, session.messages[-1]["content"] == stream.completion.text)
+        """
+    )
+    assert answer == "cancelled True\n"
 
 
 def test_a_stream_at_rest_is_cancelled(runner: LlamaRunner) -> None:

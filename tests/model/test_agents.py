@@ -10,6 +10,7 @@ import pytest
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.memory import summarize, tool_results
+from llama_runner.prompts.chat_format import ChatFormat
 
 Message = dict[str, Any]
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -89,6 +90,29 @@ def test_steps_that_are_given_at_once_go_as_those_that_are_given_one_by_one(
         edited = [user("Is every number fine?"), *history[1:]]
         session.generate(edited, 4, **GREEDY)
         assert session.messages[0] == edited[0]
+
+
+def test_each_step_is_rendered_with_the_question_and_one_step(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with all that came since the question, which takes quadratic time."""
+    n_rendered = 0
+    text_of = ChatFormat.text_of
+
+    def counted(self: ChatFormat, messages: list[Message], **options: Any) -> str:
+        nonlocal n_rendered
+        n_rendered += len(messages)
+        return text_of(self, messages, **options)
+
+    history = [user("Hello."), {"role": "assistant", "content": "Hi."}, user("Are all fine?")]
+    for i in range(12):
+        history += [call(i), result(i)]
+    with runner.session() as session:
+        assert runner._chat.implied_header
+        monkeypatch.setattr(ChatFormat, "text_of", counted)
+        session.append(history)
+        assert n_rendered < 10 * len(history)
+        assert len(session.info().spans) == 1 + len(history)
 
 
 def test_results_go_by_themselves(runner: LlamaRunner) -> None:

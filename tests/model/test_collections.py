@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,45 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
     assert [m["content"] for m in session.messages[:2]] == [before[0]["content"], "Summary 2."]
     assert with_summary.spans_removed == 3
     assert runner_prompt
+
+
+def test_a_summary_is_made_of_what_was_said_and_called(session: Session) -> None:
+    call = {"type": "function", "id": "1", "function": {"name": "find", "arguments": '{"x": 1}'}}
+    session.append(
+        [
+            {"role": "user", "content": [{"type": "text", "text": t} for t in ("Find ", "it.")]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "42"},
+            {"role": "assistant", "content": "It is 42."},
+            *question("Thanks."),
+        ]
+    )
+    given: list[str] = []
+    session.gc(0.0, policy=summarize(lambda text: given.append(text) or "It is 42."))
+    asked, called, *rest = given[0].split("\n\n")
+    assert asked == "user: Find it."
+    assert called.startswith("assistant: [")
+    assert json.loads(called.removeprefix("assistant: ")) == [call]
+    assert rest == ["tool: 42", "assistant: It is 42."]
+
+
+def test_a_summary_stands_behind_what_the_template_writes_by_itself(runner: LlamaRunner) -> None:
+    """Where nobody gave a system message, the model's template writes one of its own."""
+    with runner.session() as session:
+        for i in range(3):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        opening = session.info().spans[0]
+        header = session._sequence.tokens[: opening.tokens].tolist()
+        session.gc(0.0, policy=summarize(lambda text: "We spoke of numbers."))
+        n_left = session.info().used
+        receipt = session.generate(question("Go on."), 4, **greedy(ignore_eos=True)).receipt
+        assert receipt.first_difference is None
+        roles = [span.role for span in session.info().spans]
+        assert roles == ["system", "summary", "user", "assistant", "user", "assistant"]
+        assert session._sequence.tokens[: opening.tokens].tolist() == header
+        answer = session.generate([*session.messages, *question("And?")], 4, **greedy())
+        assert answer.receipt.first_difference is None
+        assert answer.receipt.reused >= n_left
 
 
 def test_a_summary_that_fails_or_is_too_long_changes_nothing(session: Session) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from talk import assistant, greedy, question, user
 
 from llama_runner import LlamaRunner, Session
+from llama_runner._core import Request
 from llama_runner.conversation import Conversation
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.parts import Part, changes
@@ -357,6 +358,54 @@ def test_a_message_that_becomes_too_long_makes_room_as_always(
             results.append((session.messages, session.info().state))
     assert results[0] == results[1]
     assert results[0][1] == "cleaned"
+
+
+@pytest.fixture
+def computed_apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens were computed by themselves, each time."""
+    counts: list[int] = []
+    decode = Conversation._decode
+
+    def counted(self: Conversation, request: Request) -> None:
+        decode(self, request)
+        counts.append(request.counts[-1])
+
+    monkeypatch.setattr(Conversation, "_decode", counted)
+    return counts
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_message_is_computed_apart_where_there_is_room_for_it_beside_the_old_one(
+    tiny_paths: dict[str, Path], computed_apart: list[int], room: bool
+) -> None:
+    with shallow_runner(tiny_paths, n_ctx=1536 if room else 1024) as runner:
+        session = runner.session(reuse="chunks")
+        session.append([{"role": "system", "content": "abc"}, user("a b " * 100), *said(5)[1:]])
+        session.generate([*session.messages, user("?")], 1, **greedy())
+        given = session.messages
+        given[1] = user("b a " * 190)
+        receipt = session.generate([*given, user("x")], 1, **greedy()).receipt
+        assert session.messages[:-1] == [*given, user("x")]
+        assert (len(computed_apart), receipt.shifted > 0) == ((1, True) if room else (0, False))
+
+
+def test_nothing_is_computed_apart_where_what_follows_is_shown_differently(
+    tiny_paths: dict[str, Path], computed_apart: list[int]
+) -> None:
+    """Though the markers between the messages are the same."""
+    counting = (
+        "{% for m in messages %}<{{ m.role }}>{{ messages[0].content | length }}{{ m.content }}\n"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    with shallow_runner(tiny_paths, chat_template=counting) as runner:
+        session = runner.session(reuse="chunks")
+        session.append(said(6))
+        session.generate([*said(6), user("?")], 1, **greedy())
+        given = session.messages
+        given[0] = {"role": "system", "content": "abcd"}
+        receipt = session.generate([*given, user("x")], 1, **greedy()).receipt
+        assert session.messages[:-1] == [*given, user("x")]
+        assert (computed_apart, receipt.shifted) == ([], 0)
 
 
 def test_a_difference_that_the_template_does_not_show_is_none(

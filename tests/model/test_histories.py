@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from talk import assistant, user
 
@@ -15,6 +16,7 @@ from llama_runner import LlamaRunner, Session
 from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaError
 from llama_runner.memory import summarize
 
+Message = dict[str, Any]
 GREEDY: dict[str, Any] = {"temperature": 0}
 TEMPLATE = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
 
@@ -141,6 +143,24 @@ def test_what_went_comes_back_where_a_conversation_branches_off_before(
     assert talk.messages[:-1] == given
 
 
+def test_what_went_comes_back_though_something_is_said_again(talk: Session) -> None:
+    """A user's "Go on." behind an early turn shows nothing of the turns that came later."""
+    talk.append([user("Go on."), assistant("a 4"), user("the 5"), assistant("a 5")])
+    system, *turns = talk.messages
+    talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
+    given = [system, *turns[:4], user("Go on.")]
+    talk.generate(given, 1, **GREEDY)
+    assert talk.messages[:-1] == given
+
+
+def test_what_went_is_known_by_what_came_next(talk: Session) -> None:
+    """Also where the answer to that is asked for again."""
+    system, *turns = talk.messages
+    talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
+    talk.generate([system, *turns[:5]], 1, **GREEDY)
+    assert talk.messages[:-1] == [system, turns[4]]
+
+
 def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:
     given = [*session.messages, user("What is the capital of France?")]
     answer = session.generate(given, 12, **GREEDY)
@@ -226,11 +246,33 @@ def test_an_index_of_a_message_counts_those_that_were_given(session: Session) ->
 
 
 @pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": 3}, "'name' must be text"),
+        ({"tool_call_id": [1]}, "'tool_call_id' must be text"),
+        ({"reasoning_content": {"a": 1}}, "'reasoning_content' must be text"),
+        ({"tool_calls": "find"}, "'tool_calls' must be a list of objects"),
+        ({"tool_calls": ["find"]}, "'tool_calls' must be a list of objects"),
+        ({"content": None, "tool_calls": ()}, "has no 'content'"),
+    ],
+)
+def test_messages_with_something_else_in_them_are_refused(
+    session: Session, wrong: Message, said: str
+) -> None:
+    before = session.messages
+    with pytest.raises(InvalidParameterError, match=rf"prompt\[0\]: {said}"):
+        session.append([{"role": "assistant", "content": "Yes.", **wrong}])
+    assert session.messages == before
+
+
+@pytest.mark.parametrize(
     "message",
     [
         {"role": "user", "content": "", "name": {1, 2}},
         {"role": "user", "content": "", "name": b"bytes"},
         {"role": "assistant", "content": "", "tool_calls": [{"function": object()}]},
+        {"role": "assistant", "content": None, "tool_calls": np.zeros(2)},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": float("nan")}]},
     ],
 )
 def test_messages_that_are_no_json_are_refused(session: Session, message: Any) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
+from llama_runner._core import Request
 from llama_runner.collection import Collector
+from llama_runner.conversation import Conversation
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -133,6 +137,26 @@ def test_a_mark_knows_cells_that_moved_in_another_life(session: Session) -> None
             each.rewind(mark)
             assert each.messages == before
             assert each._sequence.n_exact == len(each._sequence)
+
+
+def test_a_mark_is_equal_to_itself_alone(session: Session) -> None:
+    session.append(question("Hello."))
+    first, second = session.mark(), session.mark()
+    assert first != second
+    assert len({first, second, first}) == 2
+
+
+@pytest.mark.parametrize("twice", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_session_and_a_stream_have_one_owner(
+    session: Session, twice: Callable[[object], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"use fork\(\) for a second one, or save\(\)"):
+        twice(session)
+    with (
+        session.stream(question("Hello."), 4, **greedy()) as stream,
+        pytest.raises(TypeError, match="keep its chunks"),
+    ):
+        twice(stream)
 
 
 def test_forks_go_on_independently_and_share_what_they_have_in_common(
@@ -412,3 +436,43 @@ def test_a_stop_string_of_many_tokens_costs_the_turn_at_most(
         n_answered = session.info().used
         receipt = session.generate(" abc", 4, **greedy(ignore_eos=True)).receipt
         assert receipt.reused >= (n_answered - 1 if kind == "plain" else n_before - 1)
+
+
+@pytest.mark.parametrize("kind", ["plain", "recurrent", "hybrid"])
+def test_what_opens_a_conversation_counts_as_computed(
+    tiny_paths: dict[str, Path], kind: str
+) -> None:
+    """Also where the model reads it by itself, as its memory cannot be rewound."""
+    template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
+    with LlamaRunner(tiny_paths[kind], n_ctx=512, chat_template=template) as runner:
+        session = runner.session("the a abc " * 8)
+        completion = session.generate(question("abc"), 4, **greedy(ignore_eos=True))
+        receipt, timings = completion.receipt, completion.timings
+        assert (receipt.reused, receipt.recomputed) == (0, completion.usage.prompt_tokens)
+        speed = receipt.recomputed / timings.prefill_ms * 1e3
+        assert timings.prefill_tokens_per_second == pytest.approx(speed)
+        n_before = session.info().used
+        receipt = session.generate("abc", 4, **greedy(ignore_eos=True)).receipt
+        assert receipt.reused == n_before - 1
+
+
+def test_reading_what_opens_a_conversation_is_cancelled(
+    tiny_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose memory cannot be rewound reads it by itself."""
+    template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
+    with LlamaRunner(tiny_paths["recurrent"], n_ctx=512, chat_template=template) as runner:
+        session = runner.session("the a abc " * 8)
+        before = session.info().spans
+        decode = Conversation._decode
+
+        def cancelled(self: Conversation, request: Request) -> None:
+            session.cancel()
+            decode(self, request)
+
+        monkeypatch.setattr(Conversation, "_decode", cancelled)
+        completion = session.generate("abc", 20, **greedy(ignore_eos=True))
+        assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
+        assert session.info().spans == before
+        monkeypatch.undo()
+        assert session.generate("abc", 4, **greedy(ignore_eos=True)).finish_reason == "length"

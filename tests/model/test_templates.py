@@ -143,6 +143,24 @@ def test_the_templates_of_the_pinned_tree_show_long_conversations(model: Model) 
         assert all(f"question {i}" in text for i in range(200)), path.name
 
 
+def test_strings_that_end_an_answer_come_beside_those_that_a_caller_may_give(
+    tiny_paths: dict[str, Path],
+) -> None:
+    """llama.cpp knows the format of this template by its name, and how it ends an answer."""
+    template = "{# laguna_glm_thinking #}{% for m in messages %}{{ m.content }}{% endfor %}"
+    never = [f"{i} is never said" for i in range(15)]
+    with LlamaRunner(tiny_paths["plain"], n_ctx=256, chat_template=template) as runner:
+        assert runner._chat.render(HELLO)[1] != ()
+        for stateful in (False, True):
+            generate = runner.generate_stateful if stateful else runner.generate_stateless
+            said = generate(HELLO, 8, stop=never, temperature=0, ignore_eos=True).text
+            stop = max(said.split("\ufffd"), key=len)
+            assert stop
+            runner.clear_context()
+            answer = generate(HELLO, 8, stop=[*never, stop], temperature=0, ignore_eos=True)
+            assert (answer.finish_reason, answer.stop_string) == ("stop", stop)
+
+
 # ---- while a template runs ---------------------------------------------------------------------
 
 

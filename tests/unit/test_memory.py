@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_runner import memory
 from llama_runner.errors import InvalidParameterError
 from llama_runner.memory import (
     attention_sinks,
@@ -89,6 +90,24 @@ def test_steps_of_a_long_turn_go_but_not_the_question_nor_the_last_results() -> 
     assert plan(spans, 1000, sliding_window(1)) == []
     answering = [*spans, Span("assistant", 100, 10, False, 0)]
     assert plan(answering, 1000, oldest_turns) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_turn_is_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each of the steps that a policy proposes, which takes quadratic time."""
+    n_seen = 0
+    steps_of = memory._steps
+
+    def counted(spans: Sequence[Span], turn: list[int]) -> list[list[int]]:
+        nonlocal n_seen
+        n_seen += len(turn)
+        return steps_of(spans, turn)
+
+    monkeypatch.setattr(memory, "_steps", counted)
+    spans = [Span("user", 0, 10, False, 0)]
+    for _ in range(50):
+        spans += [Span("assistant", 0, 10, False, 0), Span("tool", 0, 10, False, 0)]
+    assert len(plan(spans, 10_000, tool_results)) == 98
+    assert n_seen == 2 * len(spans)  # by the policy, and by the rules
 
 
 @given(conversations(), st.integers(1, 300))
