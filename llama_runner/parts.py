@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import operator
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
 
 # Roles of parts that no template made.
 UNTEMPLATED = ("raw", "generated")
+_sorted = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 @dataclass(slots=True)
@@ -229,10 +232,7 @@ def _align(parts: list[Part], messages: list[dict[str, Any]]) -> dict[int, list[
 
 def _paired(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, int]:
     """Indices of old messages, and of what stands in their places."""
-    matcher = difflib.SequenceMatcher(
-        None, list(map(_digest, old)), list(map(_digest, new)), autojunk=False
-    )
-    changed = matcher.get_opcodes()
+    changed = _opcodes(list(map(_digest, old)), list(map(_digest, new)))
     while changed and changed[-1][0] != "equal":  # the end is new, whatever it was
         changed.pop()
     pairs: dict[int, int] = {}
@@ -243,6 +243,20 @@ def _paired(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, i
         if tag != "delete":
             pairs |= zip(range(i, i_end), range(j, j_end), strict=True)
     return pairs
+
+
+def _opcodes(old: list[bytes], new: list[bytes]) -> list[tuple[str, int, int, int, int]]:
+    """What became of a list, as difflib says it; up to the end of the shorter one at least."""
+    n_in_place = sum(map(operator.eq, old, new))
+    if n_in_place < (Counter(old) & Counter(new)).total():
+        return [*difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]
+    # No other way pairs more of them; difflib takes quadratic time where messages repeat.
+    places = groupby(range(min(len(old), len(new))), lambda i: old[i] == new[i])
+    runs = [(same, list(run)) for same, run in places]
+    return [
+        ("equal" if same else "replace", run[0], run[-1] + 1, run[0], run[-1] + 1)
+        for same, run in runs
+    ]
 
 
 def _roles(messages: list[dict[str, Any]]) -> list[str]:
@@ -258,5 +272,5 @@ def index_in(given: list[dict[str, Any]], read: list[dict[str, Any]], i: int) ->
 
 def _digest(message: dict[str, Any]) -> bytes:
     """What is remembered of a message that was dropped, to know it again."""
-    text = json.dumps(message, sort_keys=True, default=repr)
+    text = _sorted(message)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import signal
 import threading
 import time
@@ -541,3 +542,14 @@ def test_changes_lead_from_one_conversation_to_the_other(
     assert all(messages != [old[i]] for i, messages in edited.items())
     assert first == min([*gone, *edited])
     assert old[first] != new[first]
+
+
+def test_changes_in_place_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes quadratic time where messages repeat, as those of an agent that polls do."""
+    monkeypatch.delattr(difflib, "SequenceMatcher")
+    old = [SYSTEM, user("Look."), *[assistant("check"), TOOL] * 8, user("Go on.")]
+    parts = [Part(m["role"], 1, 0, messages=[m]) for m in old]
+    new = [{**SYSTEM, "content": "It is 10:16."}, *old[1:], assistant("check"), user("Go on.")]
+    new[7] = {**TOOL, "content": "[cut]"}
+    gone, edited, first, _ = changes(parts, new)
+    assert (gone, edited, first) == ([], {0: [new[0]], 7: [new[7]]}, 0)
