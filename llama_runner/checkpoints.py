@@ -2,7 +2,7 @@
 
 A recurrent state knows all tokens at once: none of them can be taken back. Where the model has
 one (recurrent and hybrid memory), a copy of it is kept from the end of the opening, and from the
-ends of the last turns; taking tokens back then computes again from the nearest copy on.
+ends of the last prompts and answers; taking tokens back then computes again from the nearest copy.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
-# Beside the one of the opening, which every collection goes back to.
-MAX_RECENT = 2
+# Beside the one of the opening, which every collection goes back to: the ends of the last two
+# prompts and of their answers.
+MAX_RECENT = 4
 
 
 def has_state(sequence: Sequence) -> bool:
@@ -101,8 +102,13 @@ class Checkpoints:
                 request.close()  # it has the sequence where it was cancelled
             sequence.append(rest)
 
-    def take_turn(self) -> None:
-        """Keep a copy from the end of a turn."""
+    @property
+    def wanted(self) -> bool:
+        """Whether the memory has a part that cannot be rewound."""
+        return has_state(self._sequence)
+
+    def take(self) -> None:
+        """Keep a copy of the state as it is, at the end of a prompt or of a turn."""
         taken = Checkpoint.take(self._sequence)
         if taken is not None:
             self._recent = [*self._recent, taken][-MAX_RECENT:]

@@ -29,6 +29,7 @@ class Collector:
         context: Where it lives.
         transcript: What it drops from.
         threshold: Share of the context above which it drops by itself.
+        policy: What goes then. Where that is not enough, the oldest turns do.
         checkpoints: Of the transcript's sequence.
     """
 
@@ -37,12 +38,14 @@ class Collector:
         context: Context,
         transcript: Transcript,
         threshold: float,
+        policy: GcPolicy,
         checkpoints: Checkpoints,
     ) -> None:
         self.checkpoints = checkpoints
         self._context = context
         self._transcript = transcript
         self._threshold = threshold
+        self._policy = policy
         self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
         self.cleaned = False
         """Whether something was dropped since the last answer."""
@@ -105,7 +108,8 @@ class Collector:
             method = "shift"
         n_again = 0
         if method in ("rebuild", "checkpoint"):
-            n_again = len(sequence) - n_gone - min(n_same, sequence.n_cached)
+            n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
+            n_again = len(sequence) - n_gone - n_left
         if dry_run or method == "none":
             ms = self._estimate(method, n_again)
             return GcReport(len(doomed), n_gone, method, n_again, ms)
@@ -200,7 +204,18 @@ class Collector:
                 f"the prompt has {n_new:,} tokens; {max(0, n_ctx - n_older - 1):,} fit (a context "
                 f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
             )
-        self.collect(self._target, oldest_turns)
+        self._collect_by_itself()
+
+    def _collect_by_itself(self) -> bool:
+        """Drop what the policy says and, where that is not enough, the oldest turns.
+
+        Returns:
+            Whether anything was done.
+        """
+        done = self.collect(self._target, self._policy).method != "none"
+        if len(self._transcript.sequence) > self.limit and self._policy is not oldest_turns:
+            done |= self.collect(self._target, oldest_turns).method != "none"
+        return done
 
     @property
     def limit(self) -> int:
@@ -219,7 +234,7 @@ class Collector:
             ContextFullError: All that could go is pinned.
         """
         self._transcript.book_answer(None)
-        if self.collect(self._target, oldest_turns).method != "none":
+        if self._collect_by_itself():
             generation.request.resume(self.pause_at())
             return
         n_ctx, pinned = self._context.n_ctx_seq, self._pinned()

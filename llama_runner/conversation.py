@@ -24,6 +24,7 @@ from llama_runner.errors import (
     InvalidParameterError,
 )
 from llama_runner.generation import Generation, Stream
+from llama_runner.memory import GcPolicy, oldest_turns
 from llama_runner.params import GenerationParams
 from llama_runner.parts import UNTEMPLATED
 from llama_runner.prompts.chat_format import ChatFormat
@@ -88,6 +89,7 @@ class Conversation:
         gc_threshold: Share of the context above which old turns are dropped by themselves.
         reuse: What of the memory serves a conversation that is given whole: the common beginning,
             or ("chunks") also what comes behind messages that were taken out or changed.
+        policy: What is dropped by itself.
 
     Raises:
         InvalidParameterError: ``reuse`` is unknown.
@@ -97,7 +99,12 @@ class Conversation:
     collector: Collector
 
     def __init__(
-        self, context: Context, chat: ChatFormat, gc_threshold: float, reuse: Reuse = "prefix"
+        self,
+        context: Context,
+        chat: ChatFormat,
+        gc_threshold: float,
+        reuse: Reuse = "prefix",
+        policy: GcPolicy = oldest_turns,
     ) -> None:
         if reuse not in ("prefix", "chunks"):
             raise InvalidParameterError(
@@ -109,6 +116,7 @@ class Conversation:
         self._chat = chat
         self._gc_threshold = gc_threshold
         self._reuse = reuse
+        self._policy = policy
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
         self._answering: Request | None = None  # what a call waits for
@@ -129,12 +137,16 @@ class Conversation:
     def become(self, transcript: Transcript) -> None:
         """Be what another transcript says."""
         checkpoints = Checkpoints(transcript.sequence)
-        collector = Collector(self._context, transcript, self._gc_threshold, checkpoints)
+        collector = Collector(
+            self._context, transcript, self._gc_threshold, self._policy, checkpoints
+        )
         self.transcript, self.collector = transcript, collector
 
     def fork(self) -> Conversation:
         """A second one that begins as this one."""
-        child = Conversation(self._context, self._chat, self._gc_threshold, self._reuse)
+        child = Conversation(
+            self._context, self._chat, self._gc_threshold, self._reuse, self._policy
+        )
         child.become(self.transcript.fork())
         child.collector.checkpoints.adopt(self.collector.checkpoints)
         child.lineage = self.lineage
@@ -239,7 +251,7 @@ class Conversation:
                 return
             self._book_answer(turn.generation.request)
             self._open = None
-            self.collector.checkpoints.take_turn()
+            self.collector.checkpoints.take()
         finally:
             self._inside = False
 
@@ -281,7 +293,7 @@ class Conversation:
                 self._go_back()
                 return completion
             self._book_answer(generation.request)
-            self.collector.checkpoints.take_turn()
+            self.collector.checkpoints.take()
             return completion
 
         return self._answer(prompt, params, run)
@@ -309,7 +321,7 @@ class Conversation:
                 generation = Generation(self.sequence, params, started=time.perf_counter())
                 generation.request.close()
             try:
-                generation.request.resume(self.collector.pause_at())
+                generation.request.resume(self._first_pause())
                 self._answering = generation.request
                 if self._cancelled:
                     generation.request.close()
@@ -355,6 +367,8 @@ class Conversation:
     def add_messages(self, given: list[dict[str, Any]], *, for_answer: bool) -> _Added:
         """Bring the transcript to what these messages say."""
         whole = for_answer and is_whole_conversation(given)
+        kept = self.transcript.pinned_system if whole and given[0]["role"] != "system" else []
+        given = kept + given
         n_shifted, moved = self.collector.n_shifted, _Added()
         if self._reuse == "chunks" and whole:
             moved = self._move_what_follows(given)
@@ -367,8 +381,12 @@ class Conversation:
         if moved.difference is not None:  # what was cut off again was moved for nothing
             n_behind = self.sequence.n_cached - moved.difference[0]
             self.collector.n_shifted = n_shifted + max(0, n_behind - moved.n_computed)
-        differences = [place for place in (moved.difference, cut) if place is not None]
-        return _Added(stops, min(differences, default=None), moved.n_computed, moved.ms)
+        places = [place for place in (moved.difference, cut) if place is not None]
+        difference = None
+        if places:
+            token, message = min(places)
+            difference = token, max(0, message - len(kept))
+        return _Added(stops, difference, moved.n_computed, moved.ms)
 
     def _move_what_follows(self, given: list[dict[str, Any]]) -> _Added:
         """Take out and change what a conversation, given whole, says otherwise than before.
@@ -406,8 +424,14 @@ class Conversation:
             self.sequence.truncate(request.stop_at)
         self.transcript.book_answer(request.text)
 
+    def _first_pause(self) -> int:
+        """Ledger length at which a generation rests first."""
+        if self.collector.checkpoints.wanted:
+            return len(self.sequence) + 1  # the prompt was decoded, its answer was not
+        return self.collector.pause_at()
+
     def _make_room(self, generation: Generation) -> None:
-        """Let a generation go on that rests because its context is full.
+        """Let a generation go on that rests: at the end of its prompt, or for want of room.
 
         Raises:
             ContextFullError: All that could go is pinned.
@@ -415,7 +439,12 @@ class Conversation:
         if generation.request.done:
             return  # cancelled, while this waited for its turn
         generation.request.lend()
-        self.collector.make_room_while_generating(generation)
+        if len(generation.request.tokens) == 1 and self.collector.checkpoints.wanted:
+            self.collector.checkpoints.take()
+        if len(self.sequence) < self.collector.limit:
+            generation.request.resume(self.collector.pause_at())
+        else:
+            self.collector.make_room_while_generating(generation)
 
     def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""

@@ -53,7 +53,7 @@ def open_runner(
     isolated: bool,
 ) -> Opened:
     """Check and load a model, and make its context; see :class:`LlamaRunner`."""
-    others = "chat_template", "progress", "validate", "isolated"
+    others = "chat_template", "progress", "validate", "isolated", "gc_policy"
     model_params, context_params = runner_params(options, others)
     generation_params = GenerationParams()
     n_threads, n_threads_batch = thread_counts(

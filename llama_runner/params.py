@@ -236,7 +236,7 @@ class ContextParams(Parameters):
         swa_full: Keep all tokens in the layers with a sliding window, so that a conversation can be
             rewound, instead of the window alone.
         offload_kqv: Keep the KV cache on the accelerator, where there is one.
-        gc_threshold: Share of the context above which the oldest turns are dropped.
+        gc_threshold: Share of the context above which turns are dropped by themselves.
         parking_ram: Bytes of RAM for idle conversations that had to leave the KV cache for others.
             Those that left longest ago make room for the next; what is neither there nor on disk is
             computed again on its next use.

@@ -11,7 +11,7 @@ from llama_runner._core import Context
 from llama_runner.conversation import Conversation, Reuse
 from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
 from llama_runner.generation import Generation, Stream
-from llama_runner.memory import GcPolicyLike
+from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.opening import Progress, Validation, open_runner
 from llama_runner.params import (
     GenerationOptions,
@@ -42,7 +42,9 @@ class LlamaRunner:
 
     A prompt is raw text (``str``), token ids, or a list of ``{"role", "content"}`` messages, which
     go through the model's chat template. For stateful calls, messages with an assistant's answer
-    among them, or a system message first, are the whole conversation; others are added to it.
+    among them, or a system message first, are the whole conversation. Others are added to it, and
+    so are those that begin with an assistant's message or a tool's. If an answer was there last,
+    the assistant's message takes its place: it is the same, as the program reads it.
 
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
 
@@ -56,6 +58,9 @@ class LlamaRunner:
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
         validate: What to check of the file first. "full" is every value that llama.cpp would
             stumble over, "header" the structure alone, False nothing.
+        gc_policy: What is dropped by itself when ``gc_threshold`` is exceeded, as for
+            :meth:`gc_context`; where that is not enough, the oldest turns go. What it raises, the
+            call raises.
         isolated: First load the model and decode a token in a child process, so that a file that
             crashes llama.cpp is an error. Takes as long as the loading itself.
         **options: Fields of :class:`ModelParams` and :class:`ContextParams`.
@@ -78,8 +83,10 @@ class LlamaRunner:
         progress: Progress | None = None,
         validate: Validation = "full",
         isolated: bool = False,
+        gc_policy: GcPolicyLike = "oldest_turns",
         **options: Unpack[RunnerOptions],
     ) -> None:
+        self._gc_policy = resolve_policy(gc_policy)
         opened = open_runner(
             model,
             options,
@@ -242,7 +249,12 @@ class LlamaRunner:
         self.tokenizer.forget()
 
     def session(
-        self, system: str | None = None, name: str | None = None, *, reuse: Reuse = "prefix"
+        self,
+        system: str | None = None,
+        name: str | None = None,
+        *,
+        reuse: Reuse = "prefix",
+        gc_policy: GcPolicyLike | None = None,
     ) -> Session:
         """A further conversation, beside the one of the stateful methods.
 
@@ -250,17 +262,20 @@ class LlamaRunner:
         one leaves it when another needs the room, and comes back on use.
 
         Args:
-            system: Text of a system message to begin with.
+            system: Text of a system message to begin with. It stays, also where a conversation
+                is given whole that has none.
             name: For people; a saved session keeps it.
             reuse: What of the memory serves messages that are given whole, as chat front ends do.
                 "prefix": the common beginning. "chunks": also what comes behind messages that
                 were taken out, or changed, as a system message with the date; it is moved, and
                 still remembers the old ones faintly. Changed messages only in the unified
                 layout, with ``n_seq_max`` above 1.
+            gc_policy: What is dropped by itself, as for :class:`LlamaRunner`; the runner's, if not
+                given.
 
         Raises:
             InvalidParameterError: ``name`` is no printable text, ``system`` is no text, or
-                ``reuse`` is unknown.
+                ``reuse`` or ``gc_policy`` is unknown.
             ChatTemplateError: There is no chat template, or it refuses a system message.
             TokenizationError: The system message is nothing that the vocabulary can write.
             PromptTooLongError: It does not fit the context.
@@ -268,11 +283,16 @@ class LlamaRunner:
             ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
         """
         conversation = Conversation(
-            self._alive_context(), self._chat, self.context_params.gc_threshold, reuse
+            self._alive_context(),
+            self._chat,
+            self.context_params.gc_threshold,
+            reuse,
+            self._gc_policy if gc_policy is None else resolve_policy(gc_policy),
         )
         session = Session(conversation, name=name, defaults=self.generation_params)
         if system is not None:
             session.append([{"role": "system", "content": system}])
+            session.pin(0)  # the session's own, whatever conversation it is given
         return session
 
     # ---- adapters ------------------------------------------------------------------------------

@@ -65,6 +65,12 @@ class Transcript:
         """The messages as they stand in memory, oldest first."""
         return [message for part in self.parts for message in part.messages]
 
+    @property
+    def pinned_system(self) -> list[dict[str, Any]]:
+        """The system message that opens the conversation, if it is pinned; a list of it."""
+        first = self.parts[:1]
+        return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
+
     def spans(self) -> tuple[Span, ...]:
         """The parts as they are shown.
 
@@ -146,6 +152,8 @@ class Transcript:
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
+        if for_answer and [m["role"] for m in known[-1:] + given[:1]] == ["assistant"] * 2:
+            known.pop()  # the same answer, as the caller reads it: a call of a tool
         messages = known + given
         if whole:
             messages = without_collected(chat, given)
@@ -173,7 +181,8 @@ class Transcript:
         difference = None
         if cut < end + n_old:
             difference = cut, index_in(given, messages, n_kept) if whole else n_kept
-            before_cut(cut)
+            # Where nothing follows, the last one is computed again, to know what comes next.
+            before_cut(cut if cut < end + len(tokens) else max(0, cut - 1))
             self.sequence.truncate(cut)
         self.sequence.append(tokens[cut - end :])
         self.parts = kept

@@ -168,8 +168,8 @@ def _depth(value: object) -> int:
 
 def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
     """Whether messages are all that was said, or only what is new."""
-    if not messages:
-        return False
+    if not messages or messages[0]["role"] in ("assistant", "tool"):
+        return False  # they go on from something
     return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)
 
 

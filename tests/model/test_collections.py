@@ -353,3 +353,21 @@ def test_bytes_are_those_in_the_memory_now(session: Session) -> None:
     assert session.info().bytes > 0
     session._sequence.evict()
     assert session.info().bytes == 0
+
+
+@pytest.mark.parametrize("kind", ["swa", "hybrid", "plain"])
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_a_dry_run_knows_what_the_memory_can_keep(
+    tiny_paths: dict[str, Path], kind: str, swa_full: bool
+) -> None:
+    options: dict[str, Any] = {"n_ctx": 1024, "n_threads": 1, "swa_full": swa_full}
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    with LlamaRunner(tiny_paths[kind], chat_template=template, **options) as runner:
+        session = runner.session("abc")
+        for i in range(8):
+            session.generate(question(f"the a {i} " * 6), 12, **greedy(ignore_eos=True))
+        for target in (0.4, 0.2, 0.0):
+            planned = session.gc(target, dry_run=True)
+            done = session.gc(target)
+            assert planned.tokens_recomputed == done.tokens_recomputed
+            assert planned.method == done.method

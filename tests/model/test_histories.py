@@ -330,3 +330,38 @@ def test_an_open_stream_ends_with_its_with_block(runner: LlamaRunner) -> None:
             session.close()
         raise KeyError("mine")
     assert stream.completion is None or stream.completion.finish_reason == "cancelled"
+
+
+# ---- what an agent adds, and what a session keeps ----------------------------------------------
+
+
+def test_a_call_takes_the_place_of_the_answer_that_it_was_read_from(runner: LlamaRunner) -> None:
+    with runner.session("You use tools.") as session:
+        session.generate([user("Remember 4711. The weather in Paris?")], 8, **GREEDY)
+        session.pin(1)
+        opening = session.messages[:2]
+        step = [assistant("weather(Paris)"), {"role": "tool", "content": "Sunny."}]
+        answer = session.generate(step, 8, **GREEDY)
+        assert session.messages == [*opening, *step, assistant(answer.text)]
+        assert session.info().spans[1].pinned
+        assert answer.receipt.first_message == 2
+        more = [{"role": "tool", "content": "Warm, too."}]
+        session.generate(more, 8, **GREEDY)
+        assert session.messages[:6] == [*opening, *step, assistant(answer.text), *more]
+
+
+def test_the_system_message_of_a_session_is_its_own(runner: LlamaRunner) -> None:
+    """A front end may not know of it; one that has its own replaces it."""
+    with runner.session("Be kind.") as session:
+        given = [user("Hi.")]
+        for question in ("Why?", "And then?"):
+            answer = session.generate(given, 4, **GREEDY)
+            given += [assistant(answer.text), user(question)]
+        assert answer.receipt.first_difference is None
+        assert session.messages == [{"role": "system", "content": "Be kind."}, *given[:-1]]
+        changed = [user("Hello."), *given[1:]]
+        receipt = session.generate(changed, 4, **GREEDY).receipt
+        assert receipt.first_message == 0
+        own = {"role": "system", "content": "Be brief."}
+        session.generate([own, *given], 4, **GREEDY)
+        assert session.messages[: len(given) + 1] == [own, *given]
