@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NoReturn, Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
-from llama_runner.errors import LlamaError
+from llama_runner.errors import ContextFullError, LlamaError
 from llama_runner.params import SEED_MAX, GenerationParams
 from llama_runner.results import Chunk, Completion, Receipt, Timings, Usage
 
@@ -173,7 +173,7 @@ class Stream(Iterator[Chunk]):
             # Where no room could be made, or a signal handler raised, even in between: what was
             # generated so far is the answer.
             if request.paused or not isinstance(error, LlamaError):
-                request.close()
+                request.close(full=isinstance(error, ContextFullError))
             if request.done:
                 self._end()
             raise

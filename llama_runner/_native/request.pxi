@@ -179,10 +179,13 @@ cdef class Request:
             engine.monitor.unlock()
         return waited_for
 
-    def close(self):
+    def close(self, *, bint full=False):
         """Stop, and free the sequence for other uses.
 
         Where another thread waits for this request, it is that one's call that ends.
+
+        Args:
+            full: It ends for its length, as no room could be made for more; not for its caller.
         """
         cdef NativeRequest * native = self.native.get()
         cdef Engine * engine = self.sequence.context.engine
@@ -192,7 +195,7 @@ cdef class Request:
         if self._cancel():
             return
         native.phase = Phase.Done
-        native.finish = Finish.Cancelled
+        native.finish = Finish.Length if full else Finish.Cancelled
         native.released = native.text.size()
         if let_go(native) and native.temporary and self.sequence.context.box:
             box = self.sequence.context.box.get()

@@ -123,18 +123,19 @@ cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * requ
     Only when all that take part are known: making room for one must not move out an older one.
     """
     cdef NativeSequence * sequence = request.sequence.get()
+    cdef bint looks = sequence.n_kv == 0 or not request.begun
     cdef int32_t n_shared = 0
     engine.clock += 1
     sequence.last_used = engine.clock
     sequence.warm = False
-    if sequence.n_kv == 0 or not request.begun:
+    if looks:
         n_shared = bring_in(engine, box, request.sequence, request.arrival)
         if is_kept_aside(sequence):
             return  # until those that came before it leave room
+    request.begun = True
     # The last token's logits are needed, so at least that one is decoded (again).
     trim_cells(engine, box, sequence, <int32_t> sequence.tokens.size() - 1)
-    if not request.begun:
-        request.begun = True
+    if looks and request.n_prefilled == 0:
         request.n_shared = min(n_shared, sequence.n_kv)
         request.n_reused = sequence.n_kv - request.n_shared
 

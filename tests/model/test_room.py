@@ -111,6 +111,28 @@ def test_two_take_turns_with_room_for_one_beside(tiny_models: dict[str, Model]) 
             assert request.counts == (n_known + 1, n_known, 0, 1)
 
 
+@pytest.mark.parametrize("unified", [True, False])
+def test_who_waits_is_told_what_was_there(tiny_models: dict[str, Model], unified: bool) -> None:
+    """Each token of a prompt was there, is another's, or had to be computed."""
+    options = {"n_ctx": 1024, "unified": unified}
+    with new_context(tiny_models["plain"], **options) as context:
+        parent = computed(context, 100, 1)
+        forks = [parent.fork() for _ in range(6)]
+        for i, fork in enumerate(forks):
+            fork.append(tokens(5, i))
+        requests = [generation(fork, 20) for fork in forks]
+        threads = [threading.Thread(target=request.run) for request in requests]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for request in requests:
+            n_prompt, n_reused, n_shared, n_prefilled = request.counts
+            assert n_prompt == 105
+            assert n_reused + n_shared + n_prefilled == n_prompt
+            assert n_prefilled < n_prompt
+
+
 # ---- operations --------------------------------------------------------------------------------
 
 

@@ -87,6 +87,11 @@ def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> No
     with pytest.raises(ContextFullError, match="pinned: user"):
         session.generate(question("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
     assert session.info().spans == before.spans
+    stream = session.stream(question("Go on."), 2 * N_CTX, **greedy(ignore_eos=True))
+    with pytest.raises(ContextFullError, match="pinned: user"):
+        list(stream)
+    assert stream.completion is not None
+    assert stream.completion.finish_reason == "length"
     session.unpin(index)
     assert session.generate(question("Go on."), 200, **greedy(ignore_eos=True)).usage
     with pytest.raises(InvalidParameterError, match="spans"):
