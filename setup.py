@@ -79,6 +79,13 @@ class BuildNative(build_ext):
                     command.insert(0, self.machine.launcher)
         super().build_extension(ext)
 
+    def copy_file(self, infile: str, outfile: str, *args: Any, **options: Any) -> tuple[str, bool]:
+        """Whole or not at all: a build may be cut short, and programs have the old file mapped."""
+        part = f"{outfile}.part"
+        super().copy_file(infile, part, *args, **options)
+        Path(part).replace(outfile)
+        return outfile, True
+
     def write_build_info(self, pin: source.Pin, native_dir: Path) -> None:
         """Record what was built, for ``llama-runner doctor``."""
         native = json.loads((native_dir / "native.json").read_text(encoding="utf-8"))
