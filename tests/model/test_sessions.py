@@ -283,11 +283,13 @@ def test_a_named_session(runner: LlamaRunner) -> None:
 
 def test_a_fork_where_there_is_one_slot(model_path: Path) -> None:
     """Both cannot be in the memory at once: they take turns, and compute nothing again."""
-    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner, runner.session() as session:
-        session.generate(question("Name a colour. " * 10), 4, **greedy())
+    with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
+        session = runner.session("You are a helpful assistant.")
+        session.generate(question("What is the capital of France?"), 8, **greedy())
         with session.fork() as fork:
-            answers = [s.generate(question("Why?"), 6, **greedy()) for s in (session, fork)]
-        assert answers[0].text == answers[1].text
+            ask = question("And of Italy?")
+            answers = [s.generate(ask, 8, **greedy()) for s in (session, fork)]
+        assert [answer.text for answer in answers] == ["The capital of Italy is Rome."] * 2
         assert answers[1].receipt.recomputed < 25
 
 
