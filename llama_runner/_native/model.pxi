@@ -157,8 +157,11 @@ cdef class Model:
         if loaded is NULL:
             if watcher.error is not None:
                 raise watcher.error
-            if process_exits.load() and PyThread_get_thread_ident() != main_thread:
-                raise SystemExit  # of this thread, in silence
+            if process_exits.load():
+                if PyThread_get_thread_ident() != main_thread:
+                    raise SystemExit  # of this thread, in silence
+                raise ModelLoadError(
+                    f"{_os.fsdecode(path)} cannot be loaded: the process is ending")
             if watcher.cancelled:
                 raise ModelLoadError(f"loading {_os.fsdecode(path)} was cancelled")
             native = native_line() or ""

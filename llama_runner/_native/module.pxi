@@ -21,6 +21,8 @@ from llama_runner._llama_cpp.llama cimport (
     llama_version,
 )
 
+DEF MOST_SECONDS_AT_EXIT = 3
+
 llama_backend_init()
 
 
@@ -29,15 +31,19 @@ def _stop_all_loops():
     # they use; the contexts themselves die with the process.
     cdef Context context
     process_exits.store(True)
-    while n_calls_into_python.load() > 0:
-        _time.sleep(0.001)
-    for context in list(_live_contexts):
-        if not context.closed and process_id() == context.owner:
-            try:
-                with context._exclusive():
-                    pass
-            except ClosedError:
-                pass  # by another thread, just now
+    deadline = _time.monotonic() + MOST_SECONDS_AT_EXIT
+    try:
+        # A callback may wait for what no longer comes: then its thread is given up.
+        while n_calls_into_python.load() > 0 and _time.monotonic() < deadline:
+            _time.sleep(0.001)
+    finally:
+        for context in list(_live_contexts):
+            if not context.closed and process_id() == context.owner:
+                try:
+                    with context._exclusive():
+                        pass
+                except ClosedError:
+                    pass  # by another thread, just now
 
 
 _atexit.register(_stop_all_loops)

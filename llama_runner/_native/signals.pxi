@@ -50,6 +50,7 @@ cdef object raised_while_logging = None
 def _learn_main_thread():
     global main_thread
     main_thread = PyThread_get_thread_ident()
+    n_calls_into_python.store(0)  # those who make them are the parent's threads
 
 
 # In a forked child, the thread that forked is the main one.

@@ -112,6 +112,46 @@ def test_exit_while_daemon_threads_load(python, flags, level: str) -> None:
     )
 
 
+def test_exit_of_a_child_of_a_process_that_loads(python) -> None:
+    """What a thread of the parent does in Python is nothing that a child waits for."""
+    answer = python(
+        """
+        inside, go_on = threading.Event(), threading.Event()
+
+        def report(fraction):
+            inside.set()
+            go_on.wait()
+
+        thread = threading.Thread(target=lambda: new_runner(progress=report).close())
+        thread.start()
+        inside.wait()
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        print(os.waitpid(child, 0)[1])
+        go_on.set()
+        thread.join()
+        """
+    )
+    assert answer == "0\n"
+
+
+def test_exit_while_a_callback_waits_for_ever(python) -> None:
+    python(
+        """
+        inside = threading.Event()
+
+        def report(fraction):
+            inside.set()
+            threading.Event().wait()
+
+        load = lambda: new_runner(progress=report)
+        threading.Thread(target=load, daemon=True).start()
+        inside.wait()
+        """
+    )
+
+
 def collected_warnings(abandon) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
