@@ -183,6 +183,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         ParkedPtr parked
         int32_t n_parked
         bool warm
+        bool stays
         vector[Adapter] adapters
     ctypedef shared_ptr[NativeSequence] SequencePtr
     ctypedef weak_ptr[NativeSequence] WeakSequencePtr

@@ -68,7 +68,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
     cdef NativeSequence * sequence = wanting.get()
     cdef ParkedPtr own = sequence.parked
     cdef ParkedPtr others
-    cdef int32_t n_own = sequence.n_parked if own and not own.get().dropped() else 0
+    cdef int32_t n_own = n_of_own(engine, sequence)
     cdef int32_t exact = sequence.n_exact
     cdef NativeSequence * donor
     cdef int32_t n_donor, n_parked
@@ -88,12 +88,32 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
     if n_own == 0:
         return 0
     if not make_room_for(engine, box, own, wanting, arrival):
-        sequence.parked = own
-        sequence.n_parked = n_own
-        sequence.n_exact = exact
+        if 2 * n_own >= own.get().n_tokens:  # worth waiting for: it comes back whole
+            sequence.parked = own
+            sequence.n_parked = n_own
+            sequence.n_exact = exact
     elif unpark_cells(engine, box, own, wanting, n_own) and exact < sequence.n_kv:
         sequence.n_exact = exact
     return 0
+
+
+cdef int32_t n_of_own(Engine * engine, NativeSequence * sequence) noexcept nogil:
+    """How many tokens a sequence would have of its own state that was kept aside."""
+    cdef int32_t n = sequence.n_parked
+    cdef int32_t n_cells
+    if not sequence.parked or sequence.parked.get().dropped():
+        return 0
+    n_cells = sequence.parked.get().n_tokens
+    if n < n_cells and (engine.traits.recurrent
+                        or oldest_saved(engine, n_cells) > oldest_needed(engine, n)):
+        return 0  # it cannot be cut to these
+    return n
+
+
+cdef inline int32_t oldest_saved(Engine * engine, int32_t n) noexcept nogil:
+    """The position from which on a state of n tokens has all cells: llama.cpp saves of a window
+    what its last token sees."""
+    return max(0, n - engine.traits.n_swa) if engine.traits.n_swa > 0 else 0
 
 
 cdef bint make_room_for(Engine * engine, ContextBox * box, ParkedPtr & parked,
@@ -190,7 +210,7 @@ cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
     cdef ParkedPtr best
     cdef SequencePtr other
     cdef size_t i
-    cdef int32_t n, n_cells, oldest
+    cdef int32_t n, n_cells
     n_common[0] = 0
     forget_unparked(engine.parked)
     for i in range(engine.parked.size()):
@@ -198,9 +218,8 @@ cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
         if not other or other.get() == sequence:
             continue
         n_cells = other.get().parked.get().n_tokens
-        # llama.cpp saves of a window what its last token sees.
-        oldest = max(0, n_cells - engine.traits.n_swa) if engine.traits.n_swa > 0 else 0
-        n = n_in_common(engine, sequence, other.get(), other.get().n_parked, n_cells, oldest)
+        n = n_in_common(engine, sequence, other.get(), other.get().n_parked, n_cells,
+                        oldest_saved(engine, n_cells))
         # It comes back whole and needs room for all of it.
         if n > n_common[0] and 2 * n >= n_cells:
             n_common[0] = n

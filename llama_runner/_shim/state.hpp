@@ -123,6 +123,7 @@ struct Sequence {
     const void *             user      = nullptr;  // the request or memory operation that has it
     uint64_t                 last_used = 0;        // who leaves first for others' sake
     bool                     warm      = false;    // after those that are not
+    bool                     stays     = false;    // whoever wants room now; see can_make_room()
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;

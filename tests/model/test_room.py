@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,40 @@ def test_who_waits_is_told_what_was_there(tiny_models: dict[str, Model], unified
             assert n_prompt == 105
             assert n_reused + n_shared + n_prefilled == n_prompt
             assert n_prefilled < n_prompt
+
+
+def test_who_waits_moves_nobody_out_in_vain(tiny_models: dict[str, Model]) -> None:
+    """What could come back only if an older request ended leaves the others where they are."""
+    with new_context(tiny_models["plain"], n_ctx=2048, n_seq_max=4) as context:
+        waiting = computed(context, 1400, 1)
+        waiting.evict()
+        waiting.append([5])
+        oldest = generation(filled(context, 700, 2), 1200)
+        second, young = generation(waiting, 1), generation(filled(context, 60, 3), 30)
+        rest = threading.Thread(target=second.run)
+
+        def others() -> None:
+            rest.start()
+            time.sleep(0.02)
+            young.run()
+            n_prompt, n_reused, n_shared, n_prefilled = young.counts
+            assert (n_reused, n_shared, n_prefilled) == (0, 0, n_prompt)
+            assert not second.done
+
+        while_it_runs(oldest, others)
+        rest.join()
+        assert second.counts[1] == 1400
+
+
+def test_a_state_that_serves_little_is_not_waited_for(tiny_models: dict[str, Model]) -> None:
+    with new_context(tiny_models["plain"], n_ctx=768, n_seq_max=4) as context:
+        cut = computed(context, 500, 1)
+        cut.evict()
+        cut.truncate(40)
+        cut.append([5])
+        older, request = generation(filled(context, 300, 2), 400), generation(cut, 1)
+        while_it_runs(older, request.run)
+        assert request.counts == (41, 0, 0, 41)
 
 
 # ---- operations --------------------------------------------------------------------------------
