@@ -61,29 +61,32 @@ class ChatFormat:
 
     def _without_control(self, message: dict[str, Any]) -> dict[str, Any]:
         """A message whose content is text alone, also where it spells "<|im_end|>"."""
-        content = message.get("content")
+        content, trusted = message.get("content"), message["role"] in _TRUSTED
         if not content:
             return message
-        shown: Any = None
         if isinstance(content, str):
-            shown = self._broken_up(content, message["role"])
-        else:
-            shown = [
-                {**part, "text": self._broken_up(part["text"], message["role"])} for part in content
-            ]
-        return message if shown == content else {**message, "content": shown}
+            return {**message, "content": self._broken_up(content, trusted)}
+        parts = [{**part, "text": self._broken_up(part["text"], trusted)} for part in content]
+        if not trusted:  # a template may put one part right behind the other
+            for part in parts[1:]:
+                part["text"] = _BREAK + part["text"]
+        return {**message, "content": parts}
 
-    def _broken_up(self, text: str, role: str) -> str:
+    def _broken_up(self, text: str, trusted: bool) -> str:
         text = text.replace(_BREAK, "\N{REPLACEMENT CHARACTER}")
+        return text if trusted else self._inside_control(text, BREAK)
+
+    def _inside_control(self, text: str, mark: bytes) -> str:
+        """Text with a mark in each control token that it spells."""
         try:
-            places = [] if role in _TRUSTED else self.vocab.inside_control(text)
+            places = self.vocab.inside_control(text)
         except TokenizationError:
             return text  # no Unicode; the template says which message it is
         if not places:
             return text
         data = text.encode()
         pieces = (data[a:b] for a, b in pairwise([0, *places, len(data)]))
-        return BREAK.join(pieces).decode()
+        return mark.join(pieces).decode()
 
     def text_of(self, messages: list[dict[str, Any]], *, opens: bool = True) -> str:
         """The text of messages alone, "" where the template refuses them."""
@@ -215,6 +218,8 @@ class ChatFormat:
         Raises:
             ChatTemplateError: The template takes it in no form.
         """
+        # It may quote strangers, and stands where a program's own text does: changed for good.
+        text = self._inside_control(text, "\N{ZERO WIDTH SPACE}".encode())
         note = {"role": "user", "content": text}
         # A note in the place of what the template writes by itself would be one that opens.
         lead = self.text_of(before) if before else self.implied_header.decode()
