@@ -213,7 +213,7 @@ class Collector:
             Whether anything was done.
         """
         done = self.collect(self._target, self._policy).method != "none"
-        if len(self._transcript.sequence) > self.limit and self._policy is not oldest_turns:
+        if len(self._transcript.sequence) >= self.limit and self._policy is not oldest_turns:
             done |= self.collect(self._target, oldest_turns).method != "none"
         return done
 

@@ -36,7 +36,7 @@ from llama_runner.errors import (
     SnapshotNotFoundError,
     SnapshotReadError,
 )
-from llama_runner.loaders.files import about_file, open_regular
+from llama_runner.loaders.files import about_file, at_home, open_regular
 from llama_runner.parts import Part
 from llama_runner.transcript import Transcript
 
@@ -279,7 +279,7 @@ def snapshot_path(path: str | os.PathLike[str]) -> Path:
         InvalidParameterError: It is none.
     """
     try:
-        found = Path(path)
+        found = at_home(path)
     except TypeError:
         found = None
     if found is None or "\0" in str(found) or not found.name:

@@ -23,7 +23,7 @@ from llama_runner.parts import (
     without_collected,
 )
 from llama_runner.prompts.chat_format import BREAK, ChatFormat
-from llama_runner.prompts.messages import TokenIds, as_text, begins_turn
+from llama_runner.prompts.messages import TokenIds, as_text, begins_turn, is_step
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Transcript:
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         base = sum(part.n_tokens for part in fixed)
         known = [message for part in chat for message in part.messages]
-        if for_answer and [m["role"] for m in known[-1:] + given[:1]] == ["assistant"] * 2:
+        if for_answer and is_step(given) and known and known[-1]["role"] == "assistant":
             known.pop()  # the same answer, as the caller reads it: a call of a tool
         messages = known + given
         if whole:

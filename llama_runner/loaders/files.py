@@ -72,7 +72,7 @@ def user_path(given: object, what: str = "model") -> Path:
     return at_home(path_text(given, what))
 
 
-def at_home(path: str | Path) -> Path:
+def at_home(path: str | os.PathLike[str]) -> Path:
     """The path with the home directory in place of ``~``, where there is such a user."""
     with suppress(RuntimeError):
         return Path(path).expanduser()

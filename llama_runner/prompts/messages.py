@@ -21,6 +21,7 @@ __all__ = [
     "as_text",
     "begins_turn",
     "is_messages",
+    "is_step",
     "is_whole_conversation",
     "read_messages",
 ]
@@ -168,9 +169,20 @@ def _depth(value: object) -> int:
 
 def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
     """Whether messages are all that was said, or only what is new."""
-    if not messages or messages[0]["role"] in ("assistant", "tool"):
-        return False  # they go on from something
-    return messages[0]["role"] == "system" or any(m["role"] == "assistant" for m in messages)
+    roles = [message["role"] for message in messages]
+    if not roles or roles[0] == "system":
+        return bool(roles)
+    if roles[0] in ("assistant", "tool"):  # they go on from something, or it is a greeting
+        roles = roles[roles.index("user") :] if "user" in roles else []
+    return "assistant" in roles
+
+
+def is_step(messages: list[dict[str, Any]]) -> bool:
+    """Whether messages begin with the call of a tool, as it was read from an answer."""
+    roles = [message["role"] for message in messages[:2]]
+    return roles[:1] == ["assistant"] and (
+        bool(messages[0].get("tool_calls")) or roles[1:] == ["tool"]
+    )
 
 
 def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:

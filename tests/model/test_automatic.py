@@ -71,6 +71,21 @@ def test_a_policy_that_drops_too_little_does_not_end_a_conversation(runner: Llam
         assert session.info().used < 512
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_nor_does_it_cut_an_answer_short(runner: LlamaRunner, streamed: bool) -> None:
+    with runner.session("Be brief.", gc_policy=lambda spans: []) as session:
+        ask(session, 1)
+        ask(session, 2)
+        long = [user("Tell me more.")]
+        if streamed:
+            assert (
+                len([c for chunk in session.stream(long, 380, **ANSWER) for c in chunk.tokens])
+                == 380
+            )
+        else:
+            assert len(session.generate(long, 380, **ANSWER).tokens) == 380
+
+
 def test_what_a_policy_raises_undoes_the_call(runner: LlamaRunner) -> None:
     def fails(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
         raise LookupError("no policy today")

@@ -365,3 +365,13 @@ def test_the_system_message_of_a_session_is_its_own(runner: LlamaRunner) -> None
         own = {"role": "system", "content": "Be brief."}
         session.generate([own, *given], 4, **GREEDY)
         assert session.messages[: len(given) + 1] == [own, *given]
+
+
+def test_a_greeting_opens_a_whole_conversation(runner: LlamaRunner) -> None:
+    given = [assistant("How may I help?"), user("2 + 2?")]
+    with runner.session("You are kind.") as session:
+        for question in ("And 3 + 3?", "And 4 + 4?"):
+            answer = session.generate(given, 4, **GREEDY)
+            assert session.messages[1:] == [*given, assistant(answer.text)]
+            given += [assistant(answer.text), user(question)]
+        assert answer.receipt.first_difference is None
