@@ -53,7 +53,8 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
             while (not is_ready(request) and engine.exclusive_waiting == 0
                    and not engine.broken.load() and not engine.closed):
                 take_turn(engine, box)
-                engine.monitor.notify_all()
+                if is_other_ready(engine, request):  # waking all for nothing takes long
+                    engine.monitor.notify_all()
             leave_loop(engine, box)
     for i in range(engine.active.size()):
         if engine.active[i] == request:
@@ -67,6 +68,14 @@ cdef bint is_active(Engine * engine, NativeRequest * request) noexcept nogil:
     cdef size_t i
     for i in range(engine.active.size()):
         if engine.active[i] == request:
+            return True
+    return False
+
+
+cdef bint is_other_ready(Engine * engine, NativeRequest * leader) noexcept nogil:
+    cdef size_t i
+    for i in range(engine.active.size()):
+        if engine.active[i] != leader and is_ready(engine.active[i]):
             return True
     return False
 
