@@ -70,18 +70,13 @@ class Generation:
         """
         try:
             self.request.run()
-            while self.rests and make_room is not None:
+            while self.request.paused and make_room is not None:
                 make_room(self)
                 self.request.run()
         except BaseException:
             self.request.close()  # the error may be kept for long, and the request with it
             raise
         return self.completion()
-
-    @property
-    def rests(self) -> bool:
-        """Whether it waits for room; not where it was cancelled meanwhile."""
-        return self.request.paused and not self.request.done
 
     def completion(self) -> Completion:
         """The outcome, once the request is done."""
@@ -157,14 +152,13 @@ class Stream(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         if self._ended:
             raise StopIteration
-        generation = self._generation
-        request = generation.request
+        request = self._generation.request
         try:
             while True:
-                if generation.rests and self._make_room is not None:
-                    self._make_room(generation)
+                if request.paused and self._make_room is not None:
+                    self._make_room(self._generation)
                 text, tokens, shown = request.read(self._shown)
-                if text or not generation.rests:
+                if text or not request.paused:
                     break  # when it paused with text to show, room is made at the next pull
             if request.done:
                 self._end()

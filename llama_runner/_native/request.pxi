@@ -208,7 +208,8 @@ cdef class Request:
 
     @property
     def paused(self):
-        """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`."""
+        """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`. Not any more
+        where it was closed meanwhile."""
         return self.native.get().paused and not self.done
 
     def lend(self):
