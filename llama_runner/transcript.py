@@ -282,7 +282,10 @@ class Transcript:
         collected: tuple[bytes, ...] = ()
         for i in range(n_kept, len(messages)):
             old = known[i] if i < len(known) else None
+            role = messages[i]["role"]
             if old is not None:
+                if old.part.role == "summary" and messages[i] in old.part.messages:
+                    role = "summary"
                 turn, pinned = old.part.turn, old.part.pinned
                 collected += old.collected
             elif not pending:
@@ -299,12 +302,10 @@ class Transcript:
             matched += n_tokens
             n_bytes += n_matched
             n_tokens = matched - position
-            role = messages[i]["role"]
             self.parts.append(Part(role, n_tokens, turn, pinned, pending, collected))
             position, pending, collected = matched, [], ()
         if pending:
             rest = len(self.sequence) - position
-            role = pending[-1]["role"]
             self.parts.append(Part(role, rest, turn, pinned, pending, collected))
 
     def book_answer(self, text: str | None) -> None:

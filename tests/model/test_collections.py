@@ -371,3 +371,23 @@ def test_a_dry_run_knows_what_the_memory_can_keep(
             done = session.gc(target)
             assert planned.tokens_recomputed == done.tokens_recomputed
             assert planned.method == done.method
+
+
+def test_a_summary_is_one_also_where_something_before_it_changes(session: Session) -> None:
+    """So that a later collection makes one summary of it and of what came since."""
+    told: list[str] = []
+
+    def notes(text: str) -> str:
+        told.append(text)
+        return "They talked."
+
+    for text in ("One, please. " * 3, "Two, please. " * 3, "Three."):
+        session.generate(question(text), 8, **greedy())
+    session.pin(1)
+    session.gc(0, policy=summarize(notes))
+    given = session.messages
+    given[1]["content"] = "One, please."
+    session.generate([*given, *question("Four, please. " * 6)], 8, **greedy())
+    assert [span.role for span in session.info().spans].count("summary") == 1
+    session.gc(0, policy=summarize(notes))
+    assert "They talked." in told[-1]
