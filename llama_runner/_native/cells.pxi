@@ -84,16 +84,21 @@ cdef inline int32_t oldest_needed(Engine * engine, int32_t n) noexcept nogil:
     return max(0, n - engine.traits.n_swa + 1) if engine.traits.n_swa > 0 else 0
 
 
+cdef inline bint can_cut(Engine * engine, int32_t n_cells, int32_t n,
+                         int32_t oldest) noexcept nogil:
+    """Do the first n of so many cells serve by themselves? ``oldest``: from where on a window has
+    them."""
+    return n >= n_cells or not (engine.traits.recurrent or oldest > oldest_needed(engine, n))
+
+
 cdef int32_t n_left_of(Engine * engine, ContextBox * box, NativeSequence * sequence,
                        int32_t n) noexcept nogil:
     """How many tokens the memory would keep if it had to be cut to the first n."""
     if sequence.n_kv <= n:
         return sequence.n_kv
     # A window cache says yes even when the cells before n are gone: look.
-    if engine.traits.recurrent or llama_memory_seq_pos_min(
-            llama_get_memory(box.context), sequence.slot) > oldest_needed(engine, n):
-        return 0
-    return n
+    return n if can_cut(engine, sequence.n_kv, n, llama_memory_seq_pos_min(
+        llama_get_memory(box.context), sequence.slot)) else 0
 
 
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,

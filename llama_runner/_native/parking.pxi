@@ -104,10 +104,7 @@ cdef int32_t n_of_own(Engine * engine, NativeSequence * sequence) noexcept nogil
     if not sequence.parked or sequence.parked.get().dropped():
         return 0
     n_cells = sequence.parked.get().n_tokens
-    if n < n_cells and (engine.traits.recurrent
-                        or oldest_saved(engine, n_cells) > oldest_needed(engine, n)):
-        return 0  # it cannot be cut to these
-    return n
+    return n if can_cut(engine, n_cells, n, oldest_saved(engine, n_cells)) else 0
 
 
 cdef inline int32_t oldest_saved(Engine * engine, int32_t n) noexcept nogil:
@@ -178,9 +175,7 @@ cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSeque
     while n < limit and other.tokens[n] == sequence.tokens[n]:
         n += 1
     engine.monitor.unlock()
-    if n < n_cells and (engine.traits.recurrent or oldest > oldest_needed(engine, n)):
-        return 0  # what is there cannot be cut to these
-    return n if n >= MIN_SHARED else 0
+    return n if n >= MIN_SHARED and can_cut(engine, n_cells, n, oldest) else 0
 
 
 cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
