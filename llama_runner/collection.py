@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
 from llama_runner._core import Context, Request
+from llama_runner.alignment import Replacement
 from llama_runner.checkpoints import Checkpoints
-from llama_runner.errors import ContextFullError, InvalidParameterError, PromptTooLongError
+from llama_runner.errors import (
+    ChatTemplateError,
+    ContextFullError,
+    InvalidParameterError,
+    PromptTooLongError,
+)
 from llama_runner.generation import Generation
 from llama_runner.memory import GcPolicy, Summarize, oldest_turns, plan
+from llama_runner.removal import Removal
 from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, Span
+from llama_runner.splice import DecodeCancelledError, Splicer
 from llama_runner.transcript import Transcript
 
 __all__ = ["Collector"]
@@ -31,6 +40,7 @@ class Collector:
         threshold: Share of the context above which it drops by itself.
         policy: What goes then. Where that is not enough, the oldest turns do.
         checkpoints: Of the transcript's sequence.
+        compute: Called with what decodes new tokens, which it runs.
     """
 
     def __init__(
@@ -40,8 +50,10 @@ class Collector:
         threshold: float,
         policy: GcPolicy,
         checkpoints: Checkpoints,
+        compute: Callable[[Request], None],
     ) -> None:
         self.checkpoints = checkpoints
+        self._compute = compute
         self._context = context
         self._transcript = transcript
         self._threshold = threshold
@@ -51,6 +63,10 @@ class Collector:
         """Whether something was dropped since the last answer."""
         self.n_shifted = 0
         """Tokens that were moved since the last generation began."""
+        self.n_computed = 0
+        """Tokens that were computed for that."""
+        self.computed_ms = 0.0
+        """How long that took."""
 
     def reset(self) -> None:
         """Begin anew, after what was there has gone."""
@@ -92,8 +108,8 @@ class Collector:
         # What is not in the memory cannot be shifted there; what the caller's functions did by now
         # may have moved it out.
         sequence.bring_in()
-        n_gone = sum(spans[i].tokens for i in doomed)
-        n_same = spans[doomed[0]].start if doomed else len(sequence)
+        doomed, removal = self._planned(doomed, summary)
+        n_same = removal.first_token if doomed else len(sequence)
         checkpoint = self.checkpoints.latest(n_same) if doomed else None
         if checkpoint is not None:
             n_same = len(checkpoint.tokens)
@@ -104,28 +120,42 @@ class Collector:
             method = "checkpoint"
         elif not doomed and n_same == len(sequence):
             method = "none"
-        elif doomed and not exact and self._can_shift(spans, doomed, policy):
+        elif doomed and not exact and self._can_move(removal, policy):
             method = "shift"
-        n_again = 0
+        n_again = removal.n_new
         if method in ("rebuild", "checkpoint"):
             n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
-            n_again = len(sequence) - n_gone - n_left
+            n_again = len(sequence) - removal.n_removed - n_left
         if dry_run or method == "none":
             ms = self._estimate(method, n_again)
-            return GcReport(len(doomed), n_gone, method, n_again, ms)
+            return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
         if checkpoint is not None:
             checkpoint.restore(sequence)
         elif method == "rebuild":
             sequence.forget_from(n_same)
-        if summary:
-            n_gone -= transcript.replace(doomed, summary)
-        elif doomed and self.drop(doomed) == "rebuild" and method == "shift":
+        if self._apply(removal, move=method == "shift") == "rebuild" and method == "shift":
             method = "rebuild"  # another thread needed the room meanwhile
         if method != "shift":
             n_again = len(sequence) - sequence.n_cached
         self.cleaned |= bool(doomed)
         ms = (time.perf_counter() - started) * 1e3
-        return GcReport(len(doomed), n_gone, method, n_again, ms)
+        return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
+
+    def _planned(self, doomed: list[int], summary: str) -> tuple[list[int], Removal]:
+        """Plan a removal of spans, or of as many of them as the template lets go."""
+        transcript = self._transcript
+        if summary:
+            return doomed, transcript.plan_summary(doomed, summary)
+        spans = transcript.spans()
+        sizes = Counter(span.turn for span in spans)
+        n_gone = Counter(spans[i].turn for i in doomed)
+        whole = [i for i in doomed if n_gone[spans[i].turn] == sizes[spans[i].turn]]
+        for chosen in (doomed, whole):
+            try:
+                return chosen, transcript.plan_removal(chosen)
+            except ChatTemplateError:
+                pass  # without a step or result it may not be a conversation to this template
+        return [], transcript.plan_removal([])
 
     def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
         """What is to take the place of spans, "" for nothing."""
@@ -136,35 +166,46 @@ class Collector:
             raise InvalidParameterError(
                 f"summarize: the function returned {type(summary).__name__}, not str"
             )
-        return summary
+        return summary if summary.strip() else ""
 
-    def _can_shift(self, spans: tuple[Span, ...], doomed: list[int], policy: GcPolicy) -> bool:
+    def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
         """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
         sequence = self._transcript.sequence
-        last = doomed[0]
-        while last + 1 in doomed:
-            last += 1
-        end = spans[last].start + spans[last].tokens
-        is_there = sequence.n_cached > spans[doomed[-1]].start + spans[doomed[-1]].tokens
-        is_free = sequence.n_shared <= end
+        is_there = sequence.n_cached > removal.replacements[0].stop
+        is_free = sequence.n_shared <= removal.replacements[-1].stop
+        new_fit = removal.n_new == 0 or self._splicer().possible
         shifts = self._context.can_shift and not isinstance(policy, Summarize)
-        return shifts and is_there and is_free
+        return shifts and is_there and is_free and new_fit
 
-    def drop(self, indices: list[int], *, remember: bool = True) -> Literal["shift", "rebuild"]:
-        """Take parts out of the transcript; see :meth:`Transcript.remove`."""
+    def _splicer(self) -> Splicer:
+        return Splicer(self._transcript, self._context.n_ctx_seq - 1, self._compute)
+
+    def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
+        """Take parts out of the transcript; count what was moved, and computed for that."""
         transcript, sequence = self._transcript, self._transcript.sequence
-        n_cached, n_tokens = sequence.n_cached, len(sequence)
-        method = transcript.remove(indices, remember=remember)
+        n_cached, n_same = sequence.n_cached, removal.first_token
+        splicer = self._splicer()
+
+        def splice(new: Replacement) -> bool:
+            try:
+                return splicer.replace(new)
+            except DecodeCancelledError:
+                return False  # the caller's generation ends; the conversation is whole without it
+
+        method = transcript.apply(removal, splice if move else None)
         if method == "shift":
-            n_behind = n_cached - transcript.start_of(indices[0])
-            self.n_shifted += max(0, n_behind - (n_tokens - len(sequence)))
+            self.n_shifted += max(0, n_cached - n_same - removal.n_removed)
+        self.n_computed += splicer.n_computed
+        self.computed_ms += splicer.ms
         return method
 
-    def take_opening(self, compute: Callable[[Request], None]) -> tuple[int, float]:
-        """Keep a copy of the state behind what opens the conversation, if it has one to keep.
+    def drop(self, indices: list[int]) -> None:
+        """Take out parts that the caller took out of the conversation."""
+        removal = self._transcript.plan_removal(indices, remember=False)
+        self._apply(removal, move=True)
 
-        Args:
-            compute: Called with what decodes it, which it runs.
+    def take_opening(self) -> tuple[int, float]:
+        """Keep a copy of the state after what opens the conversation, if it has one to keep.
 
         Returns:
             (n, ms): how many tokens were decoded for it, and how long that took.
@@ -172,7 +213,7 @@ class Collector:
         parts, started = self._transcript.parts, time.perf_counter()
         if parts[0].role != "system":
             return 0, 0.0
-        n = self.checkpoints.take_opening(parts[0].n_tokens, compute)
+        n = self.checkpoints.take_opening(parts[0].n_tokens, self._compute)
         return n, (time.perf_counter() - started) * 1e3 if n else 0.0
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
@@ -205,6 +246,12 @@ class Collector:
                 f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
             )
         self._collect_by_itself()
+        n_left = len(self._transcript.sequence)
+        if n_left >= n_ctx:
+            raise PromptTooLongError(
+                f"the prompt and what has to stay have {n_left:,} tokens, the context {n_ctx:,}: "
+                "shorten the prompt or raise n_ctx"
+            )
 
     def _collect_by_itself(self) -> bool:
         """Drop what the policy says and, where that is not enough, the oldest turns.

@@ -35,6 +35,7 @@ from llama_runner.prompts.messages import (
     read_messages,
 )
 from llama_runner.results import Completion
+from llama_runner.splice import DecodeCancelledError, Splicer
 from llama_runner.transcript import Transcript, TranscriptMark
 
 __all__ = ["Conversation", "Reuse"]
@@ -74,10 +75,6 @@ class _Added:
     """Tokens that were computed on the way."""
     ms: float = 0.0
     """How long that took."""
-
-
-class _CancelledError(Exception):
-    """Somebody called cancel() before there was a generation."""
 
 
 class Conversation:
@@ -138,7 +135,12 @@ class Conversation:
         """Be what another transcript says."""
         checkpoints = Checkpoints(transcript.sequence)
         collector = Collector(
-            self._context, transcript, self._gc_threshold, self._policy, checkpoints
+            self._context,
+            transcript,
+            self._gc_threshold,
+            self._policy,
+            checkpoints,
+            self._decode,
         )
         self.transcript, self.collector = transcript, collector
 
@@ -317,7 +319,7 @@ class Conversation:
         def turn() -> _T:
             try:
                 generation = self._begin(prompt, params)
-            except _CancelledError:
+            except DecodeCancelledError:
                 generation = Generation(self.sequence, params, started=time.perf_counter())
                 generation.request.close()
             try:
@@ -334,7 +336,9 @@ class Conversation:
 
     def _begin(self, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
-        self.collector.cleaned = False
+        collector = self.collector
+        collector.cleaned = False
+        collector.n_computed, collector.computed_ms = 0, 0.0
         self.sequence.use_adapters(params.lora)
         added = _Added()
         nothing_new = isinstance(prompt, tuple) and not prompt
@@ -349,30 +353,31 @@ class Conversation:
             added = self.add_messages(given, for_answer=True)
         else:
             self.transcript.add_raw(prompt, parse_special=params.parse_special)
-        self.collector.make_room_for_prompt()
-        n_opening, opening_ms = self.collector.take_opening(self._decode)
+        collector.make_room_for_prompt()
+        n_opening, opening_ms = collector.take_opening()
         generation = Generation(
             self.sequence,
             params,
             started=started,
             stops=added.stops,
-            shifted=self.collector.n_shifted,
-            computed=added.n_computed + n_opening,
-            computed_ms=added.ms + opening_ms,
+            shifted=collector.n_shifted,
+            computed=added.n_computed + collector.n_computed + n_opening,
+            computed_ms=added.ms + collector.computed_ms + opening_ms,
             first_difference=added.difference,
         )
-        self.collector.n_shifted = 0
+        collector.n_shifted = 0
         return generation
 
     def add_messages(self, given: list[dict[str, Any]], *, for_answer: bool) -> _Added:
         """Bring the transcript to what these messages say."""
-        whole = for_answer and is_whole_conversation(given)
-        kept = self.transcript.pinned_system if whole and given[0]["role"] != "system" else []
+        transcript = self.transcript
+        whole = for_answer and (is_whole_conversation(given) or transcript.begins_with(given))
+        kept = transcript.pinned_system if whole and given[0]["role"] != "system" else []
         given = kept + given
         n_shifted, moved = self.collector.n_shifted, _Added()
         if self._reuse == "chunks" and whole:
             moved = self._move_what_follows(given)
-        stops, cut = self.transcript.add_messages(
+        stops, cut = transcript.add_messages(
             given,
             whole=whole,
             for_answer=for_answer,
@@ -400,14 +405,15 @@ class Conversation:
         self.sequence.bring_in()  # what is not in the memory cannot be moved there
         if changed.gone:
             places.append(transcript.start_of(changed.gone[0]))
-            self.collector.drop(changed.gone, remember=False)
-        edits = Edits(transcript, self.collector.limit, self._decode)
+            self.collector.drop(changed.gone)
+        splicer = Splicer(transcript, self.collector.limit, self._decode)
+        edits = Edits(transcript, splicer)
         if changed.edited:
             left = transcript.changes(given) if changed.gone else changed
             edits.apply(left.edited, left.conversation)
         places += [edits.first_token] if edits.first_token is not None else []
         difference = (min(places), changed.first_message) if places else None
-        return _Added((), difference, edits.n_computed, edits.ms)
+        return _Added((), difference, splicer.n_computed, splicer.ms)
 
     def _decode(self, request: Request) -> None:
         self._answering = request
@@ -415,7 +421,7 @@ class Conversation:
             request.close()
         request.run()
         if request.finish_reason == "cancelled":
-            raise _CancelledError
+            raise DecodeCancelledError
 
     def _book_answer(self, request: Request) -> None:
         """Count an answer to the conversation. Where that is interrupted, it may be done again."""
@@ -445,6 +451,10 @@ class Conversation:
             generation.request.resume(self.collector.pause_at())
         else:
             self.collector.make_room_while_generating(generation)
+        if self._answering not in (None, generation.request):
+            self._answering = generation.request  # after something else was computed for the room
+            if self._cancelled:
+                generation.request.close()
 
     def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""

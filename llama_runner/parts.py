@@ -7,7 +7,7 @@ import hashlib
 import json
 import operator
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
@@ -39,11 +39,17 @@ class Part:
     messages: list[dict[str, Any]] = field(default_factory=list)
     collected: tuple[bytes, ...] = ()
     """Digests of messages that were dropped from before it."""
+    n_opening: int | None = None
+    """Of an answer that was generated: its tokens that the template wrote before it."""
+
+    @property
+    def templated(self) -> bool:
+        """Whether the chat template made its tokens, from its messages."""
+        return self.role not in UNTEMPLATED and (self.role != "summary" or bool(self.messages))
 
     def copy(self) -> Part:
-        """A part that can change without this one."""
-        messages = list(self.messages)
-        return Part(self.role, self.n_tokens, self.turn, self.pinned, messages, self.collected)
+        """Return a part that can change without this one."""
+        return replace(self, messages=list(self.messages))
 
     def collect(self) -> tuple[bytes, ...]:
         """What is to be remembered when it is dropped; a summary was never given."""

@@ -70,6 +70,8 @@ class PartRecord(BaseModel):
     messages: list[dict[str, Any]]
     collected: list[str]
     """Digests of messages that were dropped from before it, as hex."""
+    n_opening: int | None = Field(default=None, ge=0)
+    """Of an answer that was generated: its tokens that the template wrote before it."""
 
 
 class Header(BaseModel):
@@ -181,6 +183,7 @@ def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
                 pinned=part.pinned,
                 messages=part.messages,
                 collected=[digest.hex() for digest in part.collected],
+                n_opening=part.n_opening,
             )
             for part in transcript.parts
         ],
@@ -234,6 +237,7 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
                 record.pinned,
                 record.messages,
                 tuple(map(bytes.fromhex, record.collected)),
+                record.n_opening,
             )
             for record in header.parts
         ]

@@ -6,31 +6,32 @@ came from. Both change together here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llama_runner._core import Sequence
+from llama_runner.alignment import Alignment, Replacement, n_same_tokens
 from llama_runner.errors import InvalidParameterError
 from llama_runner.parts import (
-    UNTEMPLATED,
     Changes,
     Part,
     changes,
     index_in,
-    left,
     origins,
     without_collected,
 )
-from llama_runner.prompts.chat_format import BREAK, ChatFormat
+from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.prompts.message_ends import MessageEnds
 from llama_runner.prompts.messages import TokenIds, as_text, begins_turn, is_step
+from llama_runner.removal import Removal, plan_removal
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Transcript", "TranscriptMark", "n_same_tokens"]
+__all__ = ["Transcript", "TranscriptMark"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +71,11 @@ class Transcript:
         """The system message that opens the conversation, if it is pinned; a list of it."""
         first = self.parts[:1]
         return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
+
+    def begins_with(self, given: list[dict[str, Any]]) -> bool:
+        """Whether these messages are the first of the conversation after its system message."""
+        known = self.messages[len(self.pinned_system) :]
+        return bool(given) and known[: len(given)] == given
 
     def spans(self) -> tuple[Span, ...]:
         """The parts as they are shown.
@@ -113,7 +119,7 @@ class Transcript:
         before = len(self.sequence)
         if isinstance(prompt, str):
             prompt = (
-                self.chat.continue_text(prompt, self.behind(before), parse_special=parse_special)
+                self.chat.continue_text(prompt, self.last_of(before), parse_special=parse_special)
                 if before
                 else self.chat.vocab.tokenize(prompt, parse_special=parse_special)
             )
@@ -160,22 +166,23 @@ class Transcript:
 
         text, stops = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         data = text.encode()
-        n_same, _ = self.match(base, data)
+        aligned = Alignment(self.sequence, self.chat, base, data)
         kept, n_kept, end = fixed, 0, base
         for part in chat:
             n = len(part.messages)
             # An empty answer has no other tokens than what opens the one that is to come.
-            if end + part.n_tokens > n_same or n_kept + n > len(messages):
+            if end + part.n_tokens > aligned.n_tokens or n_kept + n > len(messages):
                 break
             end += part.n_tokens
             # Also what the template does not show of them.
             part.messages = messages[n_kept : n_kept + n]
+            part.n_opening = None  # the template's text now
             n_kept += n
             kept.append(part)
-        _, n_bytes = self.match(base, data, end)
+        n_bytes = aligned.byte_at(end)
         # A message that changed in its middle is tokenised anew: its tokens may end elsewhere. What
         # they have in common with those that are there stays.
-        tokens, has_bos = self.chat.tokenize(data[n_bytes:], self.behind(end))
+        tokens, _ = self.chat.tokenize(data[n_bytes:], self.last_of(end))
         n_old = len(self.sequence) - end
         cut = end + n_same_tokens(self.sequence.tokens[end:], tokens)
         difference = None
@@ -186,17 +193,17 @@ class Transcript:
             self.sequence.truncate(cut)
         self.sequence.append(tokens[cut - end :])
         self.parts = kept
-        self._divide(messages, n_kept, data, n_bytes, end + has_bos, chat)
+        self._divide(messages, n_kept, data, n_bytes, chat, for_answer=for_answer)
         rest = len(self.sequence) - self.start_of(len(self.parts))
         if for_answer:
             turn = self.parts[-1].turn if self.parts else self.turn
-            self.parts.append(Part("assistant", rest, turn))
+            self.parts.append(Part("assistant", rest, turn, n_opening=rest))
         elif rest:
             self.parts[-1].n_tokens += rest
         return stops, difference
 
-    def behind(self, n: int) -> int | None:
-        """The last of the first n tokens, if there is one."""
+    def last_of(self, n: int) -> int | None:
+        """Return the last of the first n tokens, None if there are none."""
         return self.sequence.token_at(n - 1) if n else None
 
     def _next_turn(self) -> int:
@@ -210,31 +217,10 @@ class Transcript:
 
         A whole conversation replaces raw text that came behind messages.
         """
-        raw = [i for i, part in enumerate(self.parts) if part.role in UNTEMPLATED]
+        raw = [i for i, part in enumerate(self.parts) if not part.templated]
         if whole:
             raw = [i for n, i in enumerate(raw) if i == n]
         return raw[-1] + 1 if raw else 0
-
-    def match(self, base: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
-        """Index of the first token that differs from the text, and the bytes before it.
-
-        Args:
-            base: Index of the first token to compare.
-            data: The text.
-            stop: Index of the token before which to end.
-        """
-        bos = self.chat.vocab.bos
-        start = base
-        if bos is not None and len(self.sequence) > base:
-            piece = self.chat.vocab.token_to_piece(bos)
-            if self.sequence.token_at(base) == bos and not data.startswith(piece):
-                start += 1  # put there by us, not by the template
-        n_tokens, n_bytes = self.spelled(start, data, stop)
-        return start + n_tokens, n_bytes
-
-    def spelled(self, start: int, data: bytes, stop: int | None = None) -> tuple[int, int]:
-        """How many tokens from an index on spell rendered text, and how many bytes of it."""
-        return self.sequence.match_text(start, data, stop, skip=BREAK)
 
     def _divide(
         self,
@@ -242,47 +228,50 @@ class Transcript:
         n_kept: int,
         data: bytes,
         n_bytes: int,
-        matched: int,
         before: list[Part],
+        *,
+        for_answer: bool,
     ) -> None:
-        """Find out which message each token behind the parts belongs to.
+        """Find out which message each token after the parts belongs to.
 
         Messages that were there before, but had to be tokenised anew, keep their turn and pin; so
-        do those that were changed, and those behind them.
+        do those that were changed, and those after them.
 
         Args:
             messages: The conversation.
             n_kept: How many of them the parts hold.
             data: Its text.
             n_bytes: How much of the text the parts hold.
-            matched: Index of the first token of the rest of the text.
             before: The parts that were there before.
+            for_answer: Whether the text ends with what opens an answer.
         """
+        n_fixed = self.n_fixed(whole=False)
+        aligned = Alignment(self.sequence, self.chat, self.start_of(n_fixed), data)
+        ends = MessageEnds(self.chat, messages, data, for_answer=for_answer, opens=n_fixed == 0)
         known = origins(before, messages)
         position = self.start_of(len(self.parts))
         if n_bytes == 0 and messages[0]["role"] != "system":
             header = self.chat.implied_header
-            if data.startswith(header):
-                n_tokens, n_bytes = self.spelled(matched, header)
-                matched += n_tokens
-            if matched > position:
-                self.parts.append(Part("system", matched - position, self.turn))
-                position = matched
+            n_bytes = len(header) if data.startswith(header) else 0
+            header_end = aligned.token_at(n_bytes)
+            if header_end > position:
+                self.parts.append(Part("system", header_end - position, self.turn))
+                position = header_end
         # What closes the last answer is part of it: then any turn can go, and what stays is what
         # the template makes of the rest.
-        end_byte = self.chat.end_of(messages, n_kept - 1, data, inside=n_bytes) if n_kept else 0
+        end_byte = ends.find(n_kept - 1, inside=n_bytes) if n_kept else 0
         if end_byte is not None and end_byte > n_bytes:
-            n_tokens, n_matched = self.spelled(matched, data[n_bytes:end_byte])
-            self.parts[-1].n_tokens += n_tokens
-            matched += n_tokens
-            position = matched
-            n_bytes += n_matched
+            n_closing = aligned.token_at(end_byte) - position
+            self.parts[-1].n_tokens += n_closing
+            position += n_closing
+            n_bytes = end_byte
         pending: list[dict[str, Any]] = []
-        turn, pinned = self.turn, False
+        role, turn, pinned = "", self.turn, False
         collected: tuple[bytes, ...] = ()
         for i in range(n_kept, len(messages)):
             old = known[i] if i < len(known) else None
-            role = messages[i]["role"]
+            if not pending:
+                role = messages[i]["role"]
             if old is not None:
                 if old.part.role == "summary" and messages[i] in old.part.messages:
                     role = "summary"
@@ -295,15 +284,14 @@ class Transcript:
                 else:
                     turn = self.parts[-1].turn if self.parts else self.turn
             pending.append(messages[i])
-            end_byte = self.chat.end_of(messages, i, data, start=end_byte)
-            if end_byte is None or end_byte <= n_bytes:
+            end_byte = ends.find(i, start=end_byte)
+            if end_byte is None:
                 continue  # the template shows this message only together with the next
-            n_tokens, n_matched = self.spelled(matched, data[n_bytes:end_byte])
-            matched += n_tokens
-            n_bytes += n_matched
-            n_tokens = matched - position
+            n_bytes = max(n_bytes, end_byte)
+            n_tokens = max(0, aligned.token_at(n_bytes) - position)
             self.parts.append(Part(role, n_tokens, turn, pinned, pending, collected))
-            position, pending, collected = matched, [], ()
+            position += n_tokens
+            pending, collected = [], ()
         if pending:
             rest = len(self.sequence) - position
             self.parts.append(Part(role, rest, turn, pinned, pending, collected))
@@ -335,73 +323,108 @@ class Transcript:
             edited={n_fixed + i: messages for i, messages in found.edited.items()},
         )
 
-    def remove(self, indices: list[int], *, remember: bool = True) -> Literal["shift", "rebuild"]:
-        """Take parts out of transcript and ledger.
+    def plan_removal(self, indices: Collection[int], *, remember: bool = True) -> Removal:
+        """Find out what taking parts out changes; see :func:`plan_removal`.
 
         Args:
             indices: Of the parts.
-            remember: Know their messages again in a conversation that is given whole, and leave
-                them out of it: they went for want of room, not because the caller took them out.
-
-        Returns:
-            "shift" where no token must be recomputed.
-        """
-        method: Literal["shift", "rebuild"] = "shift"
-        for i in sorted(indices, reverse=True):
-            start = self.start_of(i)
-            if self.parts[i].n_tokens:
-                self.moving()
-                how = self.sequence.remove(start, start + self.parts[i].n_tokens)
-                method = "rebuild" if how == "rebuild" else method
-        self.parts = left(self.parts, set(indices), remember=remember)
-        return method
-
-    def moving(self) -> None:
-        """Cells are moved: those that are there afterwards are not those of before."""
-        self._epoch = object()
-
-    def replace(self, indices: list[int], text: str) -> int:
-        """Put a pinned note in the place of parts; what comes behind it is decoded again.
-
-        Returns:
-            The note's tokens.
+            remember: Recognise their messages in a conversation that is given whole, and leave them
+                out of it: they were evicted, the caller did not take them out.
 
         Raises:
-            InvalidParameterError: The note has no fewer tokens than what it replaces.
-            ChatTemplateError: The template refuses it there.
+            ChatTemplateError: The template refuses what would stay.
         """
-        first, doomed = min(indices), set(indices)
+        return plan_removal(self, set(indices), remember=remember)
+
+    def apply(
+        self, removal: Removal, splice: Callable[[Replacement], bool] | None = None
+    ) -> Literal["shift", "rebuild"]:
+        """Take parts out of transcript and ledger.
+
+        Args:
+            removal: Planned for this transcript as it is.
+            splice: Puts new tokens into the ledger and moves what follows; returns False if that is
+                not possible. Without it, what follows new tokens is decoded again.
+
+        Returns:
+            "shift" if what follows stayed in the memory.
+        """
+        method: Literal["shift", "rebuild"] = "shift"
+        for new in removal.replacements:
+            if new.start == new.stop and not len(new.tokens):
+                continue
+            self.start_epoch()
+            if not len(new.tokens):
+                if self.sequence.remove(new.start, new.stop) == "rebuild":
+                    method = "rebuild"
+            elif splice is None or not splice(new):
+                rest = self.sequence.tokens[new.stop :]
+                self.sequence.truncate(new.start)
+                self.sequence.append(new.tokens)
+                self.sequence.append(rest)
+                method = "rebuild"
+        self.parts = removal.parts
+        if not removal.divided:
+            self._divide_again()
+        return method
+
+    def _divide_again(self) -> None:
+        """Find out anew which message each token after the raw text belongs to."""
         n_fixed = self.n_fixed(whole=False)
-        messages: list[dict[str, Any]] = []
-        if first >= n_fixed and self.chat.template is not None:
-            before = [m for part in self.parts[n_fixed:first] for m in part.messages]
-            rest = [i for i in range(first, len(self.parts)) if i not in doomed]
-            behind = [m for i in rest for m in self.parts[i].messages]
-            text, messages = self.chat.inserted(before, text, behind)
-        start = self.start_of(first)
-        tokens = (
-            self.chat.continue_rendered(text.encode(), self.behind(start))
-            if messages
-            else self.chat.continue_text(text, self.behind(start), parse_special=False)
-        )
-        n_gone = sum(self.parts[i].n_tokens for i in doomed)
-        if len(tokens) >= n_gone:
+        fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
+        answer = chat.pop() if chat and chat[-1].n_opening is not None else None
+        messages = [message for part in chat for message in part.messages]
+        n = len(self.sequence) - (answer.n_tokens if answer else 0)
+        if messages:
+            for_answer = answer is not None
+            text, _ = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
+            turn, self.parts = self.turn, fixed
+            self._divide(messages, 0, text.encode(), 0, chat, for_answer=for_answer)
+            self.turn = turn
+            self.parts[-1].n_tokens += n - self.start_of(len(self.parts))
+        if answer:
+            self.parts.append(answer)
+
+    def start_epoch(self) -> None:
+        """Make older marks compute again what is moved now."""
+        self._epoch = object()
+
+    def plan_summary(self, indices: Collection[int], text: str) -> Removal:
+        """Find out what putting a pinned note in the place of parts changes.
+
+        Raises:
+            InvalidParameterError: The note does not have fewer tokens than what it replaces.
+            ChatTemplateError: The template does not take a note there.
+        """
+        first, gone = min(indices), set(indices)
+        note = Part("summary", 0, self.parts[first].turn, pinned=True)
+        if self.parts[first].templated:
+            start, end = self._region(first)
+            before = [m for part in self.parts[start:first] for m in part.messages]
+            rest = [i for i in range(first, end) if i not in gone]
+            after = [m for i in rest for m in self.parts[i].messages]
+            note.messages = self.chat.note_between(before, text, after)
+            removal = plan_removal(self, gone, note=note)
+        else:
+            previous = self.last_of(self.start_of(first))
+            tokens = self.chat.continue_text(text, previous, parse_special=False)
+            removal = plan_removal(self, gone, note=note, raw_note=tokens)
+        if removal.n_removed <= 0:
+            n_gone = sum(self.parts[i].n_tokens for i in gone)
             raise InvalidParameterError(
-                f"summarize: the summary has {len(tokens):,} tokens, what it replaces {n_gone:,}: "
-                "write a shorter one"
+                f"summarize: the summary has {n_gone - removal.n_removed:,} tokens, what it "
+                f"replaces {n_gone:,}: write a shorter one"
             )
-        ledger = self.sequence.tokens
-        runs = [tokens]
-        for i in range(first, len(self.parts)):
-            if i not in doomed:
-                begin = self.start_of(i)
-                runs.append(ledger[begin : begin + self.parts[i].n_tokens])
-        self.sequence.truncate(start)
-        for run in runs:
-            self.sequence.append(run)
-        note = Part("summary", len(tokens), self.parts[first].turn, True, messages)
-        self.parts = left(self.parts, doomed, note=note)
-        return len(tokens)
+        return removal
+
+    def _region(self, index: int) -> tuple[int, int]:
+        """Return which parts around one are rendered together with it."""
+        start, end = index, index + 1
+        while start > 0 and self.parts[start - 1].templated:
+            start -= 1
+        while end < len(self.parts) and self.parts[end].templated:
+            end += 1
+        return start, end
 
     def clear(self) -> None:
         """Forget everything."""
@@ -438,10 +461,3 @@ class Transcript:
         self.sequence.append(mark.tokens[n_same:])
         self.parts = [part.copy() for part in mark.parts]
         self.turn = mark.turn
-
-
-def n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """With how many equal tokens two runs begin."""
-    n = min(len(a), len(b))
-    different = (a[:n] != b[:n]).nonzero()[0]
-    return int(different[0]) if len(different) else n

@@ -6,6 +6,7 @@ from libcpp.atomic cimport atomic
 from libcpp.memory cimport shared_ptr, weak_ptr
 from libcpp.random cimport mt19937
 from libcpp.string cimport string
+from libcpp.string_view cimport string_view
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
@@ -48,13 +49,9 @@ cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
     int64_t detokenize(
         const llama_vocab * vocab, const llama_token * tokens, size_t n, bool strip_prefix,
         bool remove_special, bool unparse_special, string & out) except +set_python_error
-    cdef struct Spelling:
-        size_t n_tokens
-        size_t n_bytes
-    Spelling spelling(
+    vector[int64_t] token_ends(
         const llama_vocab * vocab, const vector[llama_token] & tokens, size_t begin, size_t end,
-        const char * text, size_t n_text, const char * skip, size_t n_skip,
-    ) except +set_python_error
+        string_view text, string_view skip) except +set_python_error
 
 cdef extern from "interrupt.hpp" namespace "llama_runner" nogil:
     ctypedef int (* CheckSignals)() except -1

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 from libcpp.algorithm cimport equal
+from libcpp.string_view cimport string_view
 
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
@@ -13,10 +14,9 @@ from llama_runner._llama_cpp.llama cimport (
 )
 from llama_runner._llama_cpp.shim cimport (
     adopt_state,
-    Spelling,
     append_tokens,
-    spelling,
     spliced,
+    token_ends,
 )
 
 from types import SimpleNamespace as _SimpleNamespace
@@ -437,34 +437,38 @@ cdef class Sequence:
             return (llama_memory_seq_pos_min(memory, native.slot),
                     llama_memory_seq_pos_max(memory, native.slot))
 
-    def match_text(self, Py_ssize_t start, bytes text not None, stop=None, *, bytes skip=b""):
-        """How far the tokens from ``start`` on spell this text.
+    def match_text(self, Py_ssize_t start, bytes text not None, *, bytes skip=b""):
+        """Find how far the tokens from ``start`` on spell this text.
 
         A token's leading space that is not in the text is forgiven at the beginning of the ledger
-        and behind a control token: SentencePiece vocabularies put one there.
+        and after a special token: SentencePiece vocabularies put one there. To a vocabulary that
+        writes spaces as U+2581, a U+2581 in the text is a space.
 
         Args:
             start: Index of the first token to compare.
             text: UTF-8.
-            stop: Index of the token before which to end; None for the last's end.
             skip: What of the text is passed over between two tokens.
 
         Returns:
-            (n_tokens, n_bytes): whole tokens that match, and the bytes of text they stand for.
+            numpy int64 array, shape (n,): for each token that matches, where it ends in the text.
         """
         cdef shared_ptr[ContextBox] box = self.context.alive()
         cdef NativeSequence * native = self.alive()
         cdef size_t n = native.tokens.size()
         cdef size_t begin = min(<size_t> max(0, start), n)
-        cdef size_t end = n if stop is None else min(<size_t> max(0, stop), n)
-        cdef size_t n_text = len(text), n_skip = len(skip)
-        cdef const char * data = text
-        cdef const char * passed = skip
-        cdef Spelling found
+        cdef string_view data = string_view(<const char *> text, len(text))
+        cdef string_view passed = string_view(<const char *> skip, len(skip))
+        cdef vector[int64_t] ends
+        cdef int64_t[::1] view
         with nogil:
-            found = spelling(self.context.engine.traits.vocab, native.tokens, begin, end,
-                             data, n_text, passed, n_skip)
-        return found.n_tokens, found.n_bytes
+            ends = token_ends(self.context.engine.traits.vocab, native.tokens, begin, n, data,
+                              passed)
+        import numpy
+        found = numpy.empty(ends.size(), dtype=numpy.int64)
+        if ends.size():
+            view = found
+            memcpy(&view[0], ends.data(), ends.size() * sizeof(int64_t))
+        return found
 
     def close(self):
         """Forget everything and give the slot back."""

@@ -34,28 +34,81 @@ int64_t detokenize(const llama_vocab * vocab, const llama_token * tokens, size_t
     return -1;
 }
 
-Spelling spelling(const llama_vocab * vocab, const std::vector<llama_token> & tokens, size_t begin,
-                  size_t end, const char * text, size_t n_text, const char * skip, size_t n_skip) {
-    const std::string_view passed(skip, n_skip);
-    std::string_view       rest(text, n_text);
-    bool   at_start = begin == 0 || llama_vocab_is_control(vocab, tokens[begin - 1]);
-    size_t i        = begin;
-    for (; i < end && !rest.empty(); ++i) {
-        std::string_view behind = rest;
-        if (n_skip > 0 && behind.size() > n_skip && behind.substr(0, n_skip) == passed) {
-            behind.remove_prefix(n_skip);
+namespace {
+
+constexpr std::string_view kEscapedSpace = "\xe2\x96\x81";  // U+2581
+
+// Does the vocabulary write spaces as U+2581, so that it cannot tell the two apart?
+bool escapes_spaces(const llama_vocab * vocab) {
+    switch (vocab->get_type()) {
+        case LLAMA_VOCAB_TYPE_SPM:
+        case LLAMA_VOCAB_TYPE_UGM: return true;
+        case LLAMA_VOCAB_TYPE_BPE: return vocab->get_escape_whitespaces();
+        default:                   return false;
+    }
+}
+
+// How many bytes of text a piece stands for; npos where it does not begin the text.
+size_t n_spelled(std::string_view piece, std::string_view text, bool escaped) {
+    size_t at = 0;
+    for (char byte : piece) {
+        if (at < text.size() && text[at] == byte) {
+            ++at;
+        } else if (escaped && byte == ' ' && text.substr(at, kEscapedSpace.size()) == kEscapedSpace) {
+            at += kEscapedSpace.size();
+        } else {
+            return std::string_view::npos;
         }
-        std::string_view piece = vocab->token_to_piece(tokens[i]);
-        if (at_start && !piece.empty() && piece.front() == ' ' && behind.front() != ' ') {
-            piece.remove_prefix(1);
+    }
+    return at;
+}
+
+}  // namespace
+
+std::vector<int64_t> token_ends(const llama_vocab * vocab, const std::vector<llama_token> & tokens,
+                                size_t begin, size_t end, std::string_view text,
+                                std::string_view skip) {
+    constexpr size_t kNone    = std::string_view::npos;
+    constexpr int    kSpecial = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED;
+    const bool       escaped  = escapes_spaces(vocab);
+
+    const auto follows_special = [&](size_t i) {
+        return i == 0 || vocab->token_get_attr(tokens[i - 1]) & kSpecial;
+    };
+    // Where the text goes on after token i, if the token stands at `at`.
+    const auto after = [&](size_t i, size_t at, bool without_space) {
+        const std::string_view piece = vocab->token_to_piece(tokens[i]);
+        if (text.size() - at > skip.size() && text.substr(at, skip.size()) == skip) {
+            at += skip.size();
         }
-        if (behind.substr(0, piece.size()) != piece) {
+        if (without_space && (piece.empty() || piece.front() != ' ')) {
+            return kNone;
+        }
+        const size_t n = n_spelled(piece.substr(without_space), text.substr(at), escaped);
+        return n == kNone ? kNone : at + n;
+    };
+    const auto goes_on = [&](size_t i, size_t at) {
+        return i >= end || at >= text.size() || after(i, at, false) != kNone;
+    };
+
+    std::vector<int64_t> ends;
+    size_t               at = 0;
+    for (size_t i = begin; i < end && at < text.size(); ++i) {
+        size_t next = after(i, at, false);
+        if (follows_special(i)) {
+            const size_t without_space = after(i, at, true);
+            // The text may begin with a space of its own; then the next token tells.
+            if (next == kNone || (without_space != kNone && !goes_on(i + 1, next))) {
+                next = without_space;
+            }
+        }
+        if (next == kNone) {
             break;
         }
-        rest     = behind.substr(piece.size());
-        at_start = llama_vocab_is_control(vocab, tokens[i]);
+        at = next;
+        ends.push_back(static_cast<int64_t>(at));
     }
-    return {i - begin, n_text - rest.size()};
+    return ends;
 }
 
 }  // namespace llama_runner

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "llama.h"
@@ -19,17 +20,15 @@ int64_t detokenize(const llama_vocab * vocab, const llama_token * tokens, size_t
                    bool strip_prefix, bool remove_special, bool unparse_special,
                    std::string & out);
 
-struct Spelling {
-    size_t n_tokens;
-    size_t n_bytes;  // of the text
-};
-
-// How many whole tokens, of tokens[begin:end], spell the beginning of a text.
+// How many whole tokens, of tokens[begin:end], spell the beginning of a text: for each of them, where
+// it ends in the text.
 //
-// A token's leading space that is not in the text is forgiven at the very beginning and behind a
-// control token: SentencePiece vocabularies put one there. `skip` is passed over between two
-// tokens; none reaches across it.
-Spelling spelling(const llama_vocab * vocab, const std::vector<llama_token> & tokens, size_t begin,
-                  size_t end, const char * text, size_t n_text, const char * skip, size_t n_skip);
+// A token's leading space that is not in the text is forgiven at the very beginning and after a
+// control token: SentencePiece vocabularies put one there. Where a vocabulary writes spaces as U+2581,
+// a U+2581 in the text is a space to it, too. `skip` is passed over between two tokens; none reaches
+// across it.
+std::vector<int64_t> token_ends(const llama_vocab * vocab, const std::vector<llama_token> & tokens,
+                                size_t begin, size_t end, std::string_view text,
+                                std::string_view skip);
 
 }  // namespace llama_runner

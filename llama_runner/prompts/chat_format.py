@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BREAK", "ChatFormat"]
+__all__ = ["BREAK", "ChatFormat", "n_common"]
 
 # Stands in rendered text where no token may reach across: a noncharacter, which no text has.
 _BREAK = "\ufdd0"
 BREAK = _BREAK.encode()
+# Marks that find messages in rendered text: one private character of the last plane for each.
+_FIRST_ANCHOR, _MAX_ANCHORS = 0x100000, 0xFFFE
+_ANCHOR = re.compile(rb"\xf4[\x80-\x8f][\x80-\xbf]{2}")
 # Whose messages may write special tokens: the program's own and the model's.
 _TRUSTED = ("system", "developer", "assistant")
 
@@ -51,10 +55,15 @@ class ChatFormat:
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
+        harmless = [self._without_control(message) for message in messages]
+        return self._render(harmless, for_answer=for_answer, opens=opens)
+
+    def _render(
+        self, messages: list[dict[str, Any]], *, for_answer: bool, opens: bool
+    ) -> tuple[str, tuple[str, ...]]:
         if self.template is None:
             raise ChatTemplateError(self._problem)
-        harmless = [self._without_control(message) for message in messages]
-        text, stops = self.template.render(harmless, add_generation_prompt=for_answer)
+        text, stops = self.template.render(messages, add_generation_prompt=for_answer)
         if not opens and messages[0]["role"] != "system":
             text = text.removeprefix(self.implied_header.decode())
         return text, stops
@@ -95,44 +104,43 @@ class ChatFormat:
         except ChatTemplateError:
             return ""
 
-    def end_of(
-        self,
-        messages: list[dict[str, Any]],
-        i: int,
-        data: bytes,
-        *,
-        start: int | None = None,
-        inside: int | None = None,
-    ) -> int | None:
-        """Where a message ends in the text of a conversation that begins with these messages.
+    def anchors(
+        self, messages: list[dict[str, Any]], data: bytes, *, for_answer: bool, opens: bool
+    ) -> list[int | None]:
+        """Find a byte of each message's content in the text that the template makes of them.
 
-        Rendering all messages up to each one would take quadratic time. So what a message adds to
-        the last question and step before it is looked for where it must be; only if it is not
-        there, all are rendered.
+        The messages are rendered once more, each with a mark in its content.
 
         Args:
-            messages: The conversation.
-            i: Index of the message.
-            data: The text, UTF-8.
-            start: Where the message before it ends, if that is known.
-            inside: A place in it or at its end, if one is known.
+            messages: Checked messages.
+            data: Their text, UTF-8, as :meth:`render` made it with the same options.
+            for_answer: As for :meth:`render`.
+            opens: As for :meth:`render`.
 
         Returns:
-            A byte offset, or None where the template shows the message only with the next.
+            For each message a byte offset, None where the text does not show its mark. An empty
+            list where the marks change what the template writes.
         """
-        behind = _last_step(messages[:i])
-        if len(behind) < i and (start is not None or inside is not None):
-            before, after = self.text_of(behind), self.text_of([*behind, messages[i]])
-            block = after.removeprefix(before).encode() if after.startswith(before) else b""
-            first, last = (start, start) if inside is None else (inside - len(block), inside)
-            at = data.find(block, max(0, first or 0), (last or 0) + len(block))
-            if before and block and at >= 0:
-                return at + len(block)
-        for opens in (True, False):
-            whole = self.text_of(messages[: i + 1], opens=opens).encode()
-            if whole and data.startswith(whole):
-                return len(whole)
-        return None
+        if len(messages) > _MAX_ANCHORS:
+            return []
+        marked = [
+            _with_anchor(self._without_control(message), chr(_FIRST_ANCHOR + i))
+            for i, message in enumerate(messages)
+        ]
+        try:
+            text = self._render(marked, for_answer=for_answer, opens=opens)[0].encode()
+        except ChatTemplateError:
+            return []
+        if _ANCHOR.sub(b"", text) != data:
+            return []
+        found: list[int | None] = [None] * len(messages)
+        for k, mark in enumerate(_ANCHOR.finditer(text)):
+            found[ord(mark[0].decode()) - _FIRST_ANCHOR] = mark.start() - k * len(mark[0])
+        return found
+
+    def before_anchor(self, message: dict[str, Any]) -> str:
+        """Return what of a message's content comes before the mark that :meth:`anchors` puts."""
+        return _divided(_shown(self._without_control(message)))[0]
 
     def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
         """Token ids of rendered text, and whether a BOS was put before it.
@@ -204,43 +212,90 @@ class ChatFormat:
             return first.removesuffix(block).encode()
         return b""
 
-    def inserted(
-        self, before: list[dict[str, Any]], text: str, behind: list[dict[str, Any]]
-    ) -> tuple[str, list[dict[str, Any]]]:
-        """How the template shows a note to the model between other messages.
+    def note_between(
+        self, before: list[dict[str, Any]], text: str, after: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return the messages that put a note between others.
 
-        As a system message, or a user's where it takes no second system message; with an answer
-        where it wants users and assistants to take turns.
-
-        Returns:
-            (text, messages): what to put behind the text of ``before``, and the messages it is of.
+        A system message, or a user's if the template takes no second system message, with an answer
+        if users and assistants have to take turns.
 
         Raises:
-            ChatTemplateError: The template takes it in no form.
+            ChatTemplateError: The template does not take it in any form.
         """
         # It may quote strangers, and stands where a program's own text does: changed for good.
         text = self._inside_control(text, "\N{ZERO WIDTH SPACE}".encode())
         note = {"role": "user", "content": text}
-        # A note in the place of what the template writes by itself would be one that opens.
-        lead = self.text_of(before) if before else self.implied_header.decode()
+        without = self.text_of([*before, *after]) if before or after else ""
         for messages in (
             [{"role": "system", "content": text}],
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
         ):
-            whole = self.text_of([*before, *messages])
-            if not whole.startswith(lead) or len(whole) <= len(lead):
-                continue
-            if self.text_of([*before, *messages, *behind]).startswith(whole):
-                return whole.removeprefix(lead), messages
+            whole = self.text_of([*before, *messages, *after])
+            if text.strip() in whole and _is_inserted(whole, without):
+                return messages
         raise ChatTemplateError(
             "summarize: this chat template takes no note between messages: use another policy"
         )
 
 
-def _last_step(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation's last question, and what the assistant said last with what followed it."""
-    places = range(len(messages))
-    j = next((k for k in reversed(places) if messages[k]["role"] == "user"), 0)
-    steps = (k for k in reversed(places[j + 1 :]) if messages[k]["role"] == "assistant")
-    return messages[j : j + 1] + messages[next(steps, j + 1) :]
+def _is_inserted(whole: str, without: str) -> bool:
+    """Tell whether one text is the other with something put into it."""
+    long, short = whole.encode(), without.encode()
+    n_before, n_after = n_common(long, short), n_common(long[::-1], short[::-1])
+    return n_before + n_after >= len(short) < len(long)
+
+
+def n_common(a: bytes, b: bytes) -> int:
+    """Return with how many equal bytes two texts begin."""
+    import numpy as np
+
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return int((np.frombuffer(a, np.uint8, n) != np.frombuffer(b, np.uint8, n)).argmax())
+
+
+def _with_anchor(message: dict[str, Any], mark: str) -> dict[str, Any]:
+    """Put a mark into a message's content or, if it has none, into the name that it calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, str) and content.strip():
+        return {**message, "content": _marked(content, mark)}
+    if content and not isinstance(content, str) and content[-1]["text"].strip():
+        last = {**content[-1], "text": _marked(content[-1]["text"], mark)}
+        return {**message, "content": [*content[:-1], last]}
+    name = _name_of(calls[-1]) if calls else ""
+    if calls and name:
+        function = {**calls[-1]["function"], "name": _marked(name, mark)}
+        return {**message, "tool_calls": [*calls[:-1], {**calls[-1], "function": function}]}
+    return message
+
+
+def _shown(message: dict[str, Any]) -> str:
+    """The text of a message that a mark is put into."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = content[-1]["text"]
+    if not content.strip() and message.get("tool_calls"):
+        return _name_of(message["tool_calls"][-1])
+    return str(content)
+
+
+def _name_of(call: dict[str, Any]) -> str:
+    function = call.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _marked(text: str, mark: str) -> str:
+    return mark.join(_divided(text))
+
+
+def _divided(text: str) -> tuple[str, str]:
+    """Divide text before its last character that is not white space.
+
+    There a mark survives where a template trims, or cuts off what was thought before the answer.
+    """
+    at = max(0, len(text.rstrip()) - 1)
+    return text[:at], text[at:]

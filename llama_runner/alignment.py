@@ -1,0 +1,98 @@
+"""Which tokens of a ledger stand for which bytes of a rendered text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llama_runner._core import Sequence
+from llama_runner.prompts.chat_format import BREAK, ChatFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Alignment", "Replacement", "n_same_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Tokens to put in the place of tokens[start:stop]."""
+
+    start: int
+    stop: int
+    tokens: NDArray[np.int32]
+
+
+class Alignment:
+    """The tokens of a sequence, from one index on, held against a text.
+
+    Args:
+        sequence: Its ledger.
+        chat: How text becomes tokens.
+        base: Index of the first token to compare.
+        data: The text, UTF-8.
+
+    Attributes:
+        start: Index of the first token of the text: after a BOS that the text does not write.
+    """
+
+    def __init__(self, sequence: Sequence, chat: ChatFormat, base: int, data: bytes) -> None:
+        self._sequence = sequence
+        self._chat = chat
+        self._data = data
+        self.start = base
+        bos = chat.vocab.bos
+        if bos is not None and len(sequence) > base and sequence.token_at(base) == bos:
+            self.start += not data.startswith(chat.vocab.token_to_piece(bos))
+        # The tokens from self._token on end at these bytes; those before it, at self._byte.
+        self._token, self._byte = self.start, 0
+        self._ends = self._spelled()
+
+    @property
+    def n_tokens(self) -> int:
+        """Index of the first token that does not spell the text."""
+        return self._token + len(self._ends)
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes of the text the tokens before it spell."""
+        return int(self._ends[-1]) if len(self._ends) else self._byte
+
+    def byte_at(self, token: int) -> int:
+        """Return the byte at which a token that spells the text begins."""
+        n = min(token - self._token, len(self._ends))
+        return int(self._ends[n - 1]) if n > 0 else self._byte
+
+    def boundaries(self) -> NDArray[np.int64]:
+        """Return the bytes at which tokens that spell the text begin or end, ascending."""
+        import numpy as np
+
+        return np.unique(np.append(self._ends, self._byte))
+
+    def token_at(self, byte: int) -> int:
+        """Return the index of the first token that ends after a byte.
+
+        Some vocabularies do not give a text back: they normalise it, or lack its characters. What
+        comes before the byte is then tokenised once more, to count its tokens. Ask for ascending
+        bytes.
+        """
+        if byte > self.n_bytes and self.n_tokens < len(self._sequence):
+            first = self.n_tokens
+            previous = self._sequence.token_at(first - 1) if first else None
+            again = self._chat.continue_rendered(self._data[self.n_bytes : byte], previous)
+            ledger = self._sequence.tokens[first:]
+            self._token, self._byte = first + n_same_tokens(ledger, again), byte
+            self._ends = self._spelled()
+        return self._token + int(self._ends.searchsorted(byte, "right"))
+
+    def _spelled(self) -> NDArray[np.int64]:
+        rest = self._data[self._byte :]
+        return self._sequence.match_text(self._token, rest, skip=BREAK) + self._byte
+
+
+def n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """Return with how many equal tokens two runs begin."""
+    n = min(len(a), len(b))
+    different = (a[:n] != b[:n]).nonzero()[0]
+    return int(different[0]) if len(different) else n

@@ -1,0 +1,135 @@
+"""Where each message ends in the text that a chat template makes of a conversation.
+
+A template is a program: it may show the last answer differently than earlier ones, write the
+system's text into the first question, or close an answer only when the next question comes. So the
+text of the first messages need not begin the text of all of them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from llama_runner.prompts.chat_format import ChatFormat, n_common
+
+__all__ = ["MessageEnds"]
+
+
+class MessageEnds:
+    """The ends of the messages of one rendered conversation.
+
+    Args:
+        chat: The format.
+        messages: The conversation.
+        data: Its text, UTF-8.
+        for_answer: The text ends with what opens an answer.
+        opens: The text includes what the template writes before the first message.
+    """
+
+    def __init__(
+        self,
+        chat: ChatFormat,
+        messages: list[dict[str, Any]],
+        data: bytes,
+        *,
+        for_answer: bool,
+        opens: bool,
+    ) -> None:
+        self._chat = chat
+        self._messages = messages
+        self._data = data
+        self._for_answer = for_answer
+        self._opens = opens
+
+    def find(self, i: int, *, start: int | None = None, inside: int | None = None) -> int | None:
+        """Return the byte at which a message ends, None if it cannot be told from the next one.
+
+        Most templates write the same block for a message whatever precedes it, so the block that
+        it adds to the last question and step is looked for first. Rendering all messages up to
+        each one would take quadratic time.
+
+        Args:
+            i: Index of the message.
+            start: Where the message before it ends, if that is known.
+            inside: A place in the message or at its end, if one is known.
+        """
+        at = self._end_of_block(i, start, inside)
+        if at is None and self._anchors:
+            at = max(self._end_after_anchor(i, start or 0), inside or 0)
+        if at is None and not self._anchors:
+            at = self._end_of_beginning(i)
+        return at
+
+    def _end_of_block(self, i: int, start: int | None, inside: int | None) -> int | None:
+        step = last_step(self._messages[:i])
+        if len(step) == i:
+            return self._end_of_beginning(i)
+        if start is None and inside is None:
+            return None
+        before = self._chat.text_of(step)
+        after = self._chat.text_of([*step, self._messages[i]])
+        block = after.removeprefix(before).encode() if after.startswith(before) else b""
+        first, last = (start, start) if inside is None else (inside - len(block), inside)
+        at = self._data.find(block, max(0, first or 0), (last or 0) + len(block))
+        return at + len(block) if before and block and at >= 0 else None
+
+    def _end_of_beginning(self, i: int) -> int | None:
+        for opens in (True, False):
+            text = self._chat.text_of(self._messages[: i + 1], opens=opens).encode()
+            if text and self._data.startswith(text):
+                return len(text)
+        return None
+
+    @cached_property
+    def _anchors(self) -> list[int | None]:
+        """A byte inside each message's content; None where the text does not show the message.
+
+        Empty where the template makes another text once its messages are marked.
+        """
+        return self._chat.anchors(
+            self._messages, self._data, for_answer=self._for_answer, opens=self._opens
+        )
+
+    def _end_after_anchor(self, i: int, start: int) -> int:
+        """Find the end between a message's content and the next message's.
+
+        A message that the text does not show, or only inside a later one, ends where it starts.
+        """
+        anchor = self._anchors[i]
+        later = [at for at in self._anchors[i + 1 :] if at is not None]
+        if anchor is None or anchor < start or (later and min(later) < anchor):
+            return start
+        j = next((j for j in range(i + 1, len(self._messages)) if self._anchors[j] in later), None)
+        limit = len(self._data) if j is None else self._start_of_content(j)
+        closing = self._closing(i)
+        if closing is None:
+            return max(anchor, limit)
+        shown = self._data[anchor : max(anchor, limit)]
+        return anchor + n_common(closing, shown)
+
+    def _start_of_content(self, j: int) -> int:
+        """Where the text begins to show a message's content."""
+        anchor = self._anchors[j]
+        assert anchor is not None
+        before = self._chat.before_anchor(self._messages[j])
+        for head in (before, before.lstrip()):
+            if self._data.endswith(head.encode(), 0, anchor):
+                return anchor - len(head.encode())
+        return anchor
+
+    def _closing(self, i: int) -> bytes | None:
+        """What the template writes from a message's anchor on while the message is the last."""
+        messages = [*last_step(self._messages[:i]), self._messages[i]]
+        data = self._chat.text_of(messages).encode()
+        anchors = self._chat.anchors(messages, data, for_answer=False, opens=True)
+        if not anchors or anchors[-1] is None:
+            return None
+        return data[anchors[-1] :]
+
+
+def last_step(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last question, and the last message of the assistant with what followed it."""
+    places = range(len(messages))
+    j = next((k for k in reversed(places) if messages[k]["role"] == "user"), 0)
+    steps = (k for k in reversed(places[j + 1 :]) if messages[k]["role"] == "assistant")
+    return messages[j : j + 1] + messages[next(steps, j + 1) :]
