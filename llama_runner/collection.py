@@ -133,7 +133,8 @@ class Collector:
             checkpoint.restore(sequence)
         elif method == "rebuild":
             sequence.forget_from(n_same)
-        if self._apply(removal, move=method == "shift") == "rebuild" and method == "shift":
+        moved = self._apply(removal, move=method == "shift") if doomed else method
+        if method == "shift" and moved == "rebuild":
             method = "rebuild"  # another thread needed the room meanwhile
         if method != "shift":
             n_again = len(sequence) - sequence.n_cached

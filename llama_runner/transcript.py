@@ -164,6 +164,9 @@ class Transcript:
         if whole:
             messages = without_collected(chat, given)
 
+        if not for_answer and self.chat.needs_question(messages):
+            self.parts.append(Part("system", 0, self.turn, messages=given))
+            return (), None
         text, stops = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         data = text.encode()
         aligned = Alignment(self.sequence, self.chat, base, data)

@@ -87,20 +87,28 @@ std::vector<int64_t> token_ends(const llama_vocab * vocab, const std::vector<lla
         const size_t n = n_spelled(piece.substr(without_space), text.substr(at), escaped);
         return n == kNone ? kNone : at + n;
     };
-    const auto goes_on = [&](size_t i, size_t at) {
-        return i >= end || at >= text.size() || after(i, at, false) != kNone;
-    };
 
     std::vector<int64_t> ends;
-    size_t               at = 0;
+    size_t               at     = 0;
+    size_t               choice = end;  // the last token whose space may not be the text's
+    size_t               after_choice = kNone;
     for (size_t i = begin; i < end && at < text.size(); ++i) {
         size_t next = after(i, at, false);
         if (follows_special(i)) {
             const size_t without_space = after(i, at, true);
-            // The text may begin with a space of its own; then the next token tells.
-            if (next == kNone || (without_space != kNone && !goes_on(i + 1, next))) {
+            if (next == kNone) {
                 next = without_space;
+            } else if (without_space != kNone) {
+                choice       = i;
+                after_choice = without_space;
             }
+        }
+        if (next == kNone && choice < i) {
+            // The text begins with spaces of its own: take them for those of later tokens.
+            ends.resize(choice - begin);
+            i      = choice;
+            next   = after_choice;
+            choice = end;
         }
         if (next == kNone) {
             break;

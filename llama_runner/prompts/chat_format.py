@@ -68,6 +68,12 @@ class ChatFormat:
             text = text.removeprefix(self.implied_header.decode())
         return text, stops
 
+    def needs_question(self, messages: list[dict[str, Any]]) -> bool:
+        """Whether these are system messages that the template shows only with a question."""
+        if any(message["role"] != "system" for message in messages) or self.text_of(messages):
+            return False
+        return bool(self.text_of([*messages, {"role": "user", "content": "a"}]))
+
     def _without_control(self, message: dict[str, Any]) -> dict[str, Any]:
         """A message whose content is text alone, also where it spells "<|im_end|>"."""
         content, trusted = message.get("content"), message["role"] in _TRUSTED

@@ -40,6 +40,7 @@ class MessageEnds:
         self._data = data
         self._for_answer = for_answer
         self._opens = opens
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def find(self, i: int, *, start: int | None = None, inside: int | None = None) -> int | None:
         """Return the byte at which a message ends, None if it cannot be told from the next one.
@@ -66,12 +67,19 @@ class MessageEnds:
             return self._end_of_beginning(i)
         if start is None and inside is None:
             return None
-        before = self._chat.text_of(step)
-        after = self._chat.text_of([*step, self._messages[i]])
+        before = self._text_of(step)
+        after = self._text_of([*step, self._messages[i]])
         block = after.removeprefix(before).encode() if after.startswith(before) else b""
         first, last = (start, start) if inside is None else (inside - len(block), inside)
         at = self._data.find(block, max(0, first or 0), (last or 0) + len(block))
         return at + len(block) if before and block and at >= 0 else None
+
+    def _text_of(self, messages: list[dict[str, Any]]) -> str:
+        """Render some of the messages; the same ones are asked for several times."""
+        key = tuple(map(id, messages))
+        if key not in self._texts:
+            self._texts[key] = self._chat.text_of(messages)
+        return self._texts[key]
 
     def _end_of_beginning(self, i: int) -> int | None:
         for opens in (True, False):
@@ -95,22 +103,38 @@ class MessageEnds:
 
         A message that the text does not show, or only inside a later one, ends where it starts.
         """
-        anchor = self._anchors[i]
-        later = [at for at in self._anchors[i + 1 :] if at is not None]
-        if anchor is None or anchor < start or (later and min(later) < anchor):
+        anchor, later = self._anchors[i], self._next_shown[i]
+        if anchor is None or anchor < start:
             return start
-        j = next((j for j in range(i + 1, len(self._messages)) if self._anchors[j] in later), None)
-        limit = len(self._data) if j is None else self._start_of_content(j)
+        limit = len(self._data)
+        if later is not None:
+            if self._anchor(later) < anchor:
+                return start
+            limit = max(anchor, self._start_of_content(later))
         closing = self._closing(i)
-        if closing is None:
-            return max(anchor, limit)
-        shown = self._data[anchor : max(anchor, limit)]
-        return anchor + n_common(closing, shown)
+        return limit if closing is None else anchor + n_common(closing, self._data[anchor:limit])
+
+    @cached_property
+    def _next_shown(self) -> list[int | None]:
+        """For each message, which of those after it the text shows first."""
+        found: list[int | None] = []
+        first = None
+        for i in reversed(range(len(self._messages))):
+            found.append(first)
+            anchor = self._anchors[i]
+            if anchor is not None and (first is None or anchor < self._anchor(first)):
+                first = i
+        return found[::-1]
+
+    def _anchor(self, i: int) -> int:
+        """The anchor of a message that the text shows."""
+        anchor = self._anchors[i]
+        assert anchor is not None
+        return anchor
 
     def _start_of_content(self, j: int) -> int:
         """Where the text begins to show a message's content."""
-        anchor = self._anchors[j]
-        assert anchor is not None
+        anchor = self._anchor(j)
         before = self._chat.before_anchor(self._messages[j])
         for head in (before, before.lstrip()):
             if self._data.endswith(head.encode(), 0, anchor):
@@ -120,7 +144,7 @@ class MessageEnds:
     def _closing(self, i: int) -> bytes | None:
         """What the template writes from a message's anchor on while the message is the last."""
         messages = [*last_step(self._messages[:i]), self._messages[i]]
-        data = self._chat.text_of(messages).encode()
+        data = self._text_of(messages).encode()
         anchors = self._chat.anchors(messages, data, for_answer=False, opens=True)
         if not anchors or anchors[-1] is None:
             return None

@@ -36,7 +36,13 @@ D_INNER, D_STATE, D_CONV, DT_RANK = 2 * N_EMBD, 8, 4, 4
 
 
 def write_model(
-    path: Path, kind: str = "plain", *, suppressed: Sequence[int] = (), broken: bool = False
+    path: Path,
+    kind: str = "plain",
+    *,
+    suppressed: Sequence[int] = (),
+    broken: bool = False,
+    control: Sequence[str] = (),
+    vocabulary: Path | None = None,
 ) -> Path:
     """Write a model file.
 
@@ -45,6 +51,8 @@ def write_model(
         kind: The kind of memory it has, one of ``ARCHITECTURES``.
         suppressed: Token ids that the file says must never be sampled.
         broken: All logits are NaN.
+        control: Further control tokens.
+        vocabulary: A model file whose vocabulary to use instead.
     """
     arch = ARCHITECTURES[kind]
     layers = _layers(kind)
@@ -69,10 +77,12 @@ def write_model(
         writer.add_ssm_inner_size(D_INNER)
         writer.add_ssm_state_size(D_STATE)
         writer.add_ssm_time_step_rank(DT_RANK)
-    _add_vocabulary(writer)
+    n_vocab = _copy_vocabulary(writer, vocabulary) if vocabulary else N_VOCAB + len(control)
+    if not vocabulary:
+        _add_vocabulary(writer, control)
     if suppressed:
         writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
-    for name, array in _tensors(kind, layers):
+    for name, array in _tensors(kind, layers, n_vocab):
         writer.add_tensor(name, array * np.float32("nan") if broken else array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -90,10 +100,12 @@ def piece(token: int) -> bytes:
     return PIECES[token - FIRST_BYTE - 256].replace("▁", " ").encode()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, control: Sequence[str]) -> None:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    names += control
     types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
     types += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(PIECES)
+    types += [gguf.TokenType.CONTROL] * len(control)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(names)
     writer.add_token_scores([float(len(name)) for name in names])
@@ -102,6 +114,16 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(UNKNOWN)
     writer.add_add_bos_token(True)
+
+
+def _copy_vocabulary(writer: gguf.GGUFWriter, path: Path) -> int:
+    """Take over all that a model file says of its vocabulary; returns the number of tokens."""
+    fields = gguf.GGUFReader(path).fields
+    for name, field in fields.items():
+        if name.startswith("tokenizer.") and name != "tokenizer.chat_template":
+            kind, *item = field.types
+            writer.add_key_value(name, field.contents(), kind, *item)
+    return len(fields["tokenizer.ggml.tokens"].data)
 
 
 def _layers(kind: str) -> list[str]:
@@ -117,7 +139,9 @@ def _layers(kind: str) -> list[str]:
     }[kind]
 
 
-def _tensors(kind: str, layers: list[str]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _tensors(
+    kind: str, layers: list[str], n_vocab: int
+) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     random = np.random.default_rng(20)
 
     def matrix(n_out: int, n_in: int, scale: float = 1.5) -> np.ndarray[Any, Any]:
@@ -126,10 +150,10 @@ def _tensors(kind: str, layers: list[str]) -> Iterator[tuple[str, np.ndarray[Any
     def ones(n: int) -> np.ndarray[Any, Any]:
         return np.ones(n, np.float32)
 
-    yield "token_embd.weight", matrix(N_VOCAB, N_EMBD, 3.0)
+    yield "token_embd.weight", matrix(n_vocab, N_EMBD, 3.0)
     yield "output_norm.weight", ones(N_EMBD)
     if kind != "swa":  # which uses the embeddings once more
-        yield "output.weight", matrix(N_VOCAB, N_EMBD, 3.0)
+        yield "output.weight", matrix(n_vocab, N_EMBD, 3.0)
     for i, layer in enumerate(layers):
         yield f"blk.{i}.attn_norm.weight", ones(N_EMBD)
         if layer == "ssm":

@@ -1,0 +1,139 @@
+"""Conversations with each of llama.cpp's chat templates: they never end, and keep what they should.
+
+Each template gets a model of a few kilobytes whose vocabulary has the template's markers as control
+tokens, as a real model of that family has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talk import assistant, greedy, question, user
+from tiny_models import PIECES, write_model
+
+from llama_runner import LlamaRunner, Session
+from llama_runner._core import ChatTemplate, Model
+from llama_runner.prompts.chat_format import BREAK, ChatFormat
+from llama_runner.tokens import Tokenizer
+
+FOLDER = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"
+TEMPLATES = sorted(FOLDER.glob("*.jinja"))
+MARKERS = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+ROOM = 1024
+# More than it takes to drop turns several times. All 200 pass, too; they take minutes.
+N_TURNS = int(os.environ.get("LLAMA_RUNNER_TEST_TURNS", "24"))
+SYSTEM = [{"role": "system", "content": "Be wise."}]
+
+pytestmark = pytest.mark.skipif(
+    not TEMPLATES, reason=f"no templates in {FOLDER}: a build from a checkout puts them there"
+)
+
+
+@pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
+def runner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaRunner]:
+    source = request.param.read_text()
+    markers = sorted({*MARKERS.findall(source)} - {"<s>", "</s>", "<unk>", *PIECES})
+    path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", control=markers)
+    with Model(path, vocab_only=True) as model:
+        chat = ChatFormat(Tokenizer(model.vocab), ChatTemplate(model, source))
+        texts = (chat.text_of([*opening, user("a")]) for opening in ([], SYSTEM))
+        n_header = max(len(model.vocab.tokenize(text)) for text in texts)
+    with LlamaRunner(path, n_ctx=ROOM + 2 * n_header, n_threads=1, chat_template=source) as runner:
+        yield runner
+    path.unlink()
+
+
+def history(n: int, *, thoughts: bool) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for i in range(n):
+        answer = assistant(f"It is {i}.")
+        if thoughts:
+            answer["reasoning_content"] = "Hmm."
+        messages += [user(f"What is {i}?"), answer]
+    return messages
+
+
+def memory(runner: LlamaRunner, session: Session) -> str:
+    return runner._chat.vocab.detokenize(session._sequence.tokens).decode("utf-8", "replace")
+
+
+def without_spaces(text: str) -> str:
+    """Without what a SentencePiece vocabulary adds after special tokens, and without BOS."""
+    return text.replace(" ", "").replace("<s>", "")
+
+
+def check_text(runner: LlamaRunner, session: Session) -> None:
+    """The memory begins with what the template makes of the messages, up to the last answer."""
+    *asked, _ = session.messages
+    expected = runner._chat.render(asked)[0].replace(BREAK.decode(), "")
+    assert without_spaces(memory(runner, session)).startswith(without_spaces(expected))
+    spans = session.info().spans
+    assert sum(span.tokens for span in spans) == len(session._sequence)
+
+
+@pytest.mark.parametrize(
+    ("system", "thoughts"), [(True, False), (False, True)], ids=["system", "thoughts"]
+)
+def test_the_turns_of_a_history_go_one_by_one(
+    runner: LlamaRunner, system: bool, thoughts: bool
+) -> None:
+    opening = SYSTEM if system else []
+    given = [*opening, *history(5, thoughts=thoughts), *question("And now?")]
+    with runner.session() as session:
+        session.generate(given, 1, **greedy())
+        spans = session.info().spans
+        roles = [span.role for span in spans if span.role != "system"]
+        assert roles == ["user", "assistant"] * 6
+        assert [span.turn for span in spans if span.role == "user"] == list(range(6))
+        assert all(span.tokens for span in spans if span.role != "system")
+        check_text(runner, session)
+
+        n_first = sum(span.tokens for span in spans if span.turn == 0 and span.role != "system")
+        planned = session.gc(0.0, dry_run=True)
+        one = session.gc((session.info().used - n_first) / session.info().n_ctx, dry_run=True)
+        report = session.gc(0.0)
+        assert (one.spans_removed, report.spans_removed) == (2, 10)
+        assert (report.method, report.tokens_removed) == ("shift", planned.tokens_removed)
+        assert session.messages[:-1] == [*opening, *question("And now?")]
+        assert not system or "Be wise." in memory(runner, session)
+        check_text(runner, session)
+
+
+@pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])
+def test_a_conversation_never_ends(runner: LlamaRunner, system: bool) -> None:
+    n_collections = 0
+    with runner.session("Be wise." if system else None) as session:
+        padding = "x" * (session.info().n_ctx // 20)
+        for i in range(N_TURNS):
+            asked = question(f"Question {i}: what is {i} plus {i}? {padding}")
+            n_before = len(session.messages)
+            completion = session.generate(asked, 8, **greedy(ignore_eos=True))
+            info = session.info()
+            check_text(runner, session)
+            assert session.messages[-2] == asked[0]
+            assert not system or "Be wise." in memory(runner, session)
+            if len(session.messages) < n_before + 2:
+                n_collections += 1
+                assert info.state == "cleaned"
+            # The last answer may look different once it is past, and so may its question.
+            newest = sum(s.tokens for s in info.spans if s.turn >= info.spans[-1].turn - 1)
+            assert completion.receipt.recomputed <= newest + len(completion.tokens) or i == 0
+    assert n_collections >= 1
+
+
+def test_a_long_history_is_taken_without_its_oldest_turns(runner: LlamaRunner) -> None:
+    given = [*SYSTEM, *history(60, thoughts=False), *question("And now?")]
+    with runner.session() as session:
+        session.generate(given, 1, **greedy())
+        left = session.messages
+        assert left[0] == SYSTEM[0]
+        assert 3 < len(left) < len(given)
+        assert left[1:-1] == given[-(len(left) - 2) :]
+        check_text(runner, session)
