@@ -1,0 +1,86 @@
+"""Conversations with each of llama.cpp's vocabularies: what is counted, and what stays.
+
+Some do not give a text back byte for byte: they write spaces as U+2581, normalise, put a space before a
+text, or lack characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from talk import assistant, greedy, question, user
+from tiny_models import write_model
+
+from llama_runner import LlamaRunner, Session
+
+MODELS = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
+VOCABULARIES = sorted(MODELS.glob("ggml-vocab-*.gguf"))
+# Markers that most of the vocabularies spell with several tokens.
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+pytestmark = pytest.mark.skipif(
+    not VOCABULARIES, reason=f"no vocabularies in {MODELS}: a build from a checkout puts them there"
+)
+
+texts = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+    | st.sampled_from(["▁▂▃", "▁", " ▁ ", "  a", "\u2581b ", "①½", "é", "e\u0301", "\0", "\t\n", "漢"]),
+    min_size=1,
+    max_size=4,
+).map("".join)
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES, ids=lambda path: path.stem)
+def runner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaRunner]:
+    path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", vocabulary=request.param)
+    with LlamaRunner(path, n_ctx=2048, n_threads=1, chat_template=TEMPLATE) as runner:
+        yield runner
+    path.unlink()
+
+
+def check_sum(session: Session) -> None:
+    assert sum(span.tokens for span in session.info().spans) == len(session._sequence)
+
+
+@settings(max_examples=12, deadline=None)
+@given(said=st.lists(texts, min_size=1, max_size=4))
+def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -> None:
+    with runner.session() as session:
+        said = [f"{i}. {text}" for i, text in enumerate(said)]
+        for text in said:
+            session.generate(question(text), 3, **greedy(ignore_eos=True))
+            check_sum(session)
+        report = session.gc(0.0)
+        check_sum(session)
+        assert report.spans_removed == 2 * (len(said) - 1)
+        assert [m["role"] for m in session.messages] == ["user", "assistant"]
+        assert session.messages[0] == user(said[-1])
+        n_left = len(session._sequence)
+        # The conversation that is left, given whole, is what is in memory.
+        with runner.session() as fresh:
+            fresh.generate(question(said[-1]), 1, **greedy(ignore_eos=True))
+            n_fresh = fresh.info().spans[0].tokens
+        assert abs(session.info().spans[0].tokens - n_fresh) <= 1
+        assert n_left >= n_fresh
+
+
+def test_a_sparkline_is_counted_and_found_again(runner: LlamaRunner) -> None:
+    """To a SentencePiece vocabulary, its first bar is a space."""
+    given = [user("Draw ▁▂▃ for me."), assistant("Here: ▁▂▃▁."), user("And ▃▂▁?")]
+    with runner.session() as session:
+        session.generate(given, 1, **greedy(ignore_eos=True))
+        check_sum(session)
+        assert all(span.tokens for span in session.info().spans)
+        again = session.generate(given, 1, **greedy(ignore_eos=True))
+        assert again.receipt.recomputed <= 1
+        assert session.gc(0.0).spans_removed == 2
+        assert session.messages[:-1] == [given[-1]]
