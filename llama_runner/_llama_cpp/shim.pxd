@@ -26,15 +26,21 @@ from llama_runner._llama_cpp.llama cimport (
 
 cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     const int32_t kThrew
+    const int32_t kNoMemory
     cdef cppclass PythonErrors:
         PyObject * out_of_memory
         PyObject * runtime
+        PyObject * decode
+        PyObject * model_load
     PythonErrors & python_errors()
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
     int32_t settle(llama_context * ctx, string & error)
     bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
+
+cdef extern from "assertion.hpp" namespace "llama_runner" nogil:
+    void throw_assertion(const char * message)
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
@@ -288,6 +294,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t prefill_tokens
         void * interrupt
 
+    void break_context(Engine & engine, const string & error)
     vector[llama_token] spliced(const vector[llama_token] & tokens, size_t start, size_t stop,
                                 const vector[llama_token] & added) except +set_python_error
     void append_tokens(Engine & engine, NativeSequence & sequence,

@@ -8,6 +8,7 @@
 # have it, so a shared one is never shifted, and it is counted once.
 #
 # Everything here must be called by whoever holds the loop.
+from cython.operator cimport dereference as deref
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
@@ -25,9 +26,9 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token,
 )
 from llama_runner._llama_cpp.shim cimport (
+    break_context,
     NativeSequence,
     SequencePtr,
-    kThrew,
     now_us,
     restore_state,
     settle,
@@ -210,9 +211,8 @@ cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
     if engine.unsettled:
         started = now_us()
         engine.settling = True
-        if settle(box.context, error) == kThrew:
-            engine.broken_by = error
-            engine.broken.store(True)
+        if settle(box.context, error) != 0:
+            break_context(deref(engine), error)
         engine.settling = False
         engine.unsettled = False
         engine.settle_us = now_us() - started

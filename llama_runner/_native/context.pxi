@@ -165,11 +165,16 @@ cdef class Context:
         forget_error()
         with nogil:
             created = llama_init_from_model(weights.get().model, params)
+        native = native_line() if created is NULL else None
+        if native and "failed assertion at" in native:
+            raise ModelLoadError(
+                "llama.cpp cannot compute with this model: take another version of it, or other "
+                "options", native=native)
         if created is NULL:
             raise OutOfMemoryError(
                 f"llama.cpp cannot create a context of {n_ctx or 'the trained number of'} tokens: "
                 "try a smaller n_ctx, another kv_type or flash_attention='auto'",
-                native=native_line(),
+                native=native,
             )
         pool = new_threadpool(max(n_threads, n_threads_batch))
         if pool is NULL:
@@ -245,6 +250,8 @@ cdef class Context:
         if self.closed:
             raise ClosedError("this runner is closed: create another")
         check_process(self.owner, "context")
+        if self.engine.broken.load():
+            raise broken_context(self.engine)
         return self.box
 
     def close(self):
@@ -379,6 +386,13 @@ cdef class Context:
     def __repr__(self):
         return (f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} "
                 f"{'closed' if self.closed else self.memory_kind}>")
+
+
+cdef object broken_context(Engine * engine):
+    return DecodeError(
+        "llama.cpp gave up in an earlier call, which leaves this context undefined: close this "
+        "runner and create another",
+        native=engine.broken_by.decode("utf-8", "replace") or None)
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

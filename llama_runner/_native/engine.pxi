@@ -39,6 +39,7 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
         if engine.closed and not engine.running:
             fail(engine, box, request, CONTEXT_CLOSED)
         elif engine.broken.load() and not engine.running:
+            request.error = engine.broken_by
             fail(engine, box, request, CONTEXT_BROKEN)
         elif engine.running or engine.exclusive_waiting > 0:
             engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)

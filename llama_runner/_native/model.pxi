@@ -60,7 +60,7 @@ _SPLIT_MODES = {
 # How llama.cpp says that there is none.
 _NO_MEMORY = (
     "insufficient memory", "failed to allocate", "unable to allocate", "Cannot allocate memory",
-    "bad_alloc",
+    "bad_alloc", "no memory at",
 )
 
 

@@ -147,10 +147,17 @@ cdef class Request:
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
             )
-        if code == CONTEXT_BROKEN:
+        if code == kThrew:
             raise DecodeError(
-                "llama.cpp threw while decoding, which leaves its context undefined: close this "
+                "llama.cpp gave up while decoding, which leaves its context undefined: close this "
                 "runner and create another", native=cause)
+        if code == kNoMemory:
+            raise OutOfMemoryError(
+                "there is no memory for decoding this batch, and llama.cpp's context is undefined "
+                "now: close this runner and create another, with a smaller n_ctx or n_ubatch",
+                native=cause)
+        if code == CONTEXT_BROKEN:
+            raise broken_context(self.sequence.context.engine)
         if code == NO_ROOM:
             raise ContextFullError(
                 "the KV memory has no room for this sequence: clear a conversation or raise n_ctx")

@@ -17,9 +17,11 @@ from llama_runner._llama_cpp.shim cimport (
     NativeRequest,
     Phase,
     Share,
+    break_context,
     compute_with,
     decode,
     keep_same_adapters,
+    kNoMemory,
     kThrew,
     now_us,
     sort_by_arrival,
@@ -69,13 +71,13 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
-    """Decode the batch; what llama_decode returns, or kThrew."""
+    """Decode the batch; what llama_decode returns, kThrew or kNoMemory."""
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
     if engine.broken.load():
         error = engine.broken_by
-        return kThrew
+        return CONTEXT_BROKEN
     code = compute_with(
         deref(engine), box.context, engine.shares[0].request.sequence.get().adapters, error)
     if code != 0:
@@ -244,12 +246,11 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
     cdef NativeSequence * sequence
     cdef NativeRequest * request
     cdef int32_t pos_max
-    if code == kThrew:
-        # llama.cpp gives no promise about a context that was thrown out of.
-        engine.broken.store(True)
+    if code == kThrew or code == kNoMemory or code == CONTEXT_BROKEN:
+        break_context(deref(engine), error)
         for i in range(engine.working.size()):
             engine.working[i].error = error
-            fail(engine, box, engine.working[i], CONTEXT_BROKEN)
+            fail(engine, box, engine.working[i], code)
         return
     for i in range(engine.shares.size()):
         sequence = engine.shares[i].request.sequence.get()

@@ -214,7 +214,7 @@ struct Engine {
     bool                     running           = false;
     bool                     closed            = false;
     std::atomic<bool>        broken{false};  // an exception left the context undefined
-    std::string              broken_by;      // what it said, where nobody was there to be told
+    std::string              broken_by;      // what it said; written once, before `broken` is set
     int32_t                  exclusive_waiting = 0;
     size_t                   turn              = 0;
     uint64_t                 clock             = 0;
@@ -231,6 +231,14 @@ struct Engine {
     int32_t           prefill_tokens    = 0;
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
+
+// llama.cpp gives no promise about a context that was thrown out of: from now on it can be closed.
+inline void break_context(Engine & engine, const std::string & error) noexcept {
+    if (!engine.broken) {
+        keep_text(engine.broken_by, error.c_str());
+        engine.broken = true;
+    }
+}
 
 inline std::vector<llama_token> spliced(const std::vector<llama_token> & tokens,
                                         size_t start, size_t stop,
@@ -275,7 +283,7 @@ inline void keep_same_adapters(std::vector<Request *> & requests) {
     requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
 }
 
-// 0, or kThrew.
+// 0, kThrew or kNoMemory.
 inline int32_t compute_with(Engine & engine, llama_context * context,
                             const std::vector<Adapter> & adapters, std::string & error) noexcept {
     if (engine.adapters == adapters) {
