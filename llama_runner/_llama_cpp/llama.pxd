@@ -145,9 +145,6 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_hybrid(const llama_model * model)
     bool llama_model_is_diffusion(const llama_model * model)
 
-    llama_adapter_lora * llama_adapter_lora_init_from_file_ptr(
-        llama_model * model, FILE * file) except +set_load_error
-
     llama_context * llama_init_from_model(
         llama_model * model, llama_context_params params) except +set_load_error
     uint32_t llama_n_ctx(const llama_context * ctx)

@@ -1,6 +1,7 @@
 # llama_runner's own C++, in _shim/
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport FILE
 from libcpp cimport bool
 from libcpp.atomic cimport atomic
 from libcpp.memory cimport shared_ptr, weak_ptr
@@ -21,6 +22,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token_data,
     llama_token_data_array,
     llama_vocab,
+    set_load_error,
     set_python_error,
 )
 
@@ -318,6 +320,10 @@ cdef extern from "chat.hpp" namespace "llama_runner" nogil:
         bint add_generation_prompt,
         CheckSignals check_signals) except +set_python_error
 
+cdef extern from "adapters.hpp" namespace "llama_runner" nogil:
+    llama_adapter_lora * load_adapter(
+        llama_model * model, FILE * file) except +set_load_error
+
 cdef extern from "memory.hpp" namespace "llama_runner" nogil:
     cdef struct MemoryUse:
         size_t weights
@@ -336,4 +342,5 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         bool long_rope
         float rope_freq_base
         float rope_freq_scale
+    int32_t learned_positions(const llama_model * model)
     ChosenParams chosen_params(const llama_context * context) except +set_python_error

@@ -20,7 +20,6 @@ from llama_runner._llama_cpp.llama cimport (
     LLAMA_FLASH_ATTN_TYPE_DISABLED,
     LLAMA_FLASH_ATTN_TYPE_ENABLED,
     llama_adapter_lora,
-    llama_adapter_lora_init_from_file_ptr,
     llama_context,
     llama_context_default_params,
     llama_context_params,
@@ -54,6 +53,8 @@ from llama_runner._llama_cpp.shim cimport (
     cell_bytes,
     chosen_params,
     drop_all,
+    learned_positions,
+    load_adapter,
     memory_use,
     new_threadpool,
 )
@@ -89,7 +90,8 @@ cdef class Context:
             allocates nothing either: it is closed from the start, and its sizes in bytes are
             what they would be.
         n_ctx: Tokens of KV memory, for all sequences together; 0 is what the model was trained
-            with. Rounded up to a multiple of 256.
+            with. Rounded up to a multiple of 256. A sequence of a model with learned positions
+            holds no more tokens than those.
         n_seq_max: Sequences that can be in the memory at once.
         n_threads: Threads that compute a single token.
         n_threads_batch: Threads that compute a prompt.
@@ -104,6 +106,7 @@ cdef class Context:
         parking_dir: The directory for those on disk.
 
     Raises:
+        InvalidParameterError: ``n_ctx`` lets a sequence go beyond the learned positions.
         OutOfMemoryError: llama.cpp could not allocate the context.
         UnsupportedModelError: The model cannot generate text.
         ClosedError: The model is closed.
@@ -139,6 +142,12 @@ cdef class Context:
                 f"n_batch={n_batch}: must be at least n_seq_max={n_seq_max}", field="n_batch")
         if n_ctx < 0:
             raise InvalidParameterError(f"n_ctx={n_ctx}: must not be negative", field="n_ctx")
+        cdef int32_t n_positions = learned_positions(weights.get().model)
+        if n_positions and (n_ctx if unified else n_ctx // n_seq_max) > n_positions:
+            raise InvalidParameterError(
+                f"n_ctx={n_ctx}: this model has learned {n_positions} positions and knows no "
+                f"others; give at most n_ctx={n_positions if unified else n_positions * n_seq_max}",
+                field="n_ctx")
 
         cdef llama_context_params params = llama_context_default_params()
         params.n_ctx = n_ctx
@@ -190,6 +199,8 @@ cdef class Context:
             raise self._unsupported()
         self.n_ctx = llama_n_ctx(created)
         self.n_ctx_seq = llama_n_ctx_seq(created)
+        if n_positions:  # llama.cpp rounds up
+            self.n_ctx_seq = min(self.n_ctx_seq, n_positions)
         self.n_batch = llama_n_batch(created)
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
@@ -313,7 +324,7 @@ cdef class Context:
 
         Raises:
             InvalidParameterError: The name is taken.
-            ModelLoadError: llama.cpp refused the file.
+            ModelLoadError: llama.cpp refused the file, or cannot compute with it.
         """
         cdef shared_ptr[ContextBox] box = self.alive()
         cdef llama_model * model = box.get().model.get().model
@@ -328,12 +339,13 @@ cdef class Context:
             stream = _new_stream(file)
             try:
                 with nogil:
-                    adapter = llama_adapter_lora_init_from_file_ptr(model, stream)
+                    adapter = load_adapter(model, stream)
             finally:
                 fclose(stream)
         if adapter is NULL:
             raise ModelLoadError(
-                f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())
+                f"llama.cpp cannot compute with the adapter {_os.fsdecode(path)}: it was not made "
+                "for this model", native=native_line())
         self.adapters[name] = <size_t> adapter
         self.adapter_fingerprints[name] = fingerprint
 
