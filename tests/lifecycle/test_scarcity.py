@@ -54,4 +54,5 @@ def test_nothing_that_runs_out_ends_the_process(
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(done.stdout)
     assert not outcome["bad"], f"{outcome['bad']}\n{done.stderr[-6000:]}"
+    assert len(outcome["not_ours"]) <= n_points // 20, outcome["not_ours"]
     assert outcome["raised"], "nothing was scarce"
