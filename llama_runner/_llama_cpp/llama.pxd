@@ -189,10 +189,12 @@ cdef extern from "llama.h" nogil:
     const llama_token * llama_vocab_get_suppress_tokens(const llama_vocab * vocab, int32_t * n)
 
     llama_sampler_chain_params llama_sampler_chain_default_params()
-    llama_sampler * llama_sampler_chain_init(llama_sampler_chain_params params)
-    void llama_sampler_chain_add(llama_sampler * chain, llama_sampler * sampler)
-    llama_sampler * llama_sampler_init_dist(uint32_t seed)
-    llama_sampler * llama_sampler_init_top_k(int32_t k)
-    llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep)
-    llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep)
-    llama_sampler * llama_sampler_init_temp(float t)
+    llama_sampler * llama_sampler_chain_init(
+        llama_sampler_chain_params params) except +set_python_error
+    void llama_sampler_chain_add(
+        llama_sampler * chain, llama_sampler * sampler) except +set_python_error
+    llama_sampler * llama_sampler_init_dist(uint32_t seed) except +set_python_error
+    llama_sampler * llama_sampler_init_top_k(int32_t k) except +set_python_error
+    llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep) except +set_python_error
+    llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep) except +set_python_error
+    llama_sampler * llama_sampler_init_temp(float t) except +set_python_error

@@ -95,19 +95,19 @@ cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
 cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     long process_id()
     cdef cppclass ModelBox:
-        ModelBox(llama_model * loaded) except +
         llama_model * model
         long owner
         Tokenizer tokenizer
     cdef cppclass ContextBox:
-        ContextBox(shared_ptr[ModelBox] parent, llama_context * created, ggml_threadpool * pool,
-                   int32_t n_batch) except +set_python_error
         shared_ptr[ModelBox] model
         llama_context * context
         ggml_threadpool * threadpool
         llama_batch batch
         long owner
-    ggml_threadpool * new_threadpool(int n_threads)
+    shared_ptr[ModelBox] own_model(llama_model * loaded) except +set_python_error
+    shared_ptr[ContextBox] own_context(
+        shared_ptr[ModelBox] parent, llama_context * created, int n_threads,
+    ) except +set_python_error
 
 cdef extern from "parking.hpp" namespace "llama_runner" nogil:
     cdef cppclass ParkedState:
@@ -190,6 +190,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         const void * user
         ParkedPtr parked
         int32_t n_parked
+        bool orphan
         bool warm
         bool stays
         vector[Adapter] adapters
@@ -273,7 +274,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool settling
         Parking parking
         vector[WeakSequencePtr] parked
-        vector[SequencePtr] orphans
+        bool has_orphans
         vector[NativeRequest *] working
         vector[Share] shares
         vector[llama_token] suppressed
@@ -302,6 +303,21 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
     void append_tokens(Engine & engine, NativeSequence & sequence,
                        const vector[llama_token] & added) except +set_python_error
     void forget_unparked(vector[WeakSequencePtr] & sequences)
+    void note_parked(Engine & engine, const SequencePtr & sequence)
+    void set_text(string & text, const string & value)
+    string text_of(Engine & engine, const NativeRequest & request) except +set_python_error
+    vector[llama_token] tokens_of(
+        Engine & engine, const NativeSequence & sequence) except +set_python_error
+    vector[llama_token] output_of(
+        Engine & engine, const NativeRequest & request) except +set_python_error
+    bool add_active(Engine & engine, NativeRequest * request)
+    bool has_room_for_turn(Engine & engine)
+    void share_in_memory(
+        Engine & engine, llama_context * context, llama_seq_id source, llama_seq_id target,
+        int32_t begin, int32_t end)
+    void move_in_memory(
+        Engine & engine, llama_context * context, llama_seq_id slot, int32_t begin, int32_t end,
+        int32_t delta)
     void sort_by_arrival(vector[NativeRequest *] & requests)
     void keep_same_adapters(vector[NativeRequest *] & requests)
     int32_t compute_with(Engine & engine, llama_context * context,

@@ -16,8 +16,6 @@ from libcpp.vector cimport vector
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
     llama_get_memory,
-    llama_memory_seq_add,
-    llama_memory_seq_cp,
     llama_memory_seq_pos_max,
     llama_memory_seq_pos_min,
     llama_memory_seq_rm,
@@ -30,8 +28,10 @@ from llama_runner._llama_cpp.shim cimport (
     NativeSequence,
     SequencePtr,
     now_us,
+    move_in_memory,
     restore_state,
     settle,
+    share_in_memory,
 )
 
 # Less than this is decoded sooner than copied, and not worth tying sequences together.
@@ -68,7 +68,8 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
     sequence.n_kv = 0
     sequence.n_exact = INT_MAX
     if slot >= 0:
-        llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
+        if not engine.broken.load():
+            llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
         limit_sharing(engine, slot, 0)
         engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
 
@@ -152,7 +153,8 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
     if (engine.traits.can_shift and sequence.n_kv > stop and most_shared(
             engine, sequence.slot, <llama_seq_id> engine.slots.size()) <= stop):
         llama_memory_seq_rm(memory, sequence.slot, start, stop)
-        llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, start - stop)
+        move_in_memory(
+            deref(engine), box.context, sequence.slot, stop, sequence.n_kv, start - stop)
         limit_sharing(engine, sequence.slot, start)
         sequence.n_kv -= stop - start
         sequence.n_exact = min(sequence.n_exact, start)
@@ -186,8 +188,9 @@ cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequen
             or most_shared(engine, branch.slot, <llama_seq_id> engine.slots.size()) > start):
         return False
     llama_memory_seq_rm(memory, sequence.slot, start, stop)
-    llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, shift)
-    llama_memory_seq_cp(memory, branch.slot, sequence.slot, start, n_branch)
+    move_in_memory(deref(engine), box.context, sequence.slot, stop, sequence.n_kv, shift)
+    share_in_memory(
+        deref(engine), box.context, branch.slot, sequence.slot, start, n_branch)
     drop_cells(engine, box, branch)  # or it would share cells that are not its first ones
     limit_sharing(engine, sequence.slot, start)
     limit_parked(sequence, start)

@@ -12,7 +12,6 @@ from llama_runner._llama_cpp.ggml cimport (
     GGML_TYPE_Q5_0,
     GGML_TYPE_Q5_1,
     GGML_TYPE_Q8_0,
-    ggml_threadpool,
     ggml_type,
 )
 from llama_runner._llama_cpp.llama cimport (
@@ -24,7 +23,6 @@ from llama_runner._llama_cpp.llama cimport (
     llama_context_default_params,
     llama_context_params,
     llama_flash_attn_type,
-    llama_free,
     llama_get_memory,
     llama_init_from_model,
     llama_memory_can_shift,
@@ -56,7 +54,7 @@ from llama_runner._llama_cpp.shim cimport (
     learned_positions,
     load_adapter,
     memory_use,
-    new_threadpool,
+    own_context,
 )
 
 import warnings as _warnings
@@ -170,7 +168,6 @@ cdef class Context:
         params.abort_callback_data = self.engine
 
         cdef llama_context * created
-        cdef ggml_threadpool * pool
         forget_error()
         with nogil:
             created = llama_init_from_model(weights.get().model, params)
@@ -185,14 +182,12 @@ cdef class Context:
                 "try a smaller n_ctx, another kv_type or flash_attention='auto'",
                 native=native,
             )
-        pool = new_threadpool(max(n_threads, n_threads_batch))
-        if pool is NULL:
-            with nogil:
-                llama_free(created)
+        with nogil:
+            self.box = own_context(weights, created, max(n_threads, n_threads_batch))
+        if not self.box:
             raise OutOfMemoryError(
                 f"cannot start {max(n_threads, n_threads_batch)} threads: give a smaller n_threads "
                 "or n_threads_batch, or allow this process more")
-        self.box.reset(new ContextBox(weights, created, pool, <int32_t> llama_n_batch(created)))
         self.model = model
         if llama_get_memory(created) is NULL:
             self.box.reset()
@@ -336,7 +331,7 @@ cdef class Context:
         forget_error()
         # A graph that is planned meanwhile would look at the model's list of adapters.
         with self._exclusive():
-            stream = _new_stream(file)
+            stream = _new_stream(file, path)
             try:
                 with nogil:
                     adapter = load_adapter(model, stream)

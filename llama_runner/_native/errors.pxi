@@ -9,6 +9,7 @@ from llama_runner.errors import (
     ContextBusyError,
     ContextFullError,
     DecodeError,
+    FileReadError,
     ForkedProcessError,
     InvalidParameterError,
     LlamaRuntimeError,

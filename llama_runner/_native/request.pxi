@@ -1,6 +1,7 @@
 # Request: one generation on one sequence, from its parameters to its text.
 from libcpp.memory cimport make_shared
 from llama_runner._llama_cpp.llama cimport llama_token, llama_vocab_is_eog
+from llama_runner._llama_cpp.shim cimport output_of, text_of
 
 _FINISH_REASONS = {
     <int> Finish.Stop: "stop",
@@ -57,12 +58,15 @@ cdef class Request:
         native.temporary = temporary
         native.max_tokens = params.max_tokens
         native.n_prompt = n_tokens
-        prepare_sampler(native.sampler, read_recipe(params), False, engine.traits.n_vocab)
-        native.sampler.suppressed = engine.suppressed
+        prepare_sampler(
+            native.sampler, read_recipe(params), False, engine.traits.n_vocab, engine.traits.n_ctx)
+        native.sampler.suppressed.assign(engine.suppressed.begin(), engine.suppressed.end())
         if params.ignore_eos:
             for token in range(engine.traits.n_vocab):
                 if llama_vocab_is_eog(engine.traits.vocab, token):
                     native.sampler.suppressed.push_back(token)
+        native.sampler.patches.reserve(
+            native.sampler.window.capacity() + native.sampler.suppressed.size())
         for stop in params.stop:
             native.stops.push_back(stop.encode())
             native.longest_stop = max(native.longest_stop, native.stops.back().size())
@@ -263,9 +267,7 @@ cdef class Request:
         cdef Engine * engine = self._shared_engine()
         cdef string text
         with nogil:
-            engine.monitor.lock()
-            text = self.native.get().text
-            engine.monitor.unlock()
+            text = text_of(deref(engine), deref(self.native.get()))
         return text.decode("utf-8", "replace")
 
     @property
@@ -277,9 +279,7 @@ cdef class Request:
         cdef Engine * engine = self._shared_engine()
         cdef vector[llama_token] output
         with nogil:
-            engine.monitor.lock()
-            output = self.native.get().output
-            engine.monitor.unlock()
+            output = output_of(deref(engine), deref(self.native.get()))
         return tuple(output)
 
     @property

@@ -69,7 +69,7 @@ def write_model(
         writer.add_ssm_inner_size(D_INNER)
         writer.add_ssm_state_size(D_STATE)
         writer.add_ssm_time_step_rank(DT_RANK)
-    _add_vocabulary(writer)
+    add_vocabulary(writer)
     if suppressed:
         writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
     for name, array in _tensors(kind, layers):
@@ -90,7 +90,7 @@ def piece(token: int) -> bytes:
     return PIECES[token - FIRST_BYTE - 256].replace("▁", " ").encode()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
     types += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(PIECES)
