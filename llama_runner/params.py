@@ -223,7 +223,7 @@ class ContextParams(Parameters):
         n_ctx: Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
             multiple of 256. 0 is the length that the model was trained with, "auto" the largest up
             to that length for which there is memory, and if nothing is given it is 4096 or that
-            length, whichever is less.
+            length, whichever is less. A model with learned positions refuses to go beyond them.
         n_seq_max: Most sequences that live in the context at once.
         n_threads: Threads that decode one token. None is one per usable physical core.
         n_threads_batch: Threads that fill in the prompt. None is as many as n_threads.

@@ -315,7 +315,7 @@ class LlamaRunner:
             FileReadError: The system does not let it be read.
             ModelValidationError: Not an adapter, or not one for this model.
             UnsupportedModelError: It is to be switched on by tokens of the prompt (aLoRA).
-            ModelLoadError: llama.cpp refused it.
+            ModelLoadError: llama.cpp refused it, or cannot compute with it.
             InvalidParameterError: The name is taken, empty or no string, or the path is no path.
         """
         from llama_runner.loaders import read_gguf, validate_lora

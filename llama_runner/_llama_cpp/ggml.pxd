@@ -26,6 +26,9 @@ cdef extern from "ggml.h" nogil:
         ggml_log_level level, const char * text, void * user_data) noexcept
     ctypedef bool (*ggml_abort_callback)(void * data) noexcept
 
+    ctypedef void (*ggml_abort_callback_t)(const char * error_message)
+    ggml_abort_callback_t ggml_set_abort_callback(ggml_abort_callback_t callback)
+
     cdef struct ggml_threadpool:
         pass
 

@@ -1,4 +1,4 @@
-# llama.h: names verbatim, only what is used. `except +set_python_error` marks what can throw.
+# llama.h: names verbatim, only what is used. `except +` marks what can throw.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport FILE
 from libcpp cimport bool
@@ -7,6 +7,7 @@ from llama_runner._llama_cpp.ggml cimport ggml_abort_callback, ggml_log_callback
 
 cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     void set_python_error()
+    void set_load_error()
 
 cdef extern from "llama.h" nogil:
     const uint32_t LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -120,9 +121,9 @@ cdef extern from "llama.h" nogil:
     llama_context_params llama_context_default_params()
 
     llama_model * llama_model_load_from_file(
-        const char * path, llama_model_params params) except +set_python_error
+        const char * path, llama_model_params params) except +set_load_error
     llama_model * llama_model_load_from_file_ptr(
-        FILE * file, llama_model_params params) except +set_python_error
+        FILE * file, llama_model_params params) except +set_load_error
     const llama_vocab * llama_model_get_vocab(const llama_model * model)
     llama_rope_type llama_model_rope_type(const llama_model * model)
     int32_t llama_model_n_ctx_train(const llama_model * model)
@@ -144,11 +145,8 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_hybrid(const llama_model * model)
     bool llama_model_is_diffusion(const llama_model * model)
 
-    llama_adapter_lora * llama_adapter_lora_init_from_file_ptr(
-        llama_model * model, FILE * file) except +set_python_error
-
     llama_context * llama_init_from_model(
-        llama_model * model, llama_context_params params) except +set_python_error
+        llama_model * model, llama_context_params params) except +set_load_error
     uint32_t llama_n_ctx(const llama_context * ctx)
     uint32_t llama_n_ctx_seq(const llama_context * ctx)
     uint32_t llama_n_batch(const llama_context * ctx)
@@ -191,10 +189,12 @@ cdef extern from "llama.h" nogil:
     const llama_token * llama_vocab_get_suppress_tokens(const llama_vocab * vocab, int32_t * n)
 
     llama_sampler_chain_params llama_sampler_chain_default_params()
-    llama_sampler * llama_sampler_chain_init(llama_sampler_chain_params params)
-    void llama_sampler_chain_add(llama_sampler * chain, llama_sampler * sampler)
-    llama_sampler * llama_sampler_init_dist(uint32_t seed)
-    llama_sampler * llama_sampler_init_top_k(int32_t k)
-    llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep)
-    llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep)
-    llama_sampler * llama_sampler_init_temp(float t)
+    llama_sampler * llama_sampler_chain_init(
+        llama_sampler_chain_params params) except +set_python_error
+    void llama_sampler_chain_add(
+        llama_sampler * chain, llama_sampler * sampler) except +set_python_error
+    llama_sampler * llama_sampler_init_dist(uint32_t seed) except +set_python_error
+    llama_sampler * llama_sampler_init_top_k(int32_t k) except +set_python_error
+    llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep) except +set_python_error
+    llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep) except +set_python_error
+    llama_sampler * llama_sampler_init_temp(float t) except +set_python_error

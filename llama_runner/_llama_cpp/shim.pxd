@@ -1,6 +1,7 @@
 # llama_runner's own C++, in _shim/
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport FILE
 from libcpp cimport bool
 from libcpp.atomic cimport atomic
 from libcpp.memory cimport shared_ptr, weak_ptr
@@ -22,20 +23,27 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token_data,
     llama_token_data_array,
     llama_vocab,
+    set_load_error,
     set_python_error,
 )
 
 cdef extern from "guard.hpp" namespace "llama_runner" nogil:
     const int32_t kThrew
+    const int32_t kNoMemory
     cdef cppclass PythonErrors:
         PyObject * out_of_memory
         PyObject * runtime
+        PyObject * decode
+        PyObject * model_load
     PythonErrors & python_errors()
     int32_t decode(llama_context * ctx, const llama_batch & batch, string & error)
     int32_t settle(llama_context * ctx, string & error)
     bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates)
     int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, string & out, string & error)
+
+cdef extern from "assertion.hpp" namespace "llama_runner" nogil:
+    void throw_assertion(const char * message)
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
@@ -84,19 +92,19 @@ cdef extern from "tokenizer.hpp" namespace "llama_runner" nogil:
 cdef extern from "handles.hpp" namespace "llama_runner" nogil:
     long process_id()
     cdef cppclass ModelBox:
-        ModelBox(llama_model * loaded) except +
         llama_model * model
         long owner
         Tokenizer tokenizer
     cdef cppclass ContextBox:
-        ContextBox(shared_ptr[ModelBox] parent, llama_context * created, ggml_threadpool * pool,
-                   int32_t n_batch) except +set_python_error
         shared_ptr[ModelBox] model
         llama_context * context
         ggml_threadpool * threadpool
         llama_batch batch
         long owner
-    ggml_threadpool * new_threadpool(int n_threads)
+    shared_ptr[ModelBox] own_model(llama_model * loaded) except +set_python_error
+    shared_ptr[ContextBox] own_context(
+        shared_ptr[ModelBox] parent, llama_context * created, int n_threads,
+    ) except +set_python_error
 
 cdef extern from "parking.hpp" namespace "llama_runner" nogil:
     cdef cppclass ParkedState:
@@ -179,6 +187,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         const void * user
         ParkedPtr parked
         int32_t n_parked
+        bool orphan
         bool warm
         bool stays
         vector[Adapter] adapters
@@ -262,7 +271,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         bool settling
         Parking parking
         vector[WeakSequencePtr] parked
-        vector[SequencePtr] orphans
+        bool has_orphans
         vector[NativeRequest *] working
         vector[Share] shares
         vector[llama_token] suppressed
@@ -285,11 +294,27 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t prefill_tokens
         void * interrupt
 
+    void break_context(Engine & engine, const string & error)
     vector[llama_token] spliced(const vector[llama_token] & tokens, size_t start, size_t stop,
                                 const vector[llama_token] & added) except +set_python_error
     void append_tokens(Engine & engine, NativeSequence & sequence,
                        const vector[llama_token] & added) except +set_python_error
     void forget_unparked(vector[WeakSequencePtr] & sequences)
+    void note_parked(Engine & engine, const SequencePtr & sequence)
+    void set_text(string & text, const string & value)
+    string text_of(Engine & engine, const NativeRequest & request) except +set_python_error
+    vector[llama_token] tokens_of(
+        Engine & engine, const NativeSequence & sequence) except +set_python_error
+    vector[llama_token] output_of(
+        Engine & engine, const NativeRequest & request) except +set_python_error
+    bool add_active(Engine & engine, NativeRequest * request)
+    bool has_room_for_turn(Engine & engine)
+    void share_in_memory(
+        Engine & engine, llama_context * context, llama_seq_id source, llama_seq_id target,
+        int32_t begin, int32_t end)
+    void move_in_memory(
+        Engine & engine, llama_context * context, llama_seq_id slot, int32_t begin, int32_t end,
+        int32_t delta)
     void sort_by_arrival(vector[NativeRequest *] & requests)
     void keep_same_adapters(vector[NativeRequest *] & requests)
     int32_t compute_with(Engine & engine, llama_context * context,
@@ -307,6 +332,10 @@ cdef extern from "chat.hpp" namespace "llama_runner" nogil:
         const ChatTemplates & templates, const string & messages,
         bint add_generation_prompt,
         CheckSignals check_signals) except +set_python_error
+
+cdef extern from "adapters.hpp" namespace "llama_runner" nogil:
+    llama_adapter_lora * load_adapter(
+        llama_model * model, FILE * file) except +set_load_error
 
 cdef extern from "memory.hpp" namespace "llama_runner" nogil:
     cdef struct MemoryUse:
@@ -326,4 +355,5 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         bool long_rope
         float rope_freq_base
         float rope_freq_scale
+    int32_t learned_positions(const llama_model * model)
     ChosenParams chosen_params(const llama_context * context) except +set_python_error

@@ -8,6 +8,7 @@
 # have it, so a shared one is never shifted, and it is counted once.
 #
 # Everything here must be called by whoever holds the loop.
+from cython.operator cimport dereference as deref
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
@@ -15,8 +16,6 @@ from libcpp.vector cimport vector
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
     llama_get_memory,
-    llama_memory_seq_add,
-    llama_memory_seq_cp,
     llama_memory_seq_pos_max,
     llama_memory_seq_pos_min,
     llama_memory_seq_rm,
@@ -25,12 +24,14 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token,
 )
 from llama_runner._llama_cpp.shim cimport (
+    break_context,
     NativeSequence,
     SequencePtr,
-    kThrew,
     now_us,
+    move_in_memory,
     restore_state,
     settle,
+    share_in_memory,
 )
 
 # Less than this is decoded sooner than copied, and not worth tying sequences together.
@@ -67,7 +68,8 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
     sequence.n_kv = 0
     sequence.n_exact = INT_MAX
     if slot >= 0:
-        llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
+        if not engine.broken.load():
+            llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
         limit_sharing(engine, slot, 0)
         engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
 
@@ -151,7 +153,8 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
     if (engine.traits.can_shift and sequence.n_kv > stop and most_shared(
             engine, sequence.slot, <llama_seq_id> engine.slots.size()) <= stop):
         llama_memory_seq_rm(memory, sequence.slot, start, stop)
-        llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, start - stop)
+        move_in_memory(
+            deref(engine), box.context, sequence.slot, stop, sequence.n_kv, start - stop)
         limit_sharing(engine, sequence.slot, start)
         sequence.n_kv -= stop - start
         sequence.n_exact = min(sequence.n_exact, start)
@@ -185,8 +188,9 @@ cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequen
             or most_shared(engine, branch.slot, <llama_seq_id> engine.slots.size()) > start):
         return False
     llama_memory_seq_rm(memory, sequence.slot, start, stop)
-    llama_memory_seq_add(memory, sequence.slot, stop, sequence.n_kv, shift)
-    llama_memory_seq_cp(memory, branch.slot, sequence.slot, start, n_branch)
+    move_in_memory(deref(engine), box.context, sequence.slot, stop, sequence.n_kv, shift)
+    share_in_memory(
+        deref(engine), box.context, branch.slot, sequence.slot, start, n_branch)
     drop_cells(engine, box, branch)  # or it would share cells that are not its first ones
     limit_sharing(engine, sequence.slot, start)
     limit_parked(sequence, start)
@@ -210,9 +214,8 @@ cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
     if engine.unsettled:
         started = now_us()
         engine.settling = True
-        if settle(box.context, error) == kThrew:
-            engine.broken_by = error
-            engine.broken.store(True)
+        if settle(box.context, error) != 0:
+            break_context(deref(engine), error)
         engine.settling = False
         engine.unsettled = False
         engine.settle_us = now_us() - started

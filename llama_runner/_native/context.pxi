@@ -12,7 +12,6 @@ from llama_runner._llama_cpp.ggml cimport (
     GGML_TYPE_Q5_0,
     GGML_TYPE_Q5_1,
     GGML_TYPE_Q8_0,
-    ggml_threadpool,
     ggml_type,
 )
 from llama_runner._llama_cpp.llama cimport (
@@ -20,12 +19,10 @@ from llama_runner._llama_cpp.llama cimport (
     LLAMA_FLASH_ATTN_TYPE_DISABLED,
     LLAMA_FLASH_ATTN_TYPE_ENABLED,
     llama_adapter_lora,
-    llama_adapter_lora_init_from_file_ptr,
     llama_context,
     llama_context_default_params,
     llama_context_params,
     llama_flash_attn_type,
-    llama_free,
     llama_get_memory,
     llama_init_from_model,
     llama_memory_can_shift,
@@ -54,8 +51,10 @@ from llama_runner._llama_cpp.shim cimport (
     cell_bytes,
     chosen_params,
     drop_all,
+    learned_positions,
+    load_adapter,
     memory_use,
-    new_threadpool,
+    own_context,
 )
 
 import warnings as _warnings
@@ -89,7 +88,8 @@ cdef class Context:
             allocates nothing either: it is closed from the start, and its sizes in bytes are
             what they would be.
         n_ctx: Tokens of KV memory, for all sequences together; 0 is what the model was trained
-            with. Rounded up to a multiple of 256.
+            with. Rounded up to a multiple of 256. A sequence of a model with learned positions
+            holds no more tokens than those.
         n_seq_max: Sequences that can be in the memory at once.
         n_threads: Threads that compute a single token.
         n_threads_batch: Threads that compute a prompt.
@@ -104,6 +104,7 @@ cdef class Context:
         parking_dir: The directory for those on disk.
 
     Raises:
+        InvalidParameterError: ``n_ctx`` lets a sequence go beyond the learned positions.
         OutOfMemoryError: llama.cpp could not allocate the context.
         UnsupportedModelError: The model cannot generate text.
         ClosedError: The model is closed.
@@ -139,6 +140,12 @@ cdef class Context:
                 f"n_batch={n_batch}: must be at least n_seq_max={n_seq_max}", field="n_batch")
         if n_ctx < 0:
             raise InvalidParameterError(f"n_ctx={n_ctx}: must not be negative", field="n_ctx")
+        cdef int32_t n_positions = learned_positions(weights.get().model)
+        if n_positions and (n_ctx if unified else n_ctx // n_seq_max) > n_positions:
+            raise InvalidParameterError(
+                f"n_ctx={n_ctx}: this model has learned {n_positions} positions and knows no "
+                f"others; give at most n_ctx={n_positions if unified else n_positions * n_seq_max}",
+                field="n_ctx")
 
         cdef llama_context_params params = llama_context_default_params()
         params.n_ctx = n_ctx
@@ -161,30 +168,34 @@ cdef class Context:
         params.abort_callback_data = self.engine
 
         cdef llama_context * created
-        cdef ggml_threadpool * pool
         forget_error()
         with nogil:
             created = llama_init_from_model(weights.get().model, params)
+        native = native_line() if created is NULL else None
+        if native and "failed assertion at" in native:
+            raise ModelLoadError(
+                "llama.cpp cannot compute with this model: take another version of it, or other "
+                "options", native=native)
         if created is NULL:
             raise OutOfMemoryError(
                 f"llama.cpp cannot create a context of {n_ctx or 'the trained number of'} tokens: "
                 "try a smaller n_ctx, another kv_type or flash_attention='auto'",
-                native=native_line(),
+                native=native,
             )
-        pool = new_threadpool(max(n_threads, n_threads_batch))
-        if pool is NULL:
-            with nogil:
-                llama_free(created)
+        with nogil:
+            self.box = own_context(weights, created, max(n_threads, n_threads_batch))
+        if not self.box:
             raise OutOfMemoryError(
                 f"cannot start {max(n_threads, n_threads_batch)} threads: give a smaller n_threads "
                 "or n_threads_batch, or allow this process more")
-        self.box.reset(new ContextBox(weights, created, pool, <int32_t> llama_n_batch(created)))
         self.model = model
         if llama_get_memory(created) is NULL:
             self.box.reset()
             raise self._unsupported()
         self.n_ctx = llama_n_ctx(created)
         self.n_ctx_seq = llama_n_ctx_seq(created)
+        if n_positions:  # llama.cpp rounds up
+            self.n_ctx_seq = min(self.n_ctx_seq, n_positions)
         self.n_batch = llama_n_batch(created)
         self.n_ubatch = llama_n_ubatch(created)
         self.n_seq_max = llama_n_seq_max(created)
@@ -245,6 +256,8 @@ cdef class Context:
         if self.closed:
             raise ClosedError("this runner is closed: create another")
         check_process(self.owner, "context")
+        if self.engine.broken.load():
+            raise broken_context(self.engine)
         return self.box
 
     def close(self):
@@ -306,7 +319,7 @@ cdef class Context:
 
         Raises:
             InvalidParameterError: The name is taken.
-            ModelLoadError: llama.cpp refused the file.
+            ModelLoadError: llama.cpp refused the file, or cannot compute with it.
         """
         cdef shared_ptr[ContextBox] box = self.alive()
         cdef llama_model * model = box.get().model.get().model
@@ -318,15 +331,16 @@ cdef class Context:
         forget_error()
         # A graph that is planned meanwhile would look at the model's list of adapters.
         with self._exclusive():
-            stream = _new_stream(file)
+            stream = _new_stream(file, path)
             try:
                 with nogil:
-                    adapter = llama_adapter_lora_init_from_file_ptr(model, stream)
+                    adapter = load_adapter(model, stream)
             finally:
                 fclose(stream)
         if adapter is NULL:
             raise ModelLoadError(
-                f"llama.cpp cannot load the adapter {_os.fsdecode(path)}", native=native_line())
+                f"llama.cpp cannot compute with the adapter {_os.fsdecode(path)}: it was not made "
+                "for this model", native=native_line())
         self.adapters[name] = <size_t> adapter
         self.adapter_fingerprints[name] = fingerprint
 
@@ -379,6 +393,13 @@ cdef class Context:
     def __repr__(self):
         return (f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} "
                 f"{'closed' if self.closed else self.memory_kind}>")
+
+
+cdef object broken_context(Engine * engine):
+    return DecodeError(
+        "llama.cpp gave up in an earlier call, which leaves this context undefined: close this "
+        "runner and create another",
+        native=engine.broken_by.decode("utf-8", "replace") or None)
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.

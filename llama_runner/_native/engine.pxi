@@ -8,6 +8,7 @@
 # Locks: see state.hpp. The monitor is held for moments only: never while llama.cpp computes or a
 # state is moved, nor while Python runs. Nobody waits for it with
 # the GIL in hand: what llama.cpp logs meanwhile, perhaps to Python, would wait for the GIL.
+from cython.operator cimport dereference as deref
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t
 from libcpp.atomic cimport atomic
@@ -16,7 +17,9 @@ from llama_runner._llama_cpp.shim cimport (
     Engine,
     NativeRequest,
     Phase,
+    add_active,
     now_us,
+    set_text,
 )
 
 cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
@@ -32,13 +35,17 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
     if is_inside(engine) or is_active(engine, request):
         engine.monitor.unlock()
         return False
-    engine.active.push_back(request)
+    if not add_active(deref(engine), request):
+        fail(engine, box, request, -2)
+        engine.monitor.unlock()
+        return True
     request.streaming = streaming
     while not is_ready(request):
         # While the loop runs, the turn in hand may hold this request: only the leader ends it.
         if engine.closed and not engine.running:
             fail(engine, box, request, CONTEXT_CLOSED)
         elif engine.broken.load() and not engine.running:
+            set_text(request.error, engine.broken_by)
             fail(engine, box, request, CONTEXT_BROKEN)
         elif engine.running or engine.exclusive_waiting > 0:
             engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)

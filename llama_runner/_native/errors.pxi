@@ -9,6 +9,7 @@ from llama_runner.errors import (
     ContextBusyError,
     ContextFullError,
     DecodeError,
+    FileReadError,
     ForkedProcessError,
     InvalidParameterError,
     LlamaRuntimeError,
@@ -22,6 +23,8 @@ from llama_runner.errors import (
 # Borrowed by C++ for as long as the process lives: the module's globals keep the classes alive.
 python_errors().out_of_memory = <PyObject *> OutOfMemoryError
 python_errors().runtime = <PyObject *> LlamaRuntimeError
+python_errors().decode = <PyObject *> DecodeError
+python_errors().model_load = <PyObject *> ModelLoadError
 
 
 cdef object native_line():

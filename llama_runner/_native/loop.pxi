@@ -76,7 +76,8 @@ cdef void give_up_slot(Engine * engine, ContextBox * box, SequencePtr & sequence
     """
     engine.monitor.lock()
     if engine.running or engine.closed:
-        engine.orphans.push_back(sequence)
+        sequence.get().orphan = True
+        engine.has_orphans = True
     else:
         drop_cells(engine, box, sequence.get())
         engine.monitor.notify_all()

@@ -42,7 +42,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_rope_type,
     llama_split_mode,
 )
-from llama_runner._llama_cpp.shim cimport ModelBox
+from llama_runner._llama_cpp.shim cimport ModelBox, own_model
 
 _LOAD_MODES = {
     "auto": <int> LLAMA_LOAD_MODE_AUTO,
@@ -60,7 +60,7 @@ _SPLIT_MODES = {
 # How llama.cpp says that there is none.
 _NO_MEMORY = (
     "insufficient memory", "failed to allocate", "unable to allocate", "Cannot allocate memory",
-    "bad_alloc",
+    "bad_alloc", "no memory at",
 )
 
 
@@ -143,7 +143,7 @@ cdef class Model:
         cdef llama_model * loaded
         cdef FILE * stream = NULL
         if file is not None:
-            stream = _new_stream(file)
+            stream = _new_stream(file, path)
         forget_error()
         try:
             with nogil:
@@ -174,7 +174,7 @@ cdef class Model:
                 f"llama.cpp cannot load {_os.fsdecode(path)}: fetch it again, or take another "
                 "version of it", native=native or None
             )
-        self.box.reset(new ModelBox(loaded))
+        self.box = own_model(loaded)
         self.path = _os.fsdecode(path)
         self.fingerprint = fingerprint
         self.vocab_only = vocab_only
@@ -269,10 +269,18 @@ cdef class Model:
         return f"<Model {self.path!r}{' (closed)' if self.closed else ''}>"
 
 
-cdef FILE * _new_stream(file) except NULL:
+cdef FILE * _new_stream(file, path) except NULL:
     """A stream of our own on a Python file, from its start."""
-    cdef int descriptor = _os.dup(file.fileno())
-    cdef FILE * stream = fdopen(descriptor, b"rb")
+    cdef int descriptor
+    cdef FILE * stream
+    try:
+        descriptor = _os.dup(file.fileno())
+    except OSError as error:
+        failure = FileReadError(f"{_os.fsdecode(path)!r} cannot be read: {error.strerror}")
+        failure.errno, failure.strerror = error.errno, error.strerror
+        failure.filename = _os.fsdecode(path)
+        raise failure from None
+    stream = fdopen(descriptor, b"rb")
     if stream is NULL:
         _os.close(descriptor)
         raise MemoryError("no memory for reading a model file")

@@ -14,15 +14,18 @@ from llama_runner._llama_cpp.ggml cimport (
     ggml_backend_dev_name,
     ggml_backend_dev_t,
     ggml_backend_dev_type_of,
+    ggml_set_abort_callback,
 )
 from llama_runner._llama_cpp.llama cimport (
     llama_backend_init,
     llama_print_system_info,
     llama_version,
 )
+from llama_runner._llama_cpp.shim cimport throw_assertion
 
 DEF MOST_SECONDS_AT_EXIT = 3
 
+ggml_set_abort_callback(throw_assertion)
 llama_backend_init()
 
 

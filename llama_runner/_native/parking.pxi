@@ -8,7 +8,6 @@ from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport (
     llama_get_memory,
-    llama_memory_seq_cp,
     llama_memory_seq_pos_max,
     llama_memory_seq_pos_min,
     llama_memory_t,
@@ -20,6 +19,7 @@ from llama_runner._llama_cpp.shim cimport (
     SequencePtr,
     WeakSequencePtr,
     forget_unparked,
+    note_parked,
     park_state,
     read_parked,
     save_state,
@@ -39,16 +39,10 @@ cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
             sequence.parked = park_state(engine.parking, box.context, sequence.slot, sequence.n_kv)
         sequence.n_parked = sequence.n_kv if sequence.parked else 0
         if sequence.parked:
-            note_parked(engine, held)
+            note_parked(deref(engine), held)
     drop_cells(engine, box, sequence)
     if sequence.parked:
         sequence.n_exact = exact
-
-
-cdef void note_parked(Engine * engine, SequencePtr & sequence) noexcept nogil:
-    """Others may take over from a sequence's state that is kept aside."""
-    forget_unparked(engine.parked)
-    engine.parked.push_back(<WeakSequencePtr> sequence)
 
 
 cdef bint is_kept_aside(NativeSequence * sequence) noexcept nogil:
@@ -232,7 +226,7 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
     sequence.n_exact = donor.n_exact if donor.n_exact < n else INT_MAX
     if not engine.traits.unified or engine.traits.recurrent:
         # Another stream or a recurrent state can be had whole only.
-        llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, -1, -1)
+        share_in_memory(deref(engine), box.context, donor.slot, sequence.slot, -1, -1)
         engine.unsettled = True
         settle_cells(engine, box)  # before either's cells change
         sequence.n_kv = donor.n_kv
@@ -240,7 +234,7 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
             note_sharing(engine, donor.slot, sequence.slot, donor.n_kv)
         trim_cells(engine, box, sequence, n)
         return sequence.n_kv > 0
-    llama_memory_seq_cp(llama_get_memory(box.context), donor.slot, sequence.slot, 0, n)
+    share_in_memory(deref(engine), box.context, donor.slot, sequence.slot, 0, n)
     sequence.n_kv = n
     note_sharing(engine, donor.slot, sequence.slot, n)
     return True

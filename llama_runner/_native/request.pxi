@@ -1,6 +1,7 @@
 # Request: one generation on one sequence, from its parameters to its text.
 from libcpp.memory cimport make_shared
 from llama_runner._llama_cpp.llama cimport llama_token, llama_vocab_is_eog
+from llama_runner._llama_cpp.shim cimport output_of, text_of
 
 _FINISH_REASONS = {
     <int> Finish.Stop: "stop",
@@ -57,12 +58,15 @@ cdef class Request:
         native.temporary = temporary
         native.max_tokens = params.max_tokens
         native.n_prompt = n_tokens
-        prepare_sampler(native.sampler, read_recipe(params), False, engine.traits.n_vocab)
-        native.sampler.suppressed = engine.suppressed
+        prepare_sampler(
+            native.sampler, read_recipe(params), False, engine.traits.n_vocab, engine.traits.n_ctx)
+        native.sampler.suppressed.assign(engine.suppressed.begin(), engine.suppressed.end())
         if params.ignore_eos:
             for token in range(engine.traits.n_vocab):
                 if llama_vocab_is_eog(engine.traits.vocab, token):
                     native.sampler.suppressed.push_back(token)
+        native.sampler.patches.reserve(
+            native.sampler.window.capacity() + native.sampler.suppressed.size())
         for stop in params.stop:
             native.stops.push_back(stop.encode())
             native.longest_stop = max(native.longest_stop, native.stops.back().size())
@@ -147,10 +151,17 @@ cdef class Request:
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
             )
-        if code == CONTEXT_BROKEN:
+        if code == kThrew:
             raise DecodeError(
-                "llama.cpp threw while decoding, which leaves its context undefined: close this "
+                "llama.cpp gave up while decoding, which leaves its context undefined: close this "
                 "runner and create another", native=cause)
+        if code == kNoMemory:
+            raise OutOfMemoryError(
+                "there is no memory for decoding this batch, and llama.cpp's context is undefined "
+                "now: close this runner and create another, with a smaller n_ctx or n_ubatch",
+                native=cause)
+        if code == CONTEXT_BROKEN:
+            raise broken_context(self.sequence.context.engine)
         if code == NO_ROOM:
             raise ContextFullError(
                 "the KV memory has no room for this sequence: clear a conversation or raise n_ctx")
@@ -256,9 +267,7 @@ cdef class Request:
         cdef Engine * engine = self._shared_engine()
         cdef string text
         with nogil:
-            engine.monitor.lock()
-            text = self.native.get().text
-            engine.monitor.unlock()
+            text = text_of(deref(engine), deref(self.native.get()))
         return text.decode("utf-8", "replace")
 
     @property
@@ -270,9 +279,7 @@ cdef class Request:
         cdef Engine * engine = self._shared_engine()
         cdef vector[llama_token] output
         with nogil:
-            engine.monitor.lock()
-            output = self.native.get().output
-            engine.monitor.unlock()
+            output = output_of(deref(engine), deref(self.native.get()))
         return tuple(output)
 
     @property

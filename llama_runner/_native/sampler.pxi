@@ -284,10 +284,10 @@ cdef inline bint needs_chain(SamplerState & state, int n_vocab) noexcept nogil:
 
 
 cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bint use_chain,
-                         int n_vocab) except -1:
+                         int n_vocab, int n_ctx) except -1:
     """Make ready for sampling, with the memory that it takes.
 
-    n_vocab: 0 where it is not known yet.
+    n_vocab, n_ctx: 0 where it is not known yet.
     """
     cdef llama_sampler_chain_params params = llama_sampler_chain_default_params()
     state.recipe = recipe
@@ -295,6 +295,8 @@ cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bin
     state.rng.seed(recipe.seed)
     state.block_max.reserve((n_vocab + BLOCK - 1) // BLOCK)
     state.block_max_scratch.reserve((n_vocab + BLOCK - 1) // BLOCK)
+    state.window.reserve(min(recipe.penalty_last_n, n_ctx))
+    state.candidates.reserve(n_vocab)
     if recipe.temperature <= 0 or (n_vocab > 0 and not needs_chain(state, n_vocab)):
         return 0
     state.chain_data.reserve(n_vocab)
@@ -359,7 +361,7 @@ cdef class Sampler:
 
     def __cinit__(self, params, *, bint use_chain=False):
         try:
-            prepare_sampler(self.state, read_recipe(params), use_chain, 0)
+            prepare_sampler(self.state, read_recipe(params), use_chain, 0, 0)
         except (AttributeError, TypeError):
             raise InvalidParameterError(
                 "params: must be GenerationParams with a seed "

@@ -17,6 +17,7 @@ from llama_runner._llama_cpp.shim cimport (
     append_tokens,
     spliced,
     token_ends,
+    tokens_of,
 )
 
 from types import SimpleNamespace as _SimpleNamespace
@@ -113,9 +114,7 @@ cdef class Sequence:
         self.alive()
         native = self.native
         with nogil:
-            engine.monitor.lock()
-            tokens = native.get().tokens
-            engine.monitor.unlock()
+            tokens = tokens_of(deref(engine), deref(native.get()))
         return new_token_array(tokens.data(), tokens.size())
 
     def token_at(self, Py_ssize_t index):
@@ -271,8 +270,8 @@ cdef class Sequence:
         cdef ContextBox * box = self.context.box.get()
         cdef bint shared = False
         with self._held():
-            child.native.get().tokens = native.tokens
-            child.native.get().adapters = native.adapters
+            child.native.get().tokens.assign(native.tokens.begin(), native.tokens.end())
+            child.native.get().adapters.assign(native.adapters.begin(), native.adapters.end())
             engine.clock += 1
             # Both: what makes room for one of them should not move the other out.
             native.last_used = child.native.get().last_used = engine.clock
@@ -284,7 +283,7 @@ cdef class Sequence:
                 child.native.get().parked = native.parked
                 child.native.get().n_parked = native.n_parked
                 child.native.get().n_exact = native.n_exact
-                note_parked(engine, child.native)
+                note_parked(deref(engine), child.native)
         return child
 
     def decoding(self):
@@ -387,7 +386,7 @@ cdef class Sequence:
                 native.parked = adopt_state(engine.parking, &state[0], state.shape[0], <int32_t> n)
             native.n_parked = <int32_t> n
             native.n_exact = INT_MAX if n_exact >= n else <int32_t> max(0, n_exact)
-            note_parked(engine, self.native)
+            note_parked(deref(engine), self.native)
 
     @property
     def n_exact(self):
@@ -474,7 +473,9 @@ cdef class Sequence:
         """Forget everything and give the slot back."""
         if not self.native:
             return
-        if process_id() == self.context.owner and not self.context.closed:
+        # A broken context has no slots to give.
+        if (process_id() == self.context.owner and not self.context.closed
+                and not self.context.engine.broken.load()):
             self.idle()
             try:
                 with self._held():

@@ -17,11 +17,15 @@ from llama_runner._llama_cpp.shim cimport (
     NativeRequest,
     Phase,
     Share,
+    break_context,
     compute_with,
     decode,
+    has_room_for_turn,
     keep_same_adapters,
+    kNoMemory,
     kThrew,
     now_us,
+    set_text,
     sort_by_arrival,
 )
 
@@ -45,6 +49,9 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     # First lower the flag, then look at the requests: a cancel() in between raises it again.
     engine.abort.store(process_exits.load())
     drop_orphans(engine, box)
+    if not has_room_for_turn(deref(engine)):
+        fail_all(engine, box, -2)
+        return
     collect_requests(engine, box)
     if engine.working.empty():
         return
@@ -69,13 +76,13 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
-    """Decode the batch; what llama_decode returns, or kThrew."""
+    """Decode the batch; what llama_decode returns, kThrew or kNoMemory."""
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
     if engine.broken.load():
-        error = engine.broken_by
-        return kThrew
+        set_text(error, engine.broken_by)
+        return CONTEXT_BROKEN
     code = compute_with(
         deref(engine), box.context, engine.shares[0].request.sequence.get().adapters, error)
     if code != 0:
@@ -88,11 +95,22 @@ cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept
     return code
 
 
+cdef void fail_all(Engine * engine, ContextBox * box, int32_t code) noexcept nogil:
+    """End all requests whose callers wait, with the monitor held and no turn in hand."""
+    cdef size_t i
+    for i in range(engine.active.size()):
+        if not is_ready(engine.active[i]):
+            fail(engine, box, engine.active[i], code)
+
+
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
     cdef size_t i
-    for i in range(engine.orphans.size()):
-        drop_cells(engine, box, engine.orphans[i].get())
-    engine.orphans.clear()
+    if not engine.has_orphans:
+        return
+    engine.has_orphans = False
+    for i in range(engine.slots.size()):
+        if engine.slots[i] and engine.slots[i].get().orphan:
+            drop_cells(engine, box, engine.slots[i].get())
 
 
 cdef void collect_requests(Engine * engine, ContextBox * box) noexcept nogil:
@@ -244,12 +262,11 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
     cdef NativeSequence * sequence
     cdef NativeRequest * request
     cdef int32_t pos_max
-    if code == kThrew:
-        # llama.cpp gives no promise about a context that was thrown out of.
-        engine.broken.store(True)
+    if code == kThrew or code == kNoMemory or code == CONTEXT_BROKEN:
+        break_context(deref(engine), error)
         for i in range(engine.working.size()):
-            engine.working[i].error = error
-            fail(engine, box, engine.working[i], CONTEXT_BROKEN)
+            set_text(engine.working[i].error, error)
+            fail(engine, box, engine.working[i], code)
         return
     for i in range(engine.shares.size()):
         sequence = engine.shares[i].request.sequence.get()
@@ -264,7 +281,7 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
         return  # the next turn ends who was cancelled and goes on with the others
     if engine.shares.size() == 1:
         request = engine.shares[0].request
-        request.error = error
+        set_text(request.error, error)
         fail(engine, box, request, code)
         return
     # Somebody in the batch is at fault: let each go alone once, and only the guilty one will fail.
@@ -292,8 +309,9 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
         return
     request.output.push_back(token)
     request.output_starts.push_back(text_size)
-    append_piece(engine.traits.vocab, token, False, request.text, request.error)
-    if meets_stop(request, text_size):
+    if append_piece(engine.traits.vocab, token, False, request.text, request.error) != 0:
+        fail(engine, box, request, -2)
+    elif meets_stop(request, text_size):
         take_back(engine, box, request, cut_at_stop(request))
         finish(engine, box, request, Finish.Stop)
     elif (<int32_t> request.output.size() >= request.max_tokens

@@ -1,6 +1,8 @@
 #include "chat.hpp"
 
 #include <atomic>
+#include <cstring>
+#include <new>
 #include <stdexcept>
 
 #include "chat.h"
@@ -61,8 +63,11 @@ auto limited(
         auto result = call();
         check();
         return result;
-    } catch (const std::exception &) {
+    } catch (const std::exception & error) {
         check();  // the cause, before what llama.cpp made of it
+        if (std::strstr(error.what(), "std::bad_alloc")) {
+            throw std::bad_alloc();
+        }
         throw;
     }
 }

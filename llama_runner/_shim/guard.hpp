@@ -14,17 +14,22 @@
 #include <stdexcept>
 #include <string>
 
+#include "assertion.hpp"
 #include "llama.h"
 #include "memory.hpp"
 
 namespace llama_runner {
 
-constexpr int32_t kThrew = -100;  // no llama.cpp function returns this
+// No llama.cpp function returns these.
+constexpr int32_t kThrew    = -100;
+constexpr int32_t kNoMemory = -99;  // it threw for want of memory
 
 // Python exception classes, filled in once when the module is imported.
 struct PythonErrors {
     PyObject * out_of_memory = nullptr;
     PyObject * runtime       = nullptr;
+    PyObject * decode        = nullptr;
+    PyObject * model_load    = nullptr;
 };
 
 inline PythonErrors & python_errors() {
@@ -41,15 +46,19 @@ inline void raise_python_error(PyObject * type, const char * text) {
     }
 }
 
-// The handler of `except +`: called with the GIL held, inside a catch block.
-inline void set_python_error() {
+// Called with the GIL held, inside a catch block.
+inline void set_python_error_or(PyObject * type_of_assertion) {
     if (PyErr_Occurred()) {
         return;  // what a signal handler raised
     }
     try {
         throw;
+    } catch (const AllocationAssertion & error) {
+        raise_python_error(python_errors().out_of_memory, error.what());
     } catch (const std::bad_alloc &) {
         raise_python_error(python_errors().out_of_memory, "llama.cpp ran out of memory");
+    } catch (const Assertion & error) {
+        raise_python_error(type_of_assertion, error.what());
     } catch (const std::exception & error) {
         raise_python_error(python_errors().runtime, error.what());
     } catch (...) {
@@ -57,15 +66,26 @@ inline void set_python_error() {
     }
 }
 
+// The handlers of `except +`.
+inline void set_python_error() { set_python_error_or(python_errors().decode); }
+inline void set_load_error() { set_python_error_or(python_errors().model_load); }
+
+inline void keep_text(std::string & error, const char * text) noexcept {
+    try {
+        error = text;
+    } catch (...) {
+    }
+}
+
 template <typename Call>
 inline int32_t guarded(std::string & error, Call && call) noexcept {
     try {
         return call();
+    } catch (const std::bad_alloc & caught) {
+        keep_text(error, caught.what());
+        return kNoMemory;
     } catch (const std::exception & caught) {
-        try {
-            error = caught.what();
-        } catch (...) {
-        }
+        keep_text(error, caught.what());
     } catch (...) {
     }
     return kThrew;
@@ -82,7 +102,7 @@ inline int32_t settle(llama_context * ctx, std::string & error) noexcept {
     });
 }
 
-// Appends the text of one token to `out`; 0, or kThrew.
+// Appends the text of one token to `out`; 0, kThrew or kNoMemory.
 inline int32_t append_piece(
         const llama_vocab * vocab, llama_token token, bool special, std::string & out,
         std::string & error) noexcept {

@@ -67,11 +67,36 @@ struct ContextBox {
     }
 };
 
+// Takes ownership of `loaded`, also where it throws.
+inline std::shared_ptr<ModelBox> own_model(llama_model * loaded) {
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> kept(loaded, llama_model_free);
+    auto box = std::make_shared<ModelBox>(loaded);
+    kept.release();
+    return box;
+}
+
 // One pool serves both thread counts: a graph may use fewer threads than its pool has.
 // No cpumask and no strict placement: which cores to use stays the process's own decision.
 inline ggml_threadpool * new_threadpool(int n_threads) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     return ggml_threadpool_new(&params);
+}
+
+// Takes ownership of `created`, also where it throws. Null where so many threads cannot be had.
+inline std::shared_ptr<ContextBox> own_context(
+        std::shared_ptr<ModelBox> parent, llama_context * created, int n_threads) {
+    std::unique_ptr<ggml_threadpool, decltype(&ggml_threadpool_free)> pool(
+        nullptr, ggml_threadpool_free);
+    std::unique_ptr<llama_context, decltype(&llama_free)> context(created, llama_free);
+    pool.reset(new_threadpool(n_threads));
+    if (!pool) {
+        return nullptr;
+    }
+    auto box = std::make_shared<ContextBox>(
+        std::move(parent), created, pool.get(), (int32_t) llama_n_batch(created));
+    context.release();
+    pool.release();
+    return box;
 }
 
 }  // namespace llama_runner

@@ -101,6 +101,10 @@ ChosenParams chosen_params(const llama_context * context) {
     return chosen;
 }
 
+int32_t learned_positions(const llama_model * model) {
+    return model->pos_embd ? static_cast<int32_t>(model->pos_embd->ne[1]) : 0;
+}
+
 void settle_memory(llama_context * context) {
     context->memory_update(false);  // where that fails, it is only logged
     const auto left = llama_get_memory(context)->init_update(context, false);

@@ -36,6 +36,9 @@ struct ChosenParams {
 
 ChosenParams chosen_params(const llama_context * context);
 
+// How many positions a sequence may have, where the model has learned a vector for each; else 0.
+int32_t learned_positions(const llama_model * model);
+
 // Carry out shifts and copies of cells that the next llama_decode would begin with.
 void settle_memory(llama_context * context);
 

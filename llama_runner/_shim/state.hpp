@@ -1,6 +1,6 @@
 // The decode loop's state: plain data that many threads reach without the GIL.
 //
-// Who may touch what: `Engine::monitor` guards `active`, `orphans`, the `running` and `closed`
+// Who may touch what: `Engine::monitor` guards `active`, the orphans, the `running` and `closed`
 // flags and every field of a Request that its caller reads. Sequence contents, the batch and the
 // llama_context belong to whoever holds the loop (`running == true`). The tokens of an idle sequence
 // are its owner's, who may append to them meanwhile: the holder of the loop looks at them with the
@@ -122,6 +122,7 @@ struct Sequence {
     std::vector<Adapter>     adapters;             // that they are computed with
     const void *             user      = nullptr;  // the request or memory operation that has it
     uint64_t                 last_used = 0;        // who leaves first for others' sake
+    bool                     orphan    = false;    // given up: the holder of the loop frees its slot
     bool                     warm      = false;    // after those that are not
     bool                     stays     = false;    // whoever wants room now; see can_make_room()
 };
@@ -206,7 +207,7 @@ struct Engine {
     bool                     unsettled = false;  // a shift or copy of cells is put off
     bool                     settling  = false;  // it is being carried out
     std::vector<WeakSequencePtr> parked; // sequences that were kept aside, some no longer
-    std::vector<SequencePtr> orphans;    // given up while the loop was running
+    bool                     has_orphans = false;  // a sequence was given up while the loop was running
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;
     std::vector<llama_token> suppressed; // the model's own suppress list
@@ -214,7 +215,7 @@ struct Engine {
     bool                     running           = false;
     bool                     closed            = false;
     std::atomic<bool>        broken{false};  // an exception left the context undefined
-    std::string              broken_by;      // what it said, where nobody was there to be told
+    std::string              broken_by;      // what it said; written once, before `broken` is set
     int32_t                  exclusive_waiting = 0;
     size_t                   turn              = 0;
     uint64_t                 clock             = 0;
@@ -231,6 +232,14 @@ struct Engine {
     int32_t           prefill_tokens    = 0;
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
+
+// llama.cpp gives no promise about a context that was thrown out of: from now on it can be closed.
+inline void break_context(Engine & engine, const std::string & error) noexcept {
+    if (!engine.broken) {
+        keep_text(engine.broken_by, error.c_str());
+        engine.broken = true;
+    }
+}
 
 inline std::vector<llama_token> spliced(const std::vector<llama_token> & tokens,
                                         size_t start, size_t stop,
@@ -261,6 +270,101 @@ inline void forget_unparked(std::vector<WeakSequencePtr> & sequences) {
     sequences.erase(std::remove_if(sequences.begin(), sequences.end(), back), sequences.end());
 }
 
+// ---- for the loop, which has nobody to throw at --------------------------------------------------
+
+// Others may take over from a sequence's state that is kept aside; not where there is no memory.
+inline void note_parked(Engine & engine, const SequencePtr & sequence) noexcept {
+    forget_unparked(engine.parked);
+    try {
+        engine.parked.push_back(sequence);
+    } catch (const std::bad_alloc &) {
+    }
+}
+
+inline void set_text(std::string & text, const std::string & value) noexcept {
+    keep_text(text, value.c_str());
+}
+
+// With the monitor held. False where there is no memory.
+inline bool add_active(Engine & engine, Request * request) noexcept {
+    try {
+        engine.active.push_back(request);
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+}
+
+template <typename Items>
+void have_room(Items & items, size_t n_more) {
+    if (items.capacity() - items.size() < n_more) {
+        items.reserve(2 * items.size() + n_more);
+    }
+}
+
+// What a turn adds to is made large enough before it, with the monitor held, because there is no way
+// back in the middle of it. False where there is no memory.
+inline bool has_room_for_turn(Engine & engine) noexcept {
+    constexpr size_t kLongestPiece = 1024;  // append_piece() says so where one is longer
+    try {
+        engine.working.reserve(engine.active.size());
+        engine.shares.reserve(engine.active.size());
+        for (Request * request : engine.active) {
+            have_room(request->sequence->tokens, 1);
+            have_room(request->output, 1);
+            have_room(request->output_starts, 1);
+            have_room(request->text, kLongestPiece);
+        }
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+}
+
+// Where llama.cpp throws at a change of its cells, it is not known what became of them.
+template <typename Call>
+void or_break(Engine & engine, Call && call) noexcept {
+    std::string error;
+    const auto  all = [&] {
+        call();
+        return 0;
+    };
+    if (guarded(error, all) != 0) {
+        break_context(engine, error);
+    }
+}
+
+inline void share_in_memory(Engine & engine, llama_context * context, llama_seq_id source,
+                            llama_seq_id target, int32_t begin, int32_t end) noexcept {
+    or_break(engine, [&] {
+        llama_memory_seq_cp(llama_get_memory(context), source, target, begin, end);
+    });
+}
+
+inline void move_in_memory(Engine & engine, llama_context * context, llama_seq_id slot,
+                           int32_t begin, int32_t end, int32_t delta) noexcept {
+    or_break(engine, [&] {
+        llama_memory_seq_add(llama_get_memory(context), slot, begin, end, delta);
+    });
+}
+
+// ---- what other threads may ask for meanwhile ----------------------------------------------------
+
+inline std::string text_of(Engine & engine, const Request & request) {
+    const std::lock_guard<Monitor> held(engine.monitor);
+    return request.text;
+}
+
+inline std::vector<llama_token> tokens_of(Engine & engine, const Sequence & sequence) {
+    const std::lock_guard<Monitor> held(engine.monitor);
+    return sequence.tokens;
+}
+
+inline std::vector<llama_token> output_of(Engine & engine, const Request & request) {
+    const std::lock_guard<Monitor> held(engine.monitor);
+    return request.output;
+}
+
 inline void sort_by_arrival(std::vector<Request *> & requests) {
     const auto older = [](const Request * a, const Request * b) { return a->arrival < b->arrival; };
     std::sort(requests.begin(), requests.end(), older);
@@ -275,7 +379,7 @@ inline void keep_same_adapters(std::vector<Request *> & requests) {
     requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
 }
 
-// 0, or kThrew.
+// 0, kThrew or kNoMemory.
 inline int32_t compute_with(Engine & engine, llama_context * context,
                             const std::vector<Adapter> & adapters, std::string & error) noexcept {
     if (engine.adapters == adapters) {

@@ -130,11 +130,12 @@ def fitting_n_ctx(
                 return asked
         largest = blueprint.largest_n_ctx(int(limit * _COMFORTABLE))
         if not largest:
-            least = blueprint.estimate(_STEP).host
+            smallest = blueprint.of_steps(1)
+            least = blueprint.estimate(smallest).host
             if least <= limit:  # not comfortably, but it is what there is
-                largest = _STEP
+                largest = smallest
             else:
-                asked, needed = _STEP, least
+                asked, needed = smallest, least
         if largest and for_context.n_ctx == "auto":
             return largest
     advice = (
@@ -198,11 +199,15 @@ class _Blueprint:
         low, high = 0, max(1, self._model.n_ctx_train // _STEP)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.estimate(middle * _STEP).host <= limit:
+            if self.estimate(self.of_steps(middle)).host <= limit:
                 low = middle
             else:
                 high = middle - 1
-        return low * _STEP
+        return self.of_steps(low)
+
+    def of_steps(self, n_steps: int) -> int:
+        """So many steps of tokens, or the trained length if that is less."""
+        return min(n_steps * _STEP, self._model.n_ctx_train)
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ from .tensors import check_tensor_layout, check_tensor_types
 
 __all__ = ["bare_header", "validate_lora"]
 
+_EMBEDDINGS: Final = "token_embd.weight"
 _LOW_RANK: Final = (".lora_a", ".lora_b")
 
 
@@ -75,6 +76,12 @@ def _check_pairs(facts: Facts, base: GgufInfo) -> None:
             facts.fail(name, f"of the pair for {quoted(name)}, one half is missing")
         if name not in targets:
             facts.fail(name, f"it changes {quoted(name)}, which this model does not have")
+        if name == _EMBEDDINGS and "output.weight" not in targets:
+            facts.fail(
+                name,
+                f"it changes {quoted(name)}, which this model uses for its output, too: llama.cpp "
+                "can change them only apart; convert the adapter without it",
+            )
         _check_shapes(facts, targets[name], *(_padded_shape(pair[half]) for half in _LOW_RANK))
 
 

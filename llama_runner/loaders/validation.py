@@ -11,9 +11,10 @@ Bytes after the last tensor are accepted, as llama.cpp does not look at them, an
 
 from __future__ import annotations
 
+import os
 import reprlib
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Final, Literal
 
 from ..errors import InvalidParameterError
 from .facts import Facts
@@ -32,7 +33,10 @@ from .vocabulary import check_vocabulary
 
 __all__ = ["ValidationReport", "validate_model"]
 
-Level = Literal["header", "full"]
+# Tokens of context in a trial; which graphs there are does not depend on it.
+_TRIED: Final = 256
+
+Level = Literal["header", "full", "graph"]
 
 
 @dataclass(frozen=True)
@@ -61,27 +65,44 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
             bytes, so that the very file that was checked can be loaded.
         level: ``header`` checks the files' structure: that they are GGUF files, belong together,
             and that every tensor lies inside its file. ``full`` also checks every value that
-            llama.cpp would stumble over.
+            llama.cpp would stumble over. ``graph`` then has llama.cpp itself read the vocabulary,
+            make the tensors without their data, and build the graphs that a context is made for:
+            it knows which tensors an architecture needs, and of which shapes. That takes as long as
+            loading the vocabulary; a runner need not ask for it, because loading does the same.
 
     Raises:
         InvalidParameterError: Another level, or what is neither a path nor an open file.
         ModelNotFoundError: No such file.
         FileReadError: The system does not let it be read.
         ModelValidationError: It must not be loaded; ``field`` names the key or tensor at fault.
+        ModelLoadError: llama.cpp cannot build the model or its graphs (``graph`` alone, like
+            the next two).
+        UnsupportedModelError: It is not a model that generates text.
+        OutOfMemoryError: There is no memory for its vocabulary.
     """
-    if level not in ("header", "full"):
+    if level not in ("header", "full", "graph"):
         raise InvalidParameterError(
-            f"level={reprlib.repr(level)}: must be 'header' or 'full'", field="level"
+            f"level={reprlib.repr(level)}: must be 'header', 'full' or 'graph'", field="level"
         )
     info = read_gguf(model)
     facts = Facts(info)
     for part in info.parts or (info,):
         check_tensor_layout(facts, part)
-    if level == "full":
+    if level != "header":
         check_hyperparameters(facts)
         check_tensor_types(facts)
         check_plain_tensors(facts)
         check_needed_tensors(facts)
         check_chat_templates(facts)
         check_vocabulary(facts)
+    if level == "graph":
+        _build_graphs(info, None if isinstance(model, str | os.PathLike) else model)
     return ValidationReport(info, level, tuple(facts.notes))
+
+
+def _build_graphs(info: GgufInfo, file: IO[bytes] | None) -> None:
+    """Make a model without data, and a context on it, which plans its largest graphs."""
+    from .._core import Context, Model
+
+    with Model(info.path, file=file, no_alloc=True) as model:
+        Context(model, n_ctx=min(_TRIED, model.n_ctx_train))

@@ -79,7 +79,7 @@ def write_model(
         writer.add_ssm_time_step_rank(DT_RANK)
     n_vocab = _copy_vocabulary(writer, vocabulary) if vocabulary else N_VOCAB + len(control)
     if not vocabulary:
-        _add_vocabulary(writer, control)
+        add_vocabulary(writer, control)
     if suppressed:
         writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
     for name, array in _tensors(kind, layers, n_vocab):
@@ -100,7 +100,7 @@ def piece(token: int) -> bytes:
     return PIECES[token - FIRST_BYTE - 256].replace("▁", " ").encode()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, control: Sequence[str]) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, control: Sequence[str] = ()) -> None:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     names += control
     types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]

@@ -268,6 +268,33 @@ def tiny_bert() -> GgufFile:
     return GgufFile(keys=keys, tensors=tensors)
 
 
+def tiny_gpt2(n_positions: int = CONTEXT) -> GgufFile:
+    """A decoder with learned positions."""
+    vocabulary = byte_pairs()
+    keys = _general("gpt2", 1) | vocabulary
+    keys |= {
+        "gpt2.context_length": (U32, n_positions),
+        "gpt2.attention.head_count": (U32, N_HEADS),
+        "gpt2.attention.layer_norm_epsilon": (F32, 1e-5),
+    }
+    tensors = [
+        Tensor("token_embd.weight", (N_EMBD, _size(vocabulary))),
+        Tensor("position_embd.weight", (N_EMBD, n_positions)),
+        *_with_bias("output_norm", (N_EMBD,)),
+        *_with_bias("blk.0.attn_norm", (N_EMBD,)),
+        *_with_bias("blk.0.attn_qkv", (N_EMBD, 3 * N_EMBD)),
+        *_with_bias("blk.0.attn_output", (N_EMBD, N_EMBD)),
+        *_with_bias("blk.0.ffn_norm", (N_EMBD,)),
+        *_with_bias("blk.0.ffn_up", (N_EMBD, N_FF)),
+        *_with_bias("blk.0.ffn_down", (N_FF, N_EMBD)),
+    ]
+    return GgufFile(keys=keys, tensors=tensors)
+
+
+def _with_bias(name: str, shape: tuple[int, ...]) -> list[Tensor]:
+    return [Tensor(f"{name}.weight", shape), Tensor(f"{name}.bias", shape[-1:])]
+
+
 def tiny_t5() -> GgufFile:
     """An encoder and a decoder, with relative positions and a unigram vocabulary."""
     vocabulary = unigrams()

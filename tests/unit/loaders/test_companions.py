@@ -97,6 +97,15 @@ def test_an_adapter_that_does_not_fit(
         validate_lora(adapter().with_tensor(name, **change).write(tmp_path / "lora.gguf"), base)
 
 
+def test_an_adapter_of_embeddings_that_are_the_output_too(tmp_path: Path) -> None:
+    model = tiny_llama()
+    tied = replace(model, tensors=[t for t in model.tensors if t.name != "output.weight"])
+    base = read_gguf(tied.write(tmp_path / "tied.gguf"))
+    with pytest.raises(ModelValidationError, match="for its output, too") as caught:
+        validate_lora(adapter().write(tmp_path / "lora.gguf"), base)
+    assert caught.value.field == "token_embd.weight"
+
+
 def test_an_adapter_for_one_expert_of_many_would_be_read_past_its_end(tmp_path: Path) -> None:
     base = read_gguf(tiny_moe().write(tmp_path / "moe.gguf"))
     flat = [
