@@ -81,11 +81,16 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Patch:
-    """A change to one file of the tree; ``find`` must occur there exactly once."""
+    """A change to one file of the tree; ``find`` must occur there exactly once.
+
+    With ``until``, what goes is all from there to the end of the first ``until`` that follows.
+    Without ``find``, ``replace`` is the whole file, which need not be there yet.
+    """
 
     file: str
     find: str
     replace: str
+    until: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,21 @@ class Pin:
 
 
 def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
-    """Read the pin from its TOML file, and the patches from those in the folder beside it."""
+    """Read the pin from its TOML file, and the patches from the folder beside it."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     llama_cpp, sdist = content["llama_cpp"], content["sdist"]
-    patches = (path.parent / "patches").glob("*.toml")
+    patches = path.parent / "patches"
+    changes = [
+        Patch(**patch)
+        for subject in sorted(patches.glob("*.toml"))
+        for patch in tomllib.loads(subject.read_text(encoding="utf-8"))["patch"]
+    ]
+    files = patches / "files"
+    whole = [
+        Patch(file.relative_to(files).as_posix(), "", file.read_text(encoding="utf-8"))
+        for file in sorted(files.rglob("*"))
+        if file.is_file()
+    ]
     return Pin(
         commit=llama_cpp["commit"],
         version=llama_cpp["version"],
@@ -120,11 +136,7 @@ def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
         sdist_version=sdist["version"],
         sdist_sha256=sdist["sha256"],
         sdist_tree=sdist["tree"],
-        patches=tuple(
-            Patch(patch["file"], patch["find"], patch["replace"])
-            for subject in sorted(patches)
-            for patch in tomllib.loads(subject.read_text(encoding="utf-8"))["patch"]
-        ),
+        patches=(*changes, *whole),
     )
 
 
@@ -314,9 +326,24 @@ def apply_patches(tree: Path, pin: Pin) -> None:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             text = ""
-        if text.count(patch.find) != 1:
+        start, end = _place(patch, text)
+        if end < 0:
             raise _fail(f"A patch of {patch.file} in patches/ does not fit the tree.", pin)
-        path.write_text(text.replace(patch.find, patch.replace), encoding="utf-8")
+        path.write_text(text[:start] + patch.replace + text[end:], encoding="utf-8")
+
+
+def _place(patch: Patch, text: str) -> tuple[int, int]:
+    """Where in a file the text begins and ends that a patch replaces; -1 if it does not fit."""
+    if not patch.find:
+        return 0, len(text)
+    if text.count(patch.find) != 1:
+        return -1, -1
+    start = text.index(patch.find)
+    end = start + len(patch.find)
+    if not patch.until:
+        return start, end
+    until = text.find(patch.until, end)
+    return start, until if until < 0 else until + len(patch.until)
 
 
 def _is_wanted(path: PurePosixPath, patterns: Iterable[str]) -> bool:

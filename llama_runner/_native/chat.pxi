@@ -86,16 +86,15 @@ cdef bytes as_json(size_t i, object message):
 
 cdef str cause(object error):
     """What llama.cpp says about a template, the cause first, in one line."""
-    cdef str text = str(error).removeprefix(
-        "Unable to generate parser for this template. Automatic parser generation failed: "
-    )
+    cdef str text = str(error)
     place, found, reason = text.partition("\nError: ")
     if found:
         place = place.partition(" at line ")[2].partition(" in source")[0]
         text = f"{reason.removeprefix('Jinja Exception: ')} (line {place})"
     else:
         # The lexer and the parser add a piece of the template, and a line that points into it.
-        text, found, piece = text.removeprefix("parser: Parser Error: ").partition("\n...")
+        text = text.removeprefix("lexer: ").removeprefix("parser: Parser Error: ")
+        text, found, piece = text.partition("\n...")
         if found:
             text += f" near {piece.partition(chr(10))[0].removesuffix('...')!r}"
     return one_line(text)

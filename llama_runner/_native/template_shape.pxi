@@ -1,7 +1,8 @@
 # How deep a chat template is, before llama.cpp's parser recurses into it.
 #
-# The template is taken apart as llama.cpp's own lexer does it, which differs from Jinja's in odd
-# corners: any closing mark ends a tag, and a comment inside of a tag ends it, too.
+# The template is taken apart as llama.cpp's lexer does it (files/common/jinja/lexer.cpp among the
+# patches), which follows Jinja2: brackets hide the end of a tag, and raw blocks hide tags. Of what
+# the lexer refuses, only an upper bound matters.
 from libc.string cimport memcmp, strlen
 from libcpp.vector cimport vector
 
@@ -16,7 +17,6 @@ cdef struct Tag:
     const char * word    # that the statement begins with
     size_t word_size
     bint assigns
-    size_t depth         # of brackets
     size_t operators
 
 
@@ -40,8 +40,8 @@ cdef Shape shape_of(const char * source, size_t size) noexcept nogil:
     cdef Tag tag
     cdef vector[size_t] blocks  # of each open one, how deep it nests: every elif is an if in an if
     cdef size_t blocks_depth = 0
-    cdef size_t curly = 0  # what the lexer thinks of {}; below zero, it is enormous
     cdef size_t at = 0
+    cdef size_t after
     shape.nesting = shape.operators = 0
     while at + 1 < size:
         if source[at] != b"{" or source[at + 1] not in (b"%", b"{", b"#"):
@@ -50,10 +50,12 @@ cdef Shape shape_of(const char * source, size_t size) noexcept nogil:
         if source[at + 1] == b"#":
             at = end_of_comment(source, size, at)
             continue
+        after = end_of_raw(source, size, at, b"raw")
+        if after:
+            at = end_of_raw_block(source, size, after)
+            continue
         tag.statement = source[at + 1] == b"%"
-        if not tag.statement:
-            curly = 0
-        at = read_tag(source, size, at + 2, blocks_depth, &curly, &tag, &shape)
+        at = read_tag(source, size, at + 2, blocks_depth, &tag, &shape)
         if tag.statement:
             blocks_depth = follow_block(&tag, blocks, blocks_depth)
             shape.nesting = max(shape.nesting, blocks_depth)
@@ -67,26 +69,64 @@ cdef size_t end_of_comment(const char * source, size_t size, size_t at) noexcept
     return at + 2
 
 
+cdef size_t end_of_raw(const char * source, size_t size, size_t at,
+                       const char * name) noexcept nogil:
+    """Where the tag at this place ends if it is {% raw %} or {% endraw %}; else 0."""
+    cdef size_t length = strlen(name)
+    if at + 2 > size or source[at] != b"{" or source[at + 1] != b"%":
+        return 0
+    at += 2
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
+    at = skip_space(source, size, at)
+    if at + length > size or memcmp(source + at, name, length) != 0:
+        return 0
+    at = skip_space(source, size, at + length)
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
+    if at + 2 > size or source[at] != b"%" or source[at + 1] != b"}":
+        return 0
+    return at + 2
+
+
+cdef size_t end_of_raw_block(const char * source, size_t size, size_t at) noexcept nogil:
+    cdef size_t after
+    while at + 1 < size:
+        after = end_of_raw(source, size, at, b"endraw")
+        if after:
+            return after
+        at += 1
+    return size
+
+
+cdef inline size_t skip_space(const char * source, size_t size, size_t at) noexcept nogil:
+    # What is beyond ASCII may be space too. It keeps this from seeing a raw block, and what is in
+    # that is measured then.
+    while at < size and (b"\t" <= source[at] <= b"\r" or b"\x1c" <= source[at] <= b" "):
+        at += 1
+    return at
+
+
 cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_depth,
-                     size_t * curly, Tag * tag, Shape * shape) noexcept nogil:
+                     Tag * tag, Shape * shape) noexcept nogil:
     """Read what is between two marks; returns where the text after it starts."""
-    cdef char c, following
+    cdef char c, following, mark
     cdef size_t start
+    cdef size_t depth = 0  # of brackets
     tag.word = NULL
-    tag.word_size = tag.depth = tag.operators = 0
+    tag.word_size = tag.operators = 0
     tag.assigns = False
-    for _ in range(2):  # one belongs to the mark, and the lexer lets another one pass
-        if at < size and source[at] == b"-":
-            at += 1
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
     while at < size:
         c = source[at]
         following = source[at + 1] if at + 1 < size else 0
-        if following == b"}" and (c == b"%" or (c == b"}" and curly[0] == 0)):
+        mark = b"%" if tag.statement else b"}"
+        if depth == 0 and c == mark and following == b"}":
             return at + 2
-        if c == b"-" and following == b"}" and at + 2 < size and source[at + 2] == b"}":
-            return at + 3
-        if c == b"{" and following == b"#":
-            return at  # the comment's start
+        if depth == 0 and c in (b"-", b"+") and following == mark:
+            if at + 2 < size and source[at + 2] == b"}":
+                return at + 3
         start = at
         at += 1
         if c == b"'" or c == b'"':
@@ -94,7 +134,7 @@ cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_
                 at += 2 if source[at] == b"\\" else 1
             at += 1
         elif is_digit(c):
-            pass  # a word may follow at once, and is one
+            at = end_of_number(source, size, start)
         elif is_word(c):
             while at < size and is_word(source[at]):
                 at += 1
@@ -103,28 +143,46 @@ cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_
             elif is_operator(source + start, at - start):
                 tag.operators += 1
         elif c in (b"(", b"[", b"{"):
-            if c == b"{" and following == b"{":
-                curly[0] = 0
-                at += 1
-            elif c == b"{":
-                curly[0] += 1
-            tag.depth += 1
+            depth += 1
             tag.operators += 1
-            shape.nesting = max(shape.nesting, blocks_depth + tag.depth)
+            shape.nesting = max(shape.nesting, blocks_depth + depth)
         elif c in (b")", b"]", b"}"):
-            if c == b"}":
-                curly[0] -= 1
-            if tag.depth:
-                tag.depth -= 1
+            if depth:
+                depth -= 1
         elif c in (b"=", b"<", b">", b"!"):
             tag.operators += 1
             if following == b"=":
                 at += 1
-            elif c == b"=" and tag.depth == 0:
+            elif c == b"=" and depth == 0:
                 tag.assigns = True
         elif c in (b"-", b"+", b"*", b"/", b"%", b"~", b"|", b"."):
             tag.operators += 1
+            if following == c and c in (b"*", b"/"):
+                at += 1
         shape.operators = max(shape.operators, tag.operators)
+    return at
+
+
+cdef size_t end_of_number(const char * source, size_t size, size_t at) noexcept nogil:
+    """Step over digits and an exponent: a word may follow at once, and is one.
+
+    A point counts as an operator, which it is in ``a.1.2``.
+    """
+    cdef size_t exponent
+    at = end_of_digits(source, size, at)
+    exponent = at + 1
+    if exponent < size and source[exponent] in (b"-", b"+"):
+        exponent += 1
+    if exponent < size and source[at] in (b"e", b"E") and is_digit(source[exponent]):
+        at = end_of_digits(source, size, exponent)
+    return at
+
+
+cdef size_t end_of_digits(const char * source, size_t size, size_t at) noexcept nogil:
+    while at < size and (is_digit(source[at]) or (
+        source[at] == b"_" and at + 1 < size and is_digit(source[at + 1])
+    )):
+        at += 1
     return at
 
 
@@ -133,7 +191,7 @@ cdef size_t follow_block(const Tag * tag, vector[size_t] & blocks, size_t depth)
     if is_one_of(tag.word, tag.word_size, b"elif") and not blocks.empty():
         blocks[blocks.size() - 1] += 1
         return depth + 1
-    if is_one_of(tag.word, tag.word_size, b"for if elif macro call filter set"):
+    if is_one_of(tag.word, tag.word_size, b"for if elif macro call filter set with"):
         if tag.assigns and is_one_of(tag.word, tag.word_size, b"set"):
             return depth
         blocks.push_back(1)

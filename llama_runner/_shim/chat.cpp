@@ -1,5 +1,6 @@
 #include "chat.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
@@ -81,17 +82,29 @@ auto limited(int64_t, size_t, std::atomic<bool> &, CheckSignals, Call && call) {
 
 #endif
 
-// The JSON library takes any depth apart, but copies it by recursion.
-void require_shallow(const std::string & json) {
-    constexpr size_t kDeepest = 200;
-    size_t           depth    = 0;
-    bool             in_text  = false;
+// The JSON library takes any depth apart, but copies it by recursion. And it makes a float of an
+// integer of more than 64 bits, which a template would then show otherwise than it was given.
+void require_simple(const std::string & json) {
+    constexpr size_t kDeepest  = 200;
+    constexpr size_t kLongest  = 18;
+    size_t           depth     = 0;
+    bool             in_text   = false;
+    const auto       is_digit  = [](char c) { return c >= '0' && c <= '9'; };
     for (size_t i = 0; i < json.size(); ++i) {
         const char c = json[i];
         if (in_text && c == '\\') {
             ++i;
         } else if (c == '"') {
             in_text = !in_text;
+        } else if (!in_text && is_digit(c)) {
+            const auto   start = json.begin() + static_cast<std::ptrdiff_t>(i);
+            const size_t end   = std::min(json.find_first_not_of("0123456789+-.eE", i), json.size());
+            const bool   whole = std::all_of(start, start + static_cast<std::ptrdiff_t>(end - i), is_digit);
+            if (whole && end - i > kLongest) {
+                throw std::runtime_error(
+                    "they have an integer of more than " + std::to_string(kLongest) + " digits");
+            }
+            i = end - 1;
         } else if (!in_text && (c == '[' || c == '{') && ++depth > kDeepest) {
             throw std::runtime_error(
                 "they have JSON nested more than " + std::to_string(kDeepest) + " deep");
@@ -125,13 +138,13 @@ std::string chat_template_source(const ChatTemplates & templates) {
 std::string apply_chat_template(
         const ChatTemplates & templates, const std::string & messages, bool add_generation_prompt,
         CheckSignals check_signals) {
-    require_shallow(messages);
+    require_simple(messages);
 
     common_chat_templates_inputs inputs;
     inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(messages));
     for (const common_chat_msg & message : inputs.messages) {
         for (const common_chat_tool_call & call : message.tool_calls) {
-            require_shallow(call.arguments);
+            require_simple(call.arguments);
         }
     }
     inputs.add_generation_prompt = add_generation_prompt;

@@ -341,6 +341,25 @@ def test_patches_change_the_tree_and_fit_exactly_once(tmp_path: Path) -> None:
     assert (tmp_path / "a.c").read_text() == "three two two\n"
 
 
+def test_a_patch_may_replace_all_up_to_a_text_that_follows(tmp_path: Path) -> None:
+    file = tmp_path / "a.c"
+    file.write_text("end begin one end two end\n")
+    for until in ("begin", "four"):
+        with pytest.raises(SourceError, match="does not fit"):
+            apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "begin", "", until),)))
+    apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "begin", "three", "end"),)))
+    assert file.read_text() == "end three two end\n"
+
+
+def test_a_patch_may_be_a_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text("one\n")
+    apply_patches(
+        tmp_path, replace(PIN, patches=(Patch("a.c", "", "2\n"), Patch("b.c", "", "3\n")))
+    )
+    assert (tmp_path / "a.c").read_text() == "2\n"
+    assert (tmp_path / "b.c").read_text() == "3\n"
+
+
 @pytest.mark.skipif(TREE_VARIABLE in os.environ, reason="a named tree is used as it is")
 def test_the_pinned_patches_are_in_the_unpacked_tree() -> None:
     for patch in read_pin().patches:
