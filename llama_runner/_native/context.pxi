@@ -269,11 +269,13 @@ cdef class Context:
 
     @property
     def n_threads(self):
-        return llama_n_threads(self.alive().get().context)
+        cdef shared_ptr[ContextBox] box = self.alive()
+        return llama_n_threads(box.get().context)
 
     @property
     def n_threads_batch(self):
-        return llama_n_threads_batch(self.alive().get().context)
+        cdef shared_ptr[ContextBox] box = self.alive()
+        return llama_n_threads_batch(box.get().context)
 
     @property
     def can_shift(self):

@@ -29,11 +29,11 @@ cdef class Request:
     """
 
     def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
-        sequence.idle()
+        cdef SequencePtr held = sequence.idle()
         self.sequence = sequence
         self.native = make_shared[NativeRequest]()
-        self.native.get().sequence = sequence.native
-        sequence.native.get().user = self.native.get()  # nobody else changes it from here on
+        self.native.get().sequence = held
+        held.get().user = self.native.get()  # nobody else changes it from here on
         try:
             self._prepare(sequence, params, temporary)
         except BaseException:
@@ -43,8 +43,10 @@ cdef class Request:
     def _prepare(self, Sequence sequence, params, bint temporary):
         cdef Engine * engine = sequence.context.engine
         cdef NativeRequest * native = self.native.get()
+        # Another thread may close the context meanwhile, and the vocabulary goes with the model.
+        cdef shared_ptr[ContextBox] box = sequence.context.alive()
         cdef llama_token token
-        n_tokens, room = len(sequence), sequence.context.n_ctx_seq
+        n_tokens, room = native.sequence.get().tokens.size(), sequence.context.n_ctx_seq
         if n_tokens == 0:
             raise InvalidParameterError(
                 "prompt: there is no token to begin from (the prompt is empty)", field="prompt")
@@ -94,7 +96,10 @@ cdef class Request:
             and what is read with them. Both are empty, or the rest, when :attr:`done`.
         """
         cdef NativeRequest * native = self.native.get()
-        cdef size_t start, n_start, n
+        cdef Engine * engine = self.sequence.context.engine
+        cdef size_t start, n_start, n, end
+        cdef string text
+        cdef vector[llama_token] tokens
         if after is not None:
             native.taken, native.tokens_taken = after
         self._advance(True)
@@ -137,13 +142,13 @@ cdef class Request:
     cdef int raise_failure(self) except -1:
         cdef NativeRequest * native = self.native.get()
         cdef int32_t code = native.failure
-        cdef str cause = native.error.decode("utf-8", "replace") or None
         if native.finish != Finish.Failed:
             return 0
         if code == CONTEXT_CLOSED:
             raise ClosedError("the context was closed while this request was generating")
         if code == NO_FINITE_LOGIT:
             raise DecodeError(
+        cdef str cause = native.error.decode("utf-8", "replace") or None
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
             )
@@ -233,7 +238,7 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         if native.phase == Phase.Done:
             return
-        if self.sequence.alive().user != <const void *> native:
+        if self.sequence.alive().get().user != <const void *> native:
             self.sequence.idle()
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
