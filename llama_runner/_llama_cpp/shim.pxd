@@ -239,6 +239,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
     ctypedef shared_ptr[NativeRequest] RequestPtr
 
     cdef struct Share:
+        size_t kept_from
         NativeRequest * request
         int32_t n_tokens
         int32_t output_index

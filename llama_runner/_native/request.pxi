@@ -103,18 +103,22 @@ cdef class Request:
         if after is not None:
             native.taken, native.tokens_taken = after
         self._advance(True)
-        start, n_start = native.taken, native.tokens_taken
-        n = native.output.size()
-        if native.phase != Phase.Done:
-            # A token whose text is held back may yet turn out to be part of a stop string.
-            while n > n_start and native.output_starts[n - 1] >= native.released:
-                n -= 1
-        native.taken, native.tokens_taken = native.released, n
-        return (
-            native.text.substr(start, native.taken - start).decode("utf-8", "replace"),
-            [native.output[i] for i in range(n_start, n)],
-            (native.taken, n),
-        )
+        with nogil:
+            engine.monitor.lock()  # another thread may be reading, too, which makes it go on
+            start, n_start = native.taken, native.tokens_taken
+            n = native.output.size()
+            if native.phase != Phase.Done:
+                # A token whose text is held back may yet turn out to be part of a stop string.
+                while n > n_start and native.output_starts[n - 1] >= native.released:
+                    n -= 1
+            native.taken, native.tokens_taken = native.released, n
+            if start < native.released:
+                text = native.text.substr(start, native.released - start)
+            if n_start < n:
+                tokens.assign(native.output.begin() + n_start, native.output.begin() + n)
+            end = native.released
+            engine.monitor.unlock()
+        return text.decode("utf-8", "replace"), tokens, (end, n)
 
     def _advance(self, bint streaming):
         cdef Engine * engine = self.sequence.context.engine
@@ -144,11 +148,11 @@ cdef class Request:
         cdef int32_t code = native.failure
         if native.finish != Finish.Failed:
             return 0
+        cdef str cause = native.error.decode("utf-8", "replace") or None
         if code == CONTEXT_CLOSED:
             raise ClosedError("the context was closed while this request was generating")
         if code == NO_FINITE_LOGIT:
             raise DecodeError(
-        cdef str cause = native.error.decode("utf-8", "replace") or None
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
             )
@@ -292,11 +296,12 @@ cdef class Request:
 
     @property
     def stop_at(self):
-        """Where the ledger is to end, without the stop string that ended the generation; or None.
+        """Where the ledger's owner is to end it, without the stop string that ended the generation.
 
-        None where it does end there. It does not where the model has a recurrent state, which
-        knows of these tokens already: whoever goes on with the sequence truncates it before, from
-        a copy of an earlier state if there is one.
+        None where there is nothing to do. It must be done where the stop string began inside a
+        token (see :attr:`kept_text`), and where the model has a recurrent state, which knows of
+        these tokens already: before the sequence is used again it is truncated, from a copy of an
+        earlier state if there is one.
         """
         return None if self.native.get().stop_at < 0 else self.native.get().stop_at
 
@@ -308,6 +313,18 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         return native.n_prompt, native.n_reused, native.n_shared, native.n_prefilled
 
+    def kept_text(self):
+        """Bytes of text to tokenise and append where the ledger ends at :attr:`stop_at`.
+
+        They were shown, but their last token went on with the stop string. Empty where the string
+        began with a token.
+        """
+        cdef NativeRequest * native = self.native.get()
+        if native.stop_at < 0:
+            return b""
+        return <bytes> native.text.substr(native.kept_from)
+
+    @property
     @property
     def times_us(self):
         """(prefill, decode): how long callers waited for the first token, and for the others."""

@@ -308,8 +308,11 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
 
 cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
                     int32_t n) noexcept nogil:
-    """Take the last n tokens off the ledger. Where a recurrent state knows of them already, their
-    owner does it, who may have a copy of the state to go back to."""
+    """Take the last n tokens off the ledger.
+
+    Where a recurrent state knows of them already, the ledger's owner does it, who may have a copy
+    of the state to go back to; the owner also appends the tokens of the text that is kept of them.
+    """
     cdef NativeSequence * sequence = request.sequence.get()
     cdef int32_t n_left = <int32_t> sequence.tokens.size() - n
     if engine.traits.recurrent and sequence.n_kv > n_left:
@@ -342,3 +345,5 @@ cdef void fail(Engine * engine, ContextBox * box, NativeRequest * request,
                int32_t code) noexcept nogil:
     request.failure = code
     finish(engine, box, request, Finish.Failed)
+    if request.kept_from < request.text.size():
+        request.stop_at = n_left

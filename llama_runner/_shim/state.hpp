@@ -164,6 +164,7 @@ struct Request {
     std::vector<float>       logits;         // of a probe
     int32_t                  stop_at = -1;   // where its owner is to end the ledger, or -1
 
+    size_t                   kept_from = 0;  // and the text from here on, to be tokenised again
     int32_t n_prompt = 0;  // ledger length when the request began
     int32_t n_reused = 0;  // of those, already in the memory
     int32_t n_shared = 0;  // taken over from another sequence
