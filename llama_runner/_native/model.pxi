@@ -124,8 +124,11 @@ cdef class Model:
                  file=None, progress=None, str fingerprint=""):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        # Without weights there is nothing to map, and llama.cpp aborts on the attempt.
-        params.load_mode = <llama_load_mode> <int> _LOAD_MODES["none" if no_alloc else load_mode]
+        # Without weights there is nothing to map. llama.cpp would abort with no_alloc, and refuse
+        # the file of a vocabulary alone, which ends where weights would begin.
+        if no_alloc or vocab_only:
+            load_mode = "none"
+        params.load_mode = <llama_load_mode> <int> _LOAD_MODES[load_mode]
         params.split_mode = <llama_split_mode> <int> _SPLIT_MODES[split_mode]
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
