@@ -54,6 +54,7 @@ from llama_runner._llama_cpp.shim cimport (
     cell_bytes,
     chosen_params,
     drop_all,
+    kv_tensors,
     memory_use,
     new_threadpool,
 )
@@ -239,6 +240,7 @@ cdef class Context:
         engine.traits.n_ctx = self.n_ctx
         engine.traits.n_ctx_seq = self.n_ctx_seq
         engine.traits.n_ubatch = min(self.n_ubatch, self.n_batch)
+        engine.cells = kv_tensors(self.box.get().context)
         return 0
 
     cdef shared_ptr[ContextBox] alive(self) except *:

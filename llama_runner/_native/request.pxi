@@ -156,6 +156,13 @@ cdef class Request:
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
             )
+        if code == OUT_OF_RANGE:
+            kv_type = self.sequence.context.state_format["kv_type"]
+            raise DecodeError(
+                f"keys or values of this sequence are too large for kv_type={kv_type!r}, or not "
+                "numbers: take kv_type='bf16', or 'f32' with flash_attention=False; if that does "
+                "not help, the weights are broken"
+            )
         if code == CONTEXT_BROKEN:
             raise DecodeError(
                 "llama.cpp threw while decoding, which leaves its context undefined: close this "
@@ -306,13 +313,6 @@ cdef class Request:
         return None if self.native.get().stop_at < 0 else self.native.get().stop_at
 
     @property
-    def counts(self):
-        """(prompt, reused, shared, prefilled): ledger tokens at the start; those of them found in
-        the memory; those taken over from another sequence; and those decoded for this request
-        before its first output."""
-        cdef NativeRequest * native = self.native.get()
-        return native.n_prompt, native.n_reused, native.n_shared, native.n_prefilled
-
     def kept_text(self):
         """Bytes of text to tokenise and append where the ledger ends at :attr:`stop_at`.
 
@@ -325,6 +325,13 @@ cdef class Request:
         return <bytes> native.text.substr(native.kept_from)
 
     @property
+    def counts(self):
+        """(prompt, reused, shared, prefilled): ledger tokens at the start; those of them found in
+        the memory; those taken over from another sequence; and those decoded for this request
+        before its first output."""
+        cdef NativeRequest * native = self.native.get()
+        return native.n_prompt, native.n_reused, native.n_shared, native.n_prefilled
+
     @property
     def times_us(self):
         """(prefill, decode): how long callers waited for the first token, and for the others."""

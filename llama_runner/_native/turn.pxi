@@ -17,12 +17,14 @@ from llama_runner._llama_cpp.shim cimport (
     NativeRequest,
     Phase,
     Share,
+    cells_are_finite,
     compute_with,
     decode,
     keep_same_adapters,
     kThrew,
     now_us,
     sort_by_arrival,
+    zero_cells,
 )
 
 # Why a request failed, beside llama_decode's own return codes.
@@ -31,6 +33,7 @@ cdef int32_t ABORTED = 2
 cdef int32_t CONTEXT_CLOSED = -101
 cdef int32_t CONTEXT_BROKEN = -102
 cdef int32_t NO_FINITE_LOGIT = -103
+cdef int32_t OUT_OF_RANGE = -104
 
 
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
@@ -69,7 +72,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
-    """Decode the batch; what llama_decode returns, or kThrew."""
+    """Decode the batch; what llama_decode returns, kThrew or OUT_OF_RANGE."""
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
@@ -85,7 +88,34 @@ cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept
     if code == 0 and box.batch.n_tokens >= MIN_SHARED:
         engine.prefill_us = now_us() - started
         engine.prefill_tokens = box.batch.n_tokens
+    if code == 0 and not wrote_finite(engine):
+        return OUT_OF_RANGE
     return code
+
+
+cdef bint wrote_finite(Engine * engine) noexcept nogil:
+    """Are the keys and values of the batch numbers that others may pass over?"""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        if not cells_are_finite(engine.cells, sequence.slot, sequence.n_kv,
+                                sequence.n_kv + engine.shares[i].n_tokens):
+            return False
+    return True
+
+
+cdef void undo_batch(Engine * engine, ContextBox * box) noexcept nogil:
+    """Take what the batch wrote out of the memory, and leave zeros there."""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    cdef int32_t before
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        before = sequence.n_kv
+        sequence.n_kv += engine.shares[i].n_tokens
+        zero_cells(engine.cells, sequence.slot, before, sequence.n_kv)
+        trim_cells(engine, box, sequence, before)
 
 
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
@@ -251,9 +281,11 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
             engine.working[i].error = error
             fail(engine, box, engine.working[i], CONTEXT_BROKEN)
         return
+    if code == OUT_OF_RANGE:
+        undo_batch(engine, box)
     for i in range(engine.shares.size()):
         sequence = engine.shares[i].request.sequence.get()
-        if code == NO_ROOM or code == -1:
+        if code == NO_ROOM or code == -1 or code == OUT_OF_RANGE:
             continue  # the memory is as it was
         pos_max = llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
         if engine.traits.recurrent or pos_max + 1 < sequence.n_kv:
@@ -315,6 +347,8 @@ cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
     """
     cdef NativeSequence * sequence = request.sequence.get()
     cdef int32_t n_left = <int32_t> sequence.tokens.size() - n
+    if request.kept_from < request.text.size():
+        request.stop_at = n_left
     if engine.traits.recurrent and sequence.n_kv > n_left:
         request.stop_at = n_left
         return
@@ -345,5 +379,3 @@ cdef void fail(Engine * engine, ContextBox * box, NativeRequest * request,
                int32_t code) noexcept nogil:
     request.failure = code
     finish(engine, box, request, Finish.Failed)
-    if request.kept_from < request.text.size():
-        request.stop_at = n_left
