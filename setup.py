@@ -58,7 +58,8 @@ class BuildNative(build_ext):
         (extension,) = self.extensions
         extension.include_dirs += native["include_dirs"]
         extension.define_macros += [macro_of(definition) for definition in native["definitions"]]
-        extension.extra_compile_args += self.machine.cpu_flags()
+        extension.extra_compile_args += self.machine.cpu_flags() + self.machine.sanitizer_flags()
+        extension.extra_link_args += self.machine.sanitizer_flags()
         for item in (native_dir / "link_line.txt").read_text(encoding="utf-8").splitlines():
             library = native_dir / item
             if library.is_file():

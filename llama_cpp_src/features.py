@@ -1,6 +1,6 @@
 """What this machine offers the build, and what is made of it.
 
-Two environment variables decide, the rest is found:
+Three environment variables decide, the rest is found:
 
 ``LLAMA_RUNNER_ACCEL``
     ``auto`` (the default: Metal on Apple silicon, otherwise the CPU alone), ``cpu``, ``cuda``,
@@ -9,6 +9,9 @@ Two environment variables decide, the rest is found:
 ``LLAMA_RUNNER_NATIVE``
     ``1``: for exactly this CPU; ``0``: for any of the last decade (x86-64 with AVX2 and FMA).
     By default an editable or in-place build is native, and a wheel is not.
+``LLAMA_RUNNER_SANITIZE``
+    ``address``: everything native with AddressSanitizer, in a build folder of its own. Not set: as
+    it is shipped.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ACCELERATORS", "BuildToolError", "Features", "detect"]
+__all__ = ["ACCELERATORS", "SANITIZERS", "BuildToolError", "Features", "detect"]
 
 # The CMake switch of each accelerator.
 ACCELERATORS: Mapping[str, str | None] = {
@@ -32,6 +35,11 @@ ACCELERATORS: Mapping[str, str | None] = {
     "hip": "GGML_HIP",
     "metal": "GGML_METAL",
     "vulkan": "GGML_VULKAN",
+}
+
+# Frame pointers and line numbers are what makes its reports readable.
+SANITIZERS: Mapping[str, list[str]] = {
+    "address": ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1"],
 }
 
 # The portable x86-64 baseline: CMake switch and compiler flag. Always given explicitly, because
@@ -64,6 +72,7 @@ class Features:
         cxx_compiler: The C++ compiler's command.
         launcher: Path of a compiler cache, if there is one.
         jobs: How many compilers may run at once.
+        sanitizer: A key of ``SANITIZERS``, or None.
     """
 
     accelerator: str
@@ -75,12 +84,14 @@ class Features:
     cxx_compiler: str
     launcher: str | None
     jobs: int
+    sanitizer: str | None = None
 
     @property
     def tag(self) -> str:
         """Names the build folder: what differs here must not share object files."""
         kind = "native" if self.native else "portable"
-        return f"{sysconfig.get_platform()}-{self.accelerator}-{kind}"
+        suffix = f"-{self.sanitizer}" if self.sanitizer else ""
+        return f"{sysconfig.get_platform()}-{self.accelerator}-{kind}{suffix}"
 
     @property
     def is_x86(self) -> bool:
@@ -95,6 +106,7 @@ class Features:
             if switch:
                 options[switch] = _on_off(name == self.accelerator)
         options["GGML_METAL_EMBED_LIBRARY"] = _on_off(self.accelerator == "metal")
+        options["LLAMA_RUNNER_SANITIZE"] = ";".join(self.sanitizer_flags())
         options["CMAKE_C_COMPILER"] = self.c_compiler
         options["CMAKE_CXX_COMPILER"] = self.cxx_compiler
         options["CMAKE_C_COMPILER_LAUNCHER"] = self.launcher or ""
@@ -109,6 +121,10 @@ class Features:
             return ["-march=native" if self.is_x86 else "-mcpu=native"]
         return list(BASELINE_X86.values()) if self.is_x86 else []
 
+    def sanitizer_flags(self) -> list[str]:
+        """The flags with which everything is compiled, and the extension linked, to be checked."""
+        return list(SANITIZERS[self.sanitizer]) if self.sanitizer else []
+
 
 def detect(*, local: bool, environ: Mapping[str, str] = os.environ) -> Features:
     """Look at the machine and the environment.
@@ -119,7 +135,7 @@ def detect(*, local: bool, environ: Mapping[str, str] = os.environ) -> Features:
 
     Raises:
         BuildToolError: No compiler, no CMake, no Python headers, or an unknown value in one of
-            the two variables.
+            the variables.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     c_compiler = _compiler("C", "CC", ("cc", "gcc", "clang"), environ, path)
@@ -143,6 +159,7 @@ def detect(*, local: bool, environ: Mapping[str, str] = os.environ) -> Features:
         cxx_compiler=cxx_compiler,
         launcher=shutil.which("ccache", path=path) or shutil.which("sccache", path=path),
         jobs=_jobs(environ),
+        sanitizer=_sanitizer(environ),
     )
 
 
@@ -191,6 +208,15 @@ def _native(environ: Mapping[str, str], *, default: bool) -> bool:
     if wish not in ("", "0", "1"):
         raise BuildToolError(f"LLAMA_RUNNER_NATIVE={wish} is unknown: use 0 or 1.")
     return wish == "1" if wish else default
+
+
+def _sanitizer(environ: Mapping[str, str]) -> str | None:
+    wish = environ.get("LLAMA_RUNNER_SANITIZE", "")
+    if wish and wish not in SANITIZERS:
+        raise BuildToolError(
+            f"LLAMA_RUNNER_SANITIZE={wish} is unknown: use {' or '.join(SANITIZERS)}, or unset it."
+        )
+    return wish or None
 
 
 def _jobs(environ: Mapping[str, str]) -> int:

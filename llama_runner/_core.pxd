@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
-from llama_runner._llama_cpp.llama cimport llama_model, llama_token, llama_vocab
+from llama_runner._llama_cpp.llama cimport llama_model, llama_token
 from llama_runner._llama_cpp.shim cimport (
     Adapter,
     CellBytes,
@@ -11,7 +11,6 @@ from llama_runner._llama_cpp.shim cimport (
     ContextBox,
     Engine,
     ModelBox,
-    NativeSequence,
     RequestPtr,
     SequencePtr,
 )
@@ -51,9 +50,8 @@ cdef class Model:
 
 cdef class Vocab:
     cdef Model model
-    cdef const llama_vocab * ptr
     cdef readonly int n_tokens
-    cdef const llama_vocab * alive(self) except NULL
+    cdef shared_ptr[ModelBox] alive(self) except *
     cdef llama_token one_of_mine(self, object item) except -1
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1
@@ -92,8 +90,8 @@ cdef class Context:
 cdef class Sequence:
     cdef readonly Context context
     cdef SequencePtr native
-    cdef NativeSequence * alive(self) except NULL
-    cdef NativeSequence * idle(self) except NULL
+    cdef SequencePtr alive(self) except *
+    cdef SequencePtr idle(self) except *
 
 
 cdef class Request:

@@ -425,9 +425,13 @@ class Conversation:
 
     def _book_answer(self, request: Request) -> None:
         """Count an answer to the conversation. Where that is interrupted, it may be done again."""
-        if request.stop_at is not None and request.stop_at < len(self.sequence):
-            self.collector.checkpoints.go_back(request.stop_at)
-            self.sequence.truncate(request.stop_at)
+        end = request.stop_at
+        if end is not None:
+            self.collector.checkpoints.go_back(end)
+            self.sequence.truncate(end)
+            # A stop string that began inside a token: of that one, memory keeps what was shown.
+            kept, last = request.kept_text, self.transcript.behind(end)
+            self.sequence.append(self._chat.continue_text(kept, last, parse_special=False))
         self.transcript.book_answer(request.text)
 
     def _first_pause(self) -> int:

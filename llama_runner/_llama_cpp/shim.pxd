@@ -17,6 +17,7 @@ from llama_runner._llama_cpp.llama cimport (
     llama_batch,
     llama_context,
     llama_model,
+    llama_pos,
     llama_sampler,
     llama_seq_id,
     llama_token,
@@ -131,6 +132,15 @@ cdef extern from "parking.hpp" namespace "llama_runner" nogil:
         const ParkedState & parked, llama_context * context, llama_seq_id slot)
     bool read_parked(const ParkedState & parked, vector[uint8_t] & out)
 
+cdef extern from "finite.hpp" namespace "llama_runner" nogil:
+    cdef cppclass KvTensors:
+        pass
+    KvTensors kv_tensors(const llama_context * context) except +set_python_error
+    bool cells_are_finite(const KvTensors & tensors, llama_seq_id sequence, llama_pos p0,
+                          llama_pos p1) noexcept
+    void zero_cells(const KvTensors & tensors, llama_seq_id sequence, llama_pos p0,
+                    llama_pos p1) noexcept
+
 cdef extern from "state.hpp" namespace "llama_runner" nogil:
     int64_t now_us()
 
@@ -235,6 +245,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         int32_t stop_index
         vector[float] logits
         int32_t stop_at
+        size_t kept_from
         int32_t n_prompt
         int32_t n_reused
         int32_t n_shared
@@ -269,6 +280,7 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         vector[int32_t] shared
         bool unsettled
         bool settling
+        KvTensors cells
         Parking parking
         vector[WeakSequencePtr] parked
         bool has_orphans

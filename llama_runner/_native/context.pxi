@@ -51,6 +51,7 @@ from llama_runner._llama_cpp.shim cimport (
     cell_bytes,
     chosen_params,
     drop_all,
+    kv_tensors,
     learned_positions,
     load_adapter,
     memory_use,
@@ -250,6 +251,7 @@ cdef class Context:
         engine.traits.n_ctx = self.n_ctx
         engine.traits.n_ctx_seq = self.n_ctx_seq
         engine.traits.n_ubatch = min(self.n_ubatch, self.n_batch)
+        engine.cells = kv_tensors(self.box.get().context)
         return 0
 
     cdef shared_ptr[ContextBox] alive(self) except *:
@@ -282,11 +284,13 @@ cdef class Context:
 
     @property
     def n_threads(self):
-        return llama_n_threads(self.alive().get().context)
+        cdef shared_ptr[ContextBox] box = self.alive()
+        return llama_n_threads(box.get().context)
 
     @property
     def n_threads_batch(self):
-        return llama_n_threads_batch(self.alive().get().context)
+        cdef shared_ptr[ContextBox] box = self.alive()
+        return llama_n_threads_batch(box.get().context)
 
     @property
     def can_shift(self):

@@ -100,8 +100,8 @@ cdef class _Exclusive:
 
     def __enter__(self):
         if self.sequence is not None:
-            self.sequence.idle().user = <void *> self
-            self.taken = self.sequence.native
+            self.taken = self.sequence.idle()
+            self.taken.get().user = <void *> self
         try:
             self._acquire()
         except BaseException:

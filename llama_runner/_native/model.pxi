@@ -124,8 +124,11 @@ cdef class Model:
                  file=None, progress=None, str fingerprint=""):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        # Without weights there is nothing to map, and llama.cpp aborts on the attempt.
-        params.load_mode = <llama_load_mode> <int> _LOAD_MODES["none" if no_alloc else load_mode]
+        # Without weights there is nothing to map. llama.cpp would abort with no_alloc, and refuse
+        # the file of a vocabulary alone, which ends where weights would begin.
+        if no_alloc or vocab_only:
+            load_mode = "none"
+        params.load_mode = <llama_load_mode> <int> _LOAD_MODES[load_mode]
         params.split_mode = <llama_split_mode> <int> _SPLIT_MODES[split_mode]
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
@@ -210,7 +213,8 @@ cdef class Model:
     def description(self):
         """Architecture, size and quantization in one line, as llama.cpp words it."""
         cdef char text[256]
-        llama_model_desc(self.alive().get().model, text, sizeof(text))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        llama_model_desc(box.get().model, text, sizeof(text))
         return text.decode("utf-8", "replace")
 
     @property
@@ -234,30 +238,36 @@ cdef class Model:
     @property
     def n_ctx_train(self):
         """Tokens of context that the model was trained with."""
-        return llama_model_n_ctx_train(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_model_n_ctx_train(box.get().model)
 
     @property
     def n_embd(self):
-        return llama_model_n_embd(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_model_n_embd(box.get().model)
 
     @property
     def n_layer(self):
-        return llama_model_n_layer(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_model_n_layer(box.get().model)
 
     @property
     def n_params(self):
         """Number of weights."""
-        return llama_model_n_params(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_model_n_params(box.get().model)
 
     @property
     def size(self):
         """Bytes of all tensors."""
-        return llama_model_size(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_model_size(box.get().model)
 
     @property
     def memory_kind(self):
         """How the model remembers: "plain", "swa", "recurrent", "hybrid", "mrope" or "none"."""
-        return memory_kind_of(self.alive().get().model)
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return memory_kind_of(box.get().model)
 
     def __enter__(self):
         return self

@@ -30,11 +30,11 @@ cdef class Request:
     """
 
     def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
-        sequence.idle()
+        cdef SequencePtr held = sequence.idle()
         self.sequence = sequence
         self.native = make_shared[NativeRequest]()
-        self.native.get().sequence = sequence.native
-        sequence.native.get().user = self.native.get()  # nobody else changes it from here on
+        self.native.get().sequence = held
+        held.get().user = self.native.get()  # nobody else changes it from here on
         try:
             self._prepare(sequence, params, temporary)
         except BaseException:
@@ -44,8 +44,10 @@ cdef class Request:
     def _prepare(self, Sequence sequence, params, bint temporary):
         cdef Engine * engine = sequence.context.engine
         cdef NativeRequest * native = self.native.get()
+        # Another thread may close the context meanwhile, and the vocabulary goes with the model.
+        cdef shared_ptr[ContextBox] box = sequence.context.alive()
         cdef llama_token token
-        n_tokens, room = len(sequence), sequence.context.n_ctx_seq
+        n_tokens, room = native.sequence.get().tokens.size(), sequence.context.n_ctx_seq
         if n_tokens == 0:
             raise InvalidParameterError(
                 "prompt: there is no token to begin from (the prompt is empty)", field="prompt")
@@ -98,22 +100,29 @@ cdef class Request:
             and what is read with them. Both are empty, or the rest, when :attr:`done`.
         """
         cdef NativeRequest * native = self.native.get()
-        cdef size_t start, n_start, n
+        cdef Engine * engine = self.sequence.context.engine
+        cdef size_t start, n_start, n, end
+        cdef string text
+        cdef vector[llama_token] tokens
         if after is not None:
             native.taken, native.tokens_taken = after
         self._advance(True)
-        start, n_start = native.taken, native.tokens_taken
-        n = native.output.size()
-        if native.phase != Phase.Done:
-            # A token whose text is held back may yet turn out to be part of a stop string.
-            while n > n_start and native.output_starts[n - 1] >= native.released:
-                n -= 1
-        native.taken, native.tokens_taken = native.released, n
-        return (
-            native.text.substr(start, native.taken - start).decode("utf-8", "replace"),
-            [native.output[i] for i in range(n_start, n)],
-            (native.taken, n),
-        )
+        with nogil:
+            engine.monitor.lock()  # another thread may be reading, too, which makes it go on
+            start, n_start = native.taken, native.tokens_taken
+            n = native.output.size()
+            if native.phase != Phase.Done:
+                # A token whose text is held back may yet turn out to be part of a stop string.
+                while n > n_start and native.output_starts[n - 1] >= native.released:
+                    n -= 1
+            native.taken, native.tokens_taken = native.released, n
+            if start < native.released:
+                text = native.text.substr(start, native.released - start)
+            if n_start < n:
+                tokens.assign(native.output.begin() + n_start, native.output.begin() + n)
+            end = native.released
+            engine.monitor.unlock()
+        return text.decode("utf-8", "replace"), tokens, (end, n)
 
     def _advance(self, bint streaming):
         cdef Engine * engine = self.sequence.context.engine
@@ -141,15 +150,22 @@ cdef class Request:
     cdef int raise_failure(self) except -1:
         cdef NativeRequest * native = self.native.get()
         cdef int32_t code = native.failure
-        cdef str cause = native.error.decode("utf-8", "replace") or None
         if native.finish != Finish.Failed:
             return 0
+        cdef str cause = native.error.decode("utf-8", "replace") or None
         if code == CONTEXT_CLOSED:
             raise ClosedError("the context was closed while this request was generating")
         if code == NO_FINITE_LOGIT:
             raise DecodeError(
                 "the model's largest logit is not finite: its weights are broken, or the KV type "
                 "is too coarse for it"
+            )
+        if code == OUT_OF_RANGE:
+            kv_type = self.sequence.context.state_format["kv_type"]
+            raise DecodeError(
+                f"keys or values of this sequence are too large for kv_type={kv_type!r}, or not "
+                "numbers: take kv_type='bf16', or 'f32' with flash_attention=False; if that does "
+                "not help, the weights are broken"
             )
         if code == kThrew:
             raise DecodeError(
@@ -244,7 +260,7 @@ cdef class Request:
         cdef NativeRequest * native = self.native.get()
         if native.phase == Phase.Done:
             return
-        if self.sequence.alive().user != <const void *> native:
+        if self.sequence.alive().get().user != <const void *> native:
             self.sequence.idle()
         if native.sequence.get().tokens.empty():
             raise InvalidParameterError("the sequence is empty: there is nothing to go on from")
@@ -294,13 +310,26 @@ cdef class Request:
 
     @property
     def stop_at(self):
-        """Where the ledger is to end, without the stop string that ended the generation; or None.
+        """Where the ledger's owner is to end it, without the stop string that ended the generation.
 
-        None where it does end there. It does not where the model has a recurrent state, which
-        knows of these tokens already: whoever goes on with the sequence truncates it before, from
-        a copy of an earlier state if there is one.
+        None where there is nothing to do. It must be done where the stop string began inside a
+        token (see :attr:`kept_text`), and where the model has a recurrent state, which knows of
+        these tokens already: before the sequence is used again it is truncated, from a copy of an
+        earlier state if there is one.
         """
         return None if self.native.get().stop_at < 0 else self.native.get().stop_at
+
+    @property
+    def kept_text(self):
+        """Bytes of text to tokenise and append where the ledger ends at :attr:`stop_at`.
+
+        They were shown, but their last token went on with the stop string. Empty where the string
+        began with a token.
+        """
+        cdef NativeRequest * native = self.native.get()
+        if native.stop_at < 0:
+            return b""
+        return <bytes> native.text.substr(native.kept_from)
 
     @property
     def counts(self):

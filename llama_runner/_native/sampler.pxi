@@ -9,6 +9,7 @@
 # min-p, temperature, dist (src/llama-sampler.cpp) in the same order and precision, with the same
 # generator, so that a seed gives the same tokens on both paths. Recipes with no top-k, or one so
 # large that few blocks drop out, need the whole distribution and go through that chain itself.
+from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, expf, isfinite, isnan, logf
 from libcpp.algorithm cimport nth_element, sort
 from libcpp.random cimport mt19937, uniform_real_distribution
@@ -113,6 +114,9 @@ cdef void apply_penalties(SamplerState & state, float * logits, int n_vocab,
             logit /= state.recipe.repeat_penalty
         logit -= (<float> (i - first) * state.recipe.frequency_penalty
                   + state.recipe.presence_penalty)
+        if isfinite(logits[id]):
+            # A finite logit stays one: infinite ones are taken for a broken model.
+            logit = max(-FLT_MAX, min(FLT_MAX, logit))
         patch_logit(state, logits, id, logit)
 
 
@@ -141,6 +145,12 @@ cdef llama_token best_token(SamplerState & state, const float * logits, int n) n
         if logits[i] == best:
             return i
     return NOT_FINITE
+
+
+cdef inline bint is_certain(float largest, float temperature) noexcept nogil:
+    # Divided by so low a temperature the largest logit is infinite, and so is every distance from
+    # it: the limit is greedy, but the arithmetic of the distribution would give NaN.
+    return not isfinite(largest / temperature)
 
 
 cdef void find_top_k(SamplerState & state, const float * logits, int n, int k) noexcept nogil:
@@ -228,6 +238,8 @@ cdef llama_token fused_sample(SamplerState & state, const float * logits, int n)
     find_top_k(state, logits, n, min(state.recipe.top_k, n))
     if state.candidates.empty() or not isfinite(state.candidates[0].logit):
         return NOT_FINITE
+    if is_certain(state.candidates[0].logit, state.recipe.temperature):
+        return state.candidates[0].id
     keep_top_p(state, state.recipe.top_p)
     keep_min_p(state, state.recipe.min_p)
     return draw(state, state.recipe.temperature)
@@ -236,16 +248,19 @@ cdef llama_token fused_sample(SamplerState & state, const float * logits, int n)
 cdef llama_token chain_sample(SamplerState & state, const float * logits, int n) noexcept nogil:
     cdef llama_token_data_array array
     cdef int i
-    cdef float largest = -INFINITY
+    cdef int best = 0
     state.chain_data.resize(n)
     for i in range(n):
         state.chain_data[i].id = i
         # The chain sorts: an order that has NaNs in it is undefined.
         state.chain_data[i].logit = -INFINITY if isnan(logits[i]) else logits[i]
         state.chain_data[i].p = 0
-        largest = max(largest, state.chain_data[i].logit)
-    if not isfinite(largest):
+        if state.chain_data[i].logit > state.chain_data[best].logit:
+            best = i
+    if not isfinite(state.chain_data[best].logit):
         return NOT_FINITE
+    if is_certain(state.chain_data[best].logit, state.recipe.temperature):
+        return best
     array.data = state.chain_data.data()
     array.size = n
     array.selected = -1

@@ -41,19 +41,21 @@ cdef class Sequence:
     def __init__(self):
         raise TypeError("a Sequence comes from Context.new_sequence()")
 
-    cdef NativeSequence * alive(self) except NULL:
+    # A share, to be held for as long as it is looked at: another thread may close the sequence
+    # whenever the GIL is let go, as Python code and the wait for a lock do.
+    cdef SequencePtr alive(self) except *:
         self.context.alive()
         if not self.native:
             raise ClosedError("this conversation is closed: make another session")
-        return self.native.get()
+        return self.native
 
-    cdef NativeSequence * idle(self) except NULL:
-        cdef NativeSequence * native = self.alive()
-        if native.user is not NULL:
+    cdef SequencePtr idle(self) except *:
+        cdef SequencePtr held = self.alive()
+        if held.get().user is not NULL:
             raise ContextBusyError(
                 "this conversation is generating: finish, close or cancel its stream first"
             )
-        return native
+        return held
 
     def _held(self):
         return _Exclusive(self.context, False, self)
@@ -109,27 +111,38 @@ cdef class Sequence:
     def tokens(self):
         """The whole ledger: numpy int32 array, shape (n,), a copy."""
         cdef Engine * engine = self.context.engine
+        cdef SequencePtr held = self.alive()
         cdef vector[llama_token] tokens
-        cdef SequencePtr native
-        self.alive()
-        native = self.native
         with nogil:
-            tokens = tokens_of(deref(engine), deref(native.get()))
+            tokens = tokens_of(deref(engine), deref(held.get()))
         return new_token_array(tokens.data(), tokens.size())
 
     def token_at(self, Py_ssize_t index):
         """One token id of the ledger."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"no token {index} in a sequence of {len(self)}")
-        return self.native.get().tokens[index]
+        cdef Engine * engine = self.context.engine
+        cdef SequencePtr held = self.alive()
+        cdef Py_ssize_t n
+        cdef llama_token token = -1
+        with nogil:
+            engine.monitor.lock()
+            n = <Py_ssize_t> held.get().tokens.size()
+            if 0 <= index < n:
+                token = held.get().tokens[index]
+            engine.monitor.unlock()
+        if not 0 <= index < n:
+            raise IndexError(f"no token {index} in a sequence of {n}")
+        return token
 
     def common_prefix(self, tokens):
         """How many tokens, from the first, the ledger has in common with others."""
-        cdef vector[llama_token] others
+        cdef vector[llama_token] others, ledger
         cdef size_t i = 0
-        cdef NativeSequence * native = self.alive()
+        cdef Engine * engine = self.context.engine
+        cdef SequencePtr held = self.alive()
         read_tokens(tokens, others)
-        while i < others.size() and i < native.tokens.size() and native.tokens[i] == others[i]:
+        with nogil:
+            ledger = tokens_of(deref(engine), deref(held.get()))
+        while i < others.size() and i < ledger.size() and ledger[i] == others[i]:
             i += 1
         return i
 
@@ -142,18 +155,20 @@ cdef class Sequence:
         """
         cdef vector[llama_token] added
         cdef size_t i
-        cdef NativeSequence * native = self.idle()
         cdef int last = self.context.engine.traits.n_vocab - 1
+        cdef SequencePtr held = self.idle()  # first: what is closed takes nothing, right or wrong
         read_tokens(tokens, added, last)
         for i in range(added.size()):
             if not 0 <= added[i] <= last:
                 raise no_such_token(added[i], i, last)
+        held = self.idle()  # reading them may have run Python code
         with nogil:
-            append_tokens(self.context.engine[0], native[0], added)
+            append_tokens(self.context.engine[0], held.get()[0], added)
 
     def truncate(self, Py_ssize_t n):
         """Forget all but the first n tokens."""
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         if not 0 <= n <= <Py_ssize_t> native.tokens.size():
             raise InvalidParameterError(
@@ -174,7 +189,8 @@ cdef class Sequence:
             will be decoded again.
         """
         cdef bint shifted
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         if not 0 <= start < stop <= <Py_ssize_t> native.tokens.size():
@@ -197,8 +213,10 @@ cdef class Sequence:
             False where the memory does not have what it takes, and nothing has changed: both
             sequences' cells in the unified layout of plain attention, and what follows not shared.
         """
-        cdef NativeSequence * native = self.idle()
-        cdef NativeSequence * other = branch.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
+        cdef SequencePtr held_branch = branch.idle()
+        cdef NativeSequence * other = held_branch.get()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         cdef vector[llama_token] added, tokens
@@ -230,19 +248,22 @@ cdef class Sequence:
 
     def forget_from(self, Py_ssize_t n):
         """Let tokens from index n on leave the memory; they are decoded again when needed."""
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         with self._held():
             trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> max(0, n))
 
     def n_left_of(self, int n):
         """How many tokens the memory would keep if it had to be cut to the first n."""
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         with self._held():
             return n_left_of(self.context.engine, self.context.box.get(), native, n)
 
     def evict(self):
         """Leave the KV memory, for the parking where it has room; else to be decoded again."""
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         with self._held():
@@ -251,7 +272,8 @@ cdef class Sequence:
 
     def bring_in(self):
         """Come back into the memory, if it was kept aside and there is room."""
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         if native.n_kv == 0 and native.parked:
@@ -264,7 +286,8 @@ cdef class Sequence:
 
         In the unified layout of a model without recurrent state this copies no cell.
         """
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Sequence child = self.context.new_sequence()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
@@ -325,7 +348,8 @@ cdef class Sequence:
             (state, n): llama.cpp's bytes, and of how many tokens. They fit the same model with
             the same context settings only, and llama.cpp does not check that.
         """
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef vector[uint8_t] state
         cdef int32_t n
         cdef ContextBox * box = self.context.box.get()
@@ -352,7 +376,8 @@ cdef class Sequence:
         Raises:
             DecodeError: llama.cpp refuses the state; the cells are gone, the ledger stays.
         """
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         cdef ContextBox * box = self.context.box.get()
         cdef bint rewound
@@ -377,7 +402,8 @@ cdef class Sequence:
             n: Of how many tokens; the ledger has them already.
             n_exact: How many of them do not depend on tokens that are no longer in the ledger.
         """
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
         check_state(native, state.shape[0], n)
         with self._held():
@@ -391,17 +417,18 @@ cdef class Sequence:
     @property
     def n_exact(self):
         """How many tokens' cells do not depend on tokens that are no longer in the ledger."""
-        return min(len(self), self.alive().n_exact)
+        return min(len(self), self.alive().get().n_exact)
 
     def keep_warm(self):
         """Until its next use, leave the memory only after all that are not kept warm."""
-        self.idle().warm = True
+        self.idle().get().warm = True
 
     @property
     def adapters(self):
         """The LoRA adapters that it computes with: tuple of (name, scale)."""
         cdef size_t i
-        cdef NativeSequence * native = self.alive()
+        cdef SequencePtr held = self.alive()
+        cdef NativeSequence * native = held.get()
         names = {address: name for name, address in self.context.adapters.items()}
         return tuple([(names[<size_t> native.adapters[i].weights], native.adapters[i].scale)
                       for i in range(native.adapters.size())])
@@ -416,7 +443,8 @@ cdef class Sequence:
             InvalidParameterError: No adapter of this name is loaded.
         """
         cdef vector[Adapter] wanted
-        cdef NativeSequence * native = self.idle()
+        cdef SequencePtr held = self.idle()
+        cdef NativeSequence * native = held.get()
         self.context.find_adapters(adapters, wanted)
         if wanted == native.adapters:
             return
@@ -428,7 +456,8 @@ cdef class Sequence:
     def positions(self):
         """(pos_min, pos_max) as llama.cpp sees this sequence; (-1, -1) when not in the memory."""
         cdef llama_memory_t memory
-        cdef NativeSequence * native = self.alive()
+        cdef SequencePtr held = self.alive()
+        cdef NativeSequence * native = held.get()
         with self.context._exclusive():
             if native.slot < 0:
                 return -1, -1
@@ -452,16 +481,19 @@ cdef class Sequence:
             numpy int64 array, shape (n,): for each token that matches, where it ends in the text.
         """
         cdef shared_ptr[ContextBox] box = self.context.alive()
-        cdef NativeSequence * native = self.alive()
-        cdef size_t n = native.tokens.size()
+        cdef SequencePtr held = self.alive()
+        cdef Engine * engine = self.context.engine
+        cdef vector[llama_token] tokens
+        with nogil:
+            tokens = tokens_of(deref(engine), deref(held.get()))
+        cdef size_t n = tokens.size()
         cdef size_t begin = min(<size_t> max(0, start), n)
         cdef string_view data = string_view(<const char *> text, len(text))
         cdef string_view passed = string_view(<const char *> skip, len(skip))
         cdef vector[int64_t] ends
         cdef int64_t[::1] view
         with nogil:
-            ends = token_ends(self.context.engine.traits.vocab, native.tokens, begin, n, data,
-                              passed)
+            ends = token_ends(engine.traits.vocab, tokens, begin, n, data, passed)
         import numpy
         found = numpy.empty(ends.size(), dtype=numpy.int64)
         if ends.size():

@@ -23,15 +23,32 @@ cdef bint meets_stop(NativeRequest * request, size_t old_size) noexcept nogil:
 
 
 cdef int32_t cut_at_stop(NativeRequest * request) noexcept nogil:
-    """Take the tokens from the stop string on out of the output; returns how many. One that only
-    begins with other text stays: there is no token for its first half."""
-    cdef size_t n = request.output.size()
-    while n > 0 and request.output_starts[n - 1] >= request.text.size():
+    """Take the tokens from the stop string on out of the output; returns how many the ledger loses.
+
+    A token that only begins with other text stays in the output. The ledger loses it all the same:
+    it holds what was shown, and the kept part gets tokens of its own, from ``kept_from`` on.
+    """
+    cdef size_t size = request.text.size()
+    cdef size_t n_all = request.output.size()
+    cdef size_t n = n_all
+    while n > 0 and request.output_starts[n - 1] >= size:
         n -= 1
-    cdef int32_t n_cut = <int32_t> (request.output.size() - n)
+    cdef size_t n_whole = n
+    if n > 0 and (n == n_all or request.output_starts[n] > size):
+        n_whole = n - 1
+        # Half a character cannot be tokenised: its first bytes come from tokens before this one.
+        while n_whole > 0 and is_inside_character(request.text[request.output_starts[n_whole]]):
+            n_whole -= 1
+        request.kept_from = request.output_starts[n_whole]
+    else:
+        request.kept_from = size
     request.output.resize(n)
     request.output_starts.resize(n)
-    return n_cut
+    return <int32_t> (n_all - n_whole)
+
+
+cdef inline bint is_inside_character(unsigned char byte) noexcept nogil:
+    return 0x80 <= byte < 0xC0  # UTF-8 begins no character with these
 
 
 cdef size_t showable(NativeRequest * request) noexcept nogil:

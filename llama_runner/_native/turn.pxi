@@ -18,6 +18,7 @@ from llama_runner._llama_cpp.shim cimport (
     Phase,
     Share,
     break_context,
+    cells_are_finite,
     compute_with,
     decode,
     has_room_for_turn,
@@ -27,6 +28,7 @@ from llama_runner._llama_cpp.shim cimport (
     now_us,
     set_text,
     sort_by_arrival,
+    zero_cells,
 )
 
 # Why a request failed, beside llama_decode's own return codes.
@@ -35,6 +37,7 @@ cdef int32_t ABORTED = 2
 cdef int32_t CONTEXT_CLOSED = -101
 cdef int32_t CONTEXT_BROKEN = -102
 cdef int32_t NO_FINITE_LOGIT = -103
+cdef int32_t OUT_OF_RANGE = -104
 
 
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
@@ -76,7 +79,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
-    """Decode the batch; what llama_decode returns, kThrew or kNoMemory."""
+    """Decode the batch; what llama_decode returns, kThrew, kNoMemory or OUT_OF_RANGE."""
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
@@ -92,6 +95,8 @@ cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept
     if code == 0 and box.batch.n_tokens >= MIN_SHARED:
         engine.prefill_us = now_us() - started
         engine.prefill_tokens = box.batch.n_tokens
+    if code == 0 and not wrote_finite(engine):
+        return OUT_OF_RANGE
     return code
 
 
@@ -101,6 +106,31 @@ cdef void fail_all(Engine * engine, ContextBox * box, int32_t code) noexcept nog
     for i in range(engine.active.size()):
         if not is_ready(engine.active[i]):
             fail(engine, box, engine.active[i], code)
+
+
+cdef bint wrote_finite(Engine * engine) noexcept nogil:
+    """Are the keys and values of the batch numbers that others may pass over?"""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        if not cells_are_finite(engine.cells, sequence.slot, sequence.n_kv,
+                                sequence.n_kv + engine.shares[i].n_tokens):
+            return False
+    return True
+
+
+cdef void undo_batch(Engine * engine, ContextBox * box) noexcept nogil:
+    """Take what the batch wrote out of the memory, and leave zeros there."""
+    cdef size_t i
+    cdef NativeSequence * sequence
+    cdef int32_t before
+    for i in range(engine.shares.size()):
+        sequence = engine.shares[i].request.sequence.get()
+        before = sequence.n_kv
+        sequence.n_kv += engine.shares[i].n_tokens
+        zero_cells(engine.cells, sequence.slot, before, sequence.n_kv)
+        trim_cells(engine, box, sequence, before)
 
 
 cdef void drop_orphans(Engine * engine, ContextBox * box) noexcept nogil:
@@ -268,9 +298,11 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
             set_text(engine.working[i].error, error)
             fail(engine, box, engine.working[i], code)
         return
+    if code == OUT_OF_RANGE:
+        undo_batch(engine, box)
     for i in range(engine.shares.size()):
         sequence = engine.shares[i].request.sequence.get()
-        if code == NO_ROOM or code == -1:
+        if code == NO_ROOM or code == -1 or code == OUT_OF_RANGE:
             continue  # the memory is as it was
         pos_max = llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
         if engine.traits.recurrent or pos_max + 1 < sequence.n_kv:
@@ -326,10 +358,15 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
 
 cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
                     int32_t n) noexcept nogil:
-    """Take the last n tokens off the ledger. Where a recurrent state knows of them already, their
-    owner does it, who may have a copy of the state to go back to."""
+    """Take the last n tokens off the ledger.
+
+    Where a recurrent state knows of them already, the ledger's owner does it, who may have a copy
+    of the state to go back to; the owner also appends the tokens of the text that is kept of them.
+    """
     cdef NativeSequence * sequence = request.sequence.get()
     cdef int32_t n_left = <int32_t> sequence.tokens.size() - n
+    if request.kept_from < request.text.size():
+        request.stop_at = n_left
     if engine.traits.recurrent and sequence.n_kv > n_left:
         request.stop_at = n_left
         return

@@ -31,15 +31,15 @@ from llama_runner._llama_cpp.shim cimport (
 )
 
 
+@cython.auto_pickle(False)
 cdef class Vocab:
     """A model's vocabulary. Obtained from :attr:`Model.vocab`, and closed with the model."""
 
     def __init__(self):
         raise TypeError("a Vocab comes from Model.vocab")
 
-    cdef const llama_vocab * alive(self) except NULL:
-        self.model.alive()
-        return self.ptr
+    cdef shared_ptr[ModelBox] alive(self) except *:
+        return self.model.alive()
 
     cdef llama_token one_of_mine(self, object item) except -1:
         cdef llama_token token = read_token(item, None, self.n_tokens - 1)
@@ -77,7 +77,7 @@ cdef class Vocab:
 
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,
                             vector[llama_token] & out) except -1:
-        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef shared_ptr[ModelBox] box = self.alive()
         kept = immutable_text(text)
         cdef TextToTokenize native = text_to_tokenize(kept)
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
@@ -100,7 +100,7 @@ cdef class Vocab:
         Raises:
             TokenizationError: As :meth:`tokenize`, for any of the texts.
         """
-        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef shared_ptr[ModelBox] box = self.alive()
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
         cdef list kept = texts_of(texts)
         cdef vector[TextToTokenize] natives
@@ -132,7 +132,7 @@ cdef class Vocab:
         Raises:
             TokenizationError: The text has lone surrogates.
         """
-        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef shared_ptr[ModelBox] box = self.alive()
         kept = immutable_text(text)
         cdef TextToTokenize native = text_to_tokenize(kept)
         cdef vector[size_t] places
@@ -153,7 +153,7 @@ cdef class Vocab:
         Raises:
             TokenizationError: As :meth:`tokenize`.
         """
-        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef shared_ptr[ModelBox] box = self.alive()
         cdef TokenizedText result = TokenizedText.__new__(TokenizedText)
         cdef KnownTokens nothing
         result.text = immutable_text(text)
@@ -193,12 +193,12 @@ cdef class Vocab:
         Raises:
             TokenizationError: An id out of range.
         """
-        cdef shared_ptr[ModelBox] box = self.model.alive()
+        cdef shared_ptr[ModelBox] box = self.alive()
         cdef _TokenIds ids = token_ids(tokens, self.n_tokens - 1)
         cdef string text
         cdef int64_t wrong
         with nogil:
-            wrong = detokenize(self.ptr, ids.data, ids.size, strip_prefix, remove_special,
+            wrong = detokenize(vocab_in(box), ids.data, ids.size, strip_prefix, remove_special,
                                unparse_special, text)
         if wrong >= 0:
             raise no_such_token(ids.data[wrong], wrong, self.n_tokens - 1)
@@ -207,8 +207,8 @@ cdef class Vocab:
     def token_to_piece(self, token, *, bint special=True):
         """The bytes of one token; ``special=False`` gives b"" for a control token."""
         cdef string piece, error
-        cdef shared_ptr[ModelBox] weights = self.model.alive()
-        if append_piece(self.ptr, self.one_of_mine(token), special, piece, error) != 0:
+        cdef shared_ptr[ModelBox] box = self.alive()
+        if append_piece(vocab_in(box), self.one_of_mine(token), special, piece, error) != 0:
             raise TokenizationError(error.decode("utf-8", "replace"))
         return <bytes> piece
 
@@ -216,86 +216,103 @@ cdef class Vocab:
 
     def is_eog(self, token):
         """Does this token end a generation (EOS, EOT and their like)?"""
-        return llama_vocab_is_eog(self.alive(), self.one_of_mine(token))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_vocab_is_eog(vocab_in(box), self.one_of_mine(token))
 
     def is_control(self, token):
         """Is this a control token, which stands for no text?"""
-        return llama_vocab_is_control(self.alive(), self.one_of_mine(token))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_vocab_is_control(vocab_in(box), self.one_of_mine(token))
 
     @property
     def add_bos(self):
         """Does tokenising with ``add_special`` begin with BOS?"""
-        return llama_vocab_get_add_bos(self.alive())
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_vocab_get_add_bos(vocab_in(box))
 
     @property
     def add_eos(self):
         """Does tokenising with ``add_special`` end with EOS?"""
-        return llama_vocab_get_add_eos(self.alive())
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return llama_vocab_get_add_eos(vocab_in(box))
 
     @property
     def bos(self):
         """Beginning of text; this and all below are None where the vocabulary has none."""
-        return optional_token(llama_vocab_bos(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_bos(vocab_in(box)))
 
     @property
     def eos(self):
         """End of text."""
-        return optional_token(llama_vocab_eos(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_eos(vocab_in(box)))
 
     @property
     def eot(self):
         """End of a turn."""
-        return optional_token(llama_vocab_eot(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_eot(vocab_in(box)))
 
     @property
     def nl(self):
         """Line break."""
-        return optional_token(llama_vocab_nl(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_nl(vocab_in(box)))
 
     @property
     def pad(self):
         """Padding."""
-        return optional_token(llama_vocab_pad(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_pad(vocab_in(box)))
 
     @property
     def sep(self):
         """Between two texts."""
-        return optional_token(llama_vocab_sep(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_sep(vocab_in(box)))
 
     @property
     def mask(self):
         """A word to guess."""
-        return optional_token(llama_vocab_mask(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_mask(vocab_in(box)))
 
     @property
     def fim_pre(self):
         """Fill in the middle: before what stands before the gap."""
-        return optional_token(llama_vocab_fim_pre(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_pre(vocab_in(box)))
 
     @property
     def fim_suf(self):
         """Fill in the middle: before what stands after the gap."""
-        return optional_token(llama_vocab_fim_suf(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_suf(vocab_in(box)))
 
     @property
     def fim_mid(self):
         """Fill in the middle: before what fills the gap."""
-        return optional_token(llama_vocab_fim_mid(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_mid(vocab_in(box)))
 
     @property
     def fim_pad(self):
         """Fill in the middle: padding."""
-        return optional_token(llama_vocab_fim_pad(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_pad(vocab_in(box)))
 
     @property
     def fim_rep(self):
         """Fill in the middle: before the name of a repository."""
-        return optional_token(llama_vocab_fim_rep(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_rep(vocab_in(box)))
 
     @property
     def fim_sep(self):
         """Fill in the middle: between two files."""
-        return optional_token(llama_vocab_fim_sep(self.alive()))
+        cdef shared_ptr[ModelBox] box = self.alive()
+        return optional_token(llama_vocab_fim_sep(vocab_in(box)))
 
     def __len__(self):
         self.alive()
@@ -324,11 +341,16 @@ cdef object optional_token(llama_token token):
     return None if token < 0 else token
 
 
+cdef inline const llama_vocab * vocab_in(shared_ptr[ModelBox] & box) noexcept nogil:
+    """Freed with the model: use it only as long as there is a share of the box in hand."""
+    return llama_model_get_vocab(box.get().model)
+
+
 cdef Vocab _new_vocab(Model model):
+    cdef shared_ptr[ModelBox] box = model.alive()
     cdef Vocab vocab = Vocab.__new__(Vocab)
     vocab.model = model
-    vocab.ptr = llama_model_get_vocab(model.alive().get().model)
-    if llama_vocab_type(vocab.ptr) == LLAMA_VOCAB_TYPE_NONE:
+    if llama_vocab_type(vocab_in(box)) == LLAMA_VOCAB_TYPE_NONE:
         raise UnsupportedModelError("this model has no vocabulary: it cannot read or write text")
-    vocab.n_tokens = llama_vocab_n_tokens(vocab.ptr)
+    vocab.n_tokens = llama_vocab_n_tokens(vocab_in(box))
     return vocab

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "finite.hpp"
 #include "llama.h"
 #include "log.hpp"
 #include "parking.hpp"
@@ -164,6 +165,7 @@ struct Request {
     int32_t                  stop_index   = -1;
     std::vector<float>       logits;         // of a probe
     int32_t                  stop_at = -1;   // where its owner is to end the ledger, or -1
+    size_t                   kept_from = 0;  // and the text from here on, to be tokenised again
 
     int32_t n_prompt = 0;  // ledger length when the request began
     int32_t n_reused = 0;  // of those, already in the memory
@@ -201,6 +203,7 @@ struct Engine {
     Traits                   traits;
     Monitor                  monitor;
     std::vector<Request *>   active;     // requests whose callers wait for them
+    KvTensors                cells;      // to look at what was written
     Parking                  parking;
     std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
     std::vector<int32_t>     shared;     // [slot, slot]: leading cells that both have, being the same

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_runner import LlamaRunner
 from llama_runner._core import Model
+from llama_runner.errors import UnsupportedModelError
 
 MODELS = Path(__file__).resolve().parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
 SEPARATOR = b"\n__ggml_vocab_test__\n"
@@ -69,6 +72,30 @@ def test_tokens_are_those_that_are_expected(path: Path) -> None:
             if text.isascii() or text.decode():  # also as str
                 again = model.vocab.tokenize(text.decode(), add_special=False, parse_special=False)
                 assert np.array_equal(again, tokens)
+
+
+@pytest.mark.parametrize("path", VOCABULARIES, ids=lambda path: path.stem)
+def test_a_runner_opens_it(path: Path) -> None:
+    """There are no weights in it, nor is it as long as weights that could be mapped."""
+    with LlamaRunner(path, vocab_only=True) as runner:
+        tokens = runner.tokenize("Hello world", add_special=False)
+        assert runner.detokenize(tokens).lower() == "hello world"
+        template = runner.model.metadata.get("tokenizer.chat_template")
+        assert (runner.chat_template is None) == (template is None)
+        assert path.name not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"load_mode": mode} for mode in ("none", "mmap", "mlock", "mmap_mlock", "direct_io")]
+    + [{"validate": "header"}, {"validate": False}, {"isolated": True}, {"check_tensors": True}],
+    ids=str,
+)
+def test_a_runner_opens_it_whatever_the_options(options: dict[str, Any]) -> None:
+    with LlamaRunner(MODELS / "ggml-vocab-llama-spm.gguf", vocab_only=True, **options) as runner:
+        assert runner.count_tokens("Hello world") > 0
+        with pytest.raises(UnsupportedModelError, match="vocab_only"):
+            runner.generate_stateless("Hello")
 
 
 def test_every_token_has_a_piece(model: Model) -> None:

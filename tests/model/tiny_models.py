@@ -29,6 +29,9 @@ UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
 # Of one to four bytes in UTF-8, and pieces that share beginnings.
 PIECES = [*"▁abc<>éß漢字€😀\ufffd\n", "ab", "abc", "▁the", "▁a", "<|", "漢字", "😀😀", "👩\u200d🚀"]
 N_VOCAB = FIRST_BYTE + 256 + len(PIECES)
+# With ``overflow``, the only token with a part in the last direction of the embeddings.
+OVERFLOWING = FIRST_BYTE + 256 + PIECES.index("ß")
+OVERFLOWS = {"key": ("attn_k", 3e4), "value": ("attn_v", 3e4), "state": ("ssm_in", 1e25)}
 
 N_EMBD, N_HEAD, N_HEAD_KV, N_FF = 32, 4, 2, 48
 HEAD_DIM = N_EMBD // N_HEAD
@@ -43,6 +46,8 @@ def write_model(
     broken: bool = False,
     control: Sequence[str] = (),
     vocabulary: Path | None = None,
+    overflow: str = "",
+    one_head: bool = False,
 ) -> Path:
     """Write a model file.
 
@@ -53,6 +58,9 @@ def write_model(
         broken: All logits are NaN.
         control: Further control tokens.
         vocabulary: A model file whose vocabulary to use instead.
+        overflow: What of the token ``OVERFLOWING`` is finite, but more than a half float (or, for
+            "state", the state's recurrence) holds; one of ``OVERFLOWS``.
+        one_head: One head of 32 numbers, so that it can be quantized; what overflows is larger.
     """
     arch = ARCHITECTURES[kind]
     layers = _layers(kind)
@@ -61,9 +69,10 @@ def write_model(
     writer.add_embedding_length(N_EMBD)
     writer.add_block_count(len(layers))
     writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
+    n_head, n_head_kv = (1, 1) if one_head else (N_HEAD, N_HEAD_KV)
+    writer.add_head_count(n_head)
     writer.add_head_count_kv(
-        [0 if layer == "ssm" else N_HEAD_KV for layer in layers] if kind == "hybrid" else N_HEAD_KV
+        [0 if layer == "ssm" else n_head_kv for layer in layers] if kind == "hybrid" else n_head_kv
     )
     writer.add_layer_norm_rms_eps(1e-5)
     if kind == "swa":
@@ -82,7 +91,11 @@ def write_model(
         add_vocabulary(writer, control)
     if suppressed:
         writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
-    for name, array in _tensors(kind, layers, n_vocab):
+    for name, array in _tensors(kind, layers, n_vocab, n_head_kv * N_EMBD // n_head):
+        if overflow:
+            weight, size = OVERFLOWS[overflow]
+            # A block that is quantized has a half float as its scale.
+            _make_overflow(name, array, weight, size * 1000 if one_head else size)
         writer.add_tensor(name, array * np.float32("nan") if broken else array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -139,8 +152,22 @@ def _layers(kind: str) -> list[str]:
     }[kind]
 
 
+def _make_overflow(name: str, array: np.ndarray[Any, Any], weight: str, size: float) -> None:
+    """Have one weight of one layer multiply the last direction by a large number.
+
+    No layer before writes to that direction, so that only one token has a part in it.
+    """
+    if name == "token_embd.weight":
+        array[:, -1] = 0
+        array[OVERFLOWING, -1] = 100
+    elif name.endswith(("attn_output.weight", "ssm_out.weight", "ffn_down.weight")):
+        array[-1] = 0
+    elif name.endswith(f"{weight}.weight"):
+        array[:, -1] = size * np.where(np.arange(len(array)) % 2, 1, -1)
+
+
 def _tensors(
-    kind: str, layers: list[str], n_vocab: int
+    kind: str, layers: list[str], n_vocab: int, n_embd_kv: int
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     random = np.random.default_rng(20)
 
@@ -172,8 +199,8 @@ def _tensors(
                 yield f"blk.{i}.ssm_c_norm.weight", ones(D_STATE)
         else:
             yield f"blk.{i}.attn_q.weight", matrix(N_EMBD, N_EMBD)
-            yield f"blk.{i}.attn_k.weight", matrix(N_HEAD_KV * HEAD_DIM, N_EMBD)
-            yield f"blk.{i}.attn_v.weight", matrix(N_HEAD_KV * HEAD_DIM, N_EMBD)
+            yield f"blk.{i}.attn_k.weight", matrix(n_embd_kv, N_EMBD)
+            yield f"blk.{i}.attn_v.weight", matrix(n_embd_kv, N_EMBD)
             yield f"blk.{i}.attn_output.weight", matrix(N_EMBD, N_EMBD)
         if kind == "recurrent":
             continue

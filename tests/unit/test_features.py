@@ -161,8 +161,23 @@ class TestAccelerator:
 
 
 def test_builds_that_differ_do_not_share_a_folder() -> None:
-    builds = [PLAIN, replace(PLAIN, native=True), replace(PLAIN, accelerator="cuda")]
-    assert len({build.tag for build in builds}) == 3
+    changes = [{}, {"native": True}, {"accelerator": "cuda"}, {"sanitizer": "address"}]
+    assert len({replace(PLAIN, **change).tag for change in changes}) == len(changes)
+
+
+class TestSanitizer:
+    def test_is_not_used_unasked(self, tools: Path) -> None:
+        assert on(tools).sanitizer_flags() == []
+        assert on(tools).cmake_options()["LLAMA_RUNNER_SANITIZE"] == ""
+
+    def test_checks_llama_cpp_and_the_extension(self, tools: Path) -> None:
+        checked = on(tools, LLAMA_RUNNER_SANITIZE="address")
+        assert "-fsanitize=address" in checked.sanitizer_flags()
+        assert "-fsanitize=address" in checked.cmake_options()["LLAMA_RUNNER_SANITIZE"].split(";")
+
+    def test_an_unknown_one(self, tools: Path) -> None:
+        with pytest.raises(BuildToolError, match=r"LLAMA_RUNNER_SANITIZE=heap .* use address"):
+            on(tools, LLAMA_RUNNER_SANITIZE="heap")
 
 
 class TestJobs:
