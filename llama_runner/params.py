@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Typed
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llama_runner.errors import InvalidParameterError, LlamaError
+from llama_runner.errors import InvalidParameterError, LlamaError, of_the_call
+from llama_runner.loaders.files import is_directory
 from llama_runner.values import Values, as_tuple, nearest
 
 __all__ = [
@@ -101,6 +102,13 @@ def _as_pairs(value: object) -> object:
 
 def _as_texts(value: object) -> object:
     return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+def _try_directory(path: str) -> None:
+    # Not with TemporaryFile(), which tries several ways and drops what a signal handler raises.
+    descriptor, name = tempfile.mkstemp(dir=path)
+    os.close(descriptor)
+    os.unlink(name)  # noqa: PTH108
 
 
 def _as_directory(value: object) -> object:
@@ -292,14 +300,14 @@ class ContextParams(Parameters):
             raise InvalidParameterError(
                 f"parking_disk={self.parking_disk}: needs parking_dir", field="parking_disk"
             )
-        if self.parking_dir is not None and not Path(self.parking_dir).is_dir():
+        if self.parking_dir is not None and not is_directory(Path(self.parking_dir)):
             raise InvalidParameterError(
                 f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
             )
         if self.parking_dir is not None and self.parking_disk > 0:
             try:
-                tempfile.TemporaryFile(dir=self.parking_dir).close()
-            except OSError as error:
+                _try_directory(self.parking_dir)
+            except of_the_call(OSError) as error:
                 raise InvalidParameterError(
                     f"parking_dir={self.parking_dir!r}: no file can be made there: "
                     f"{error.strerror or error}",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import InvalidParameterError, of_the_call
 
 __all__ = [
     "cpu_features",
@@ -213,5 +213,5 @@ def _sysctl(name: str) -> int:
 def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()
-    except OSError:
+    except of_the_call(OSError):
         return ""

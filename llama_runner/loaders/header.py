@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ..errors import FileReadError, InvalidParameterError, ModelNotFoundError, ModelValidationError
+from ..errors import (
+    FileReadError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    ModelValidationError,
+    of_the_call,
+)
 from .files import about_file, at_home, is_missing, open_regular, path_text, refuse_special
 from .ggml_types import VALUE_TYPES
 
@@ -119,7 +125,7 @@ def open_model(
     try:
         file = open_regular(path) if opened is None else opened
         refuse_special(os.fstat(file.fileno()).st_mode)
-    except OSError as error:
+    except of_the_call(OSError) as error:
         if is_missing(error):
             may_be_name = what == "model" and path.name == given and not path.suffix
             advice = "; find_model() takes names, too" * may_be_name
@@ -142,7 +148,7 @@ def _is_open_file(model: IO[bytes]) -> bool:
     """Whether it gives bytes of a file of the operating system, as no BytesIO does."""
     try:
         return model.fileno() >= 0 and isinstance(model.read(0), bytes)
-    except (AttributeError, TypeError, OSError, ValueError):
+    except of_the_call(AttributeError, TypeError, OSError, ValueError):
         return False
 
 
@@ -370,7 +376,7 @@ class HeaderReader(Header):
         try:
             self._file.seek(0)
             self.buffer = self._file.read(target)
-        except OSError as error:
+        except of_the_call(OSError) as error:
             raise unreadable(self._path, error) from None
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, Union
 
-from llama_runner.errors import InvalidParameterError, TokenizationError
+from llama_runner.errors import InvalidParameterError, TokenizationError, of_the_call
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,7 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
         seen = {key: message[key] for key in KEYS if not _is_nothing(message.get(key))}
         try:
             copied = json.loads(json.dumps(seen, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
+        except of_the_call(TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 f"prompt[{i}]: cannot be written as JSON: {error}", field="prompt"
             ) from None
