@@ -144,6 +144,7 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_hybrid(const llama_model * model)
     bool llama_model_is_diffusion(const llama_model * model)
 
+    void llama_adapter_lora_free(llama_adapter_lora * adapter)
     llama_adapter_lora * llama_adapter_lora_init_from_file_ptr(
         llama_model * model, FILE * file) except +set_python_error
 

@@ -9,7 +9,7 @@ from libcpp.string cimport string
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
-from llama_runner._llama_cpp.ggml cimport ggml_threadpool
+from llama_runner._llama_cpp.ggml cimport ggml_threadpool, ggml_type
 from llama_runner._llama_cpp.llama cimport (
     llama_adapter_lora,
     llama_batch,
@@ -173,6 +173,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         float scale
         bool operator==(const Adapter & other)
 
+    void forget_adapter(vector[Adapter] & adapters, const llama_adapter_lora * weights)
+
     cdef cppclass NativeSequence "llama_runner::Sequence":
         vector[llama_token] tokens
         int32_t n_kv
@@ -330,3 +332,5 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         float rope_freq_base
         float rope_freq_scale
     ChosenParams chosen_params(const llama_context * context) except +set_python_error
+    uint32_t unfit_head(
+        const llama_model * model, ggml_type kind, bool of_values) except +set_python_error
