@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import reprlib
 import struct
 from collections.abc import Iterator
@@ -53,6 +54,10 @@ MAX_TENSORS: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 256 << 10  # of a chat template; some kilobytes are usual
 FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
+# Names as cutting tools and uploaders give them: x.gguf.part1of2, x.gguf-split-a.
+_PIECE: Final = re.compile(
+    r"(?P<whole>.+\.gguf)(?P<kind>[.-](?:part|split)-?)(?:\d+of(?P<count>\d+)|\d{1,3}|[a-z]{1,2})"
+)
 _U64: Final = struct.Struct("<Q")
 
 ModelPath = str | os.PathLike[str]
@@ -138,10 +143,25 @@ def open_model(
             ) from None
         raise unreadable(path, error) from None
     try:
+        _refuse_piece(path)
         yield file, path
     finally:
         if opened is None:
             file.close()
+
+
+def _refuse_piece(path: Path) -> None:
+    """Refuse a file that was cut in pieces of bytes, of which none is a model by itself."""
+    piece = _PIECE.fullmatch(path.name)
+    if piece is None:
+        return
+    whole, others = piece["whole"], f"{piece['whole']}{piece['kind']}*"
+    in_order = f"$(ls -v {others})" if int(piece["count"] or 0) > 9 else others
+    raise ModelValidationError(
+        f"{quoted(path.name, 200)} is a piece of a file that was cut up; join the pieces first: "
+        f"cat {in_order} > {whole}",
+        field="path",
+    )
 
 
 def _is_open_file(model: IO[bytes]) -> bool:
