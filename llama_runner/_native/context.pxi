@@ -171,8 +171,8 @@ cdef class Context:
             size = unfit_head(weights.get().model, params.type_k, of_values)
             if size:
                 raise InvalidParameterError(
-                    f"kv_type={kv_type!r}: stores numbers in blocks of 32, and the {keys_or_values} "
-                    f"of this model's heads have {size}; use f32, f16 or bf16",
+                    f"kv_type={kv_type!r}: stores numbers in blocks of 32, and the "
+                    f"{keys_or_values} of this model's heads have {size}; use f32, f16 or bf16",
                     field="kv_type")
 
         cdef llama_context * created

@@ -41,7 +41,9 @@ def test_the_same_greedy_answer_streamed_and_as_json() -> None:
 
 def test_ctrl_c_ends_a_generation_quietly() -> None:
     command = [*PROGRAM, "generate", "-q", "--raw", *ENDLESS, "Once upon a time"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.read(5)
     process.send_signal(signal.SIGINT)
