@@ -32,14 +32,12 @@ def model() -> None:
 
 def test_the_same_greedy_answer_streamed_and_as_json() -> None:
     command = [*PROGRAM, "generate", "-q", "--raw", "-t0", "-n12", "The capital of France is"]
-    options: Any = {
-        "stdin": subprocess.DEVNULL,
-        "capture_output": True,
-        "text": True,
-        "check": True,
-    }
-    streamed = subprocess.run(command, **options)
-    whole = subprocess.run([*command, "--json"], **options)
+    streamed, whole = (
+        subprocess.run(
+            [*command, *more], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+        for more in ([], ["--json"])
+    )
     assert streamed.stderr == whole.stderr == ""
     assert "Paris" in streamed.stdout
     assert repr(streamed.stdout.removesuffix("\n"))[1:-1] in whole.stdout
