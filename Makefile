@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 
 run: model
-	@$(BIN)/llama-runner generate --prompt "$$PROMPT"
+	@$(BIN)/llama-runner generate --prompt "$$PROMPT" < /dev/null
 
 test: model
 	@echo "==> Running the tests"

@@ -3,7 +3,12 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
-from llama_runner._llama_cpp.llama cimport llama_model, llama_token
+from llama_runner._llama_cpp.llama cimport (
+    llama_adapter_lora,
+    llama_model,
+    llama_token,
+    llama_vocab,
+)
 from llama_runner._llama_cpp.shim cimport (
     Adapter,
     CellBytes,
@@ -80,9 +85,11 @@ cdef class Context:
     cdef readonly bint unified
     cdef readonly dict state_format  # what else than the model a sequence's cells depend on
     cdef readonly dict adapter_fingerprints  # by name
-    cdef dict adapters  # LoRA adapters by name: addresses of what is freed with the model
+    cdef dict adapters  # LoRA adapters by name: addresses of what is freed with the model at last
+    cdef object sequences  # those that may compute with them
     cdef object __weakref__
     cdef shared_ptr[ContextBox] alive(self) except *
+    cdef llama_adapter_lora * _adapter(self, name, str field) except NULL
     cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1
     cdef int _learn_traits(self, const llama_model * model) except -1
 
@@ -90,8 +97,10 @@ cdef class Context:
 cdef class Sequence:
     cdef readonly Context context
     cdef SequencePtr native
+    cdef object __weakref__
     cdef SequencePtr alive(self) except *
     cdef SequencePtr idle(self) except *
+    cdef bint computes_with(self, const llama_adapter_lora * adapter)
 
 
 cdef class Request:

@@ -23,6 +23,7 @@ from llama_runner.errors import (
     LlamaSystemError,
     ModelLoadError,
     OutOfMemoryError,
+    of_the_call,
 )
 from llama_runner.loaders.files import size_of
 from llama_runner.loaders.reading import part_names
@@ -82,7 +83,7 @@ def probe(
         raise ModelLoadError(
             f"{str(path)!r} was tried in a child process, which did not finish in {limit:.0f} s"
         ) from None
-    except OSError as error:
+    except of_the_call(OSError) as error:
         raise LlamaSystemError(
             f"isolated=True cannot start a child process with {sys.executable!r}: {error.strerror}"
         ) from None

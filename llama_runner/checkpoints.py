@@ -29,12 +29,19 @@ def has_state(sequence: Sequence) -> bool:
     return sequence.context.memory_kind in ("recurrent", "hybrid")
 
 
+def _adapter_fingerprints(sequence: Sequence) -> tuple[str, ...]:
+    known = sequence.context.adapter_fingerprints
+    return tuple(known[name] for name, _ in sequence.adapters)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The state behind the first n tokens."""
 
     tokens: NDArray[np.int32]
     adapters: tuple[tuple[str, float], ...]
+    fingerprints: tuple[str, ...]
+    """Of the adapters: one of the same name may be another by now."""
     state: bytes
 
     @classmethod
@@ -43,13 +50,15 @@ class Checkpoint:
         if not has_state(sequence) or not sequence.n_cached:
             return None
         state, n = sequence.save_state(partial=True)
-        return cls(sequence.tokens[:n], sequence.adapters, state) if n else None
+        prints = _adapter_fingerprints(sequence)
+        return cls(sequence.tokens[:n], sequence.adapters, prints, state) if n else None
 
     def fits(self, sequence: Sequence, n: int) -> bool:
         """Whether it could bring the sequence back to at most n tokens in memory."""
         return (
             len(self.tokens) <= min(n, sequence.n_cached)
             and self.adapters == sequence.adapters
+            and self.fingerprints == _adapter_fingerprints(sequence)
             and sequence.common_prefix(self.tokens) == len(self.tokens)
         )
 

@@ -352,7 +352,9 @@ class Conversation:
             given = read_messages(prompt)  # type: ignore[arg-type]
             added = self.add_messages(given, for_answer=True)
         else:
-            self.transcript.add_raw(prompt, parse_special=params.parse_special)
+            self.transcript.add_raw(
+                prompt, add_special=params.add_special, parse_special=params.parse_special
+            )
         collector.make_room_for_prompt()
         n_opening, opening_ms = collector.take_opening()
         generation = Generation(

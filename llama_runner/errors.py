@@ -39,6 +39,11 @@ Those that are an OSError about one file have its ``errno`` and ``filename``.
 
 from __future__ import annotations
 
+import sys
+from traceback import walk_tb
+from types import FrameType
+from typing import TypeVar
+
 __all__ = [
     "ChatTemplateError",
     "ClosedError",
@@ -69,6 +74,37 @@ __all__ = [
     "TokenizationError",
     "UnsupportedModelError",
 ]
+
+
+_AnyError = TypeVar("_AnyError", bound=BaseException)
+
+
+def of_the_call(*kinds: type[_AnyError]) -> tuple[type[_AnyError], ...]:
+    """Take only what the call itself raised: ``except of_the_call(OSError) as error``.
+
+    Python runs signal handlers between two instructions, and inside system calls that a signal
+    interrupts. So what a handler raises can come out of any line, and its TimeoutError is an
+    OSError. It is for the program, and no word about a file.
+
+    Returns:
+        ``kinds``, or nothing if a signal handler raised the exception that is being handled.
+    """
+    error = sys.exception()
+    return () if error is not None and raised_by_handler(error) else kinds
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler raised this, or something that it called.
+
+    A handler is given the frame that it interrupts. Other functions that raise hold no frame, and
+    unlike the handlers that are installed now, this is also true of one that was replaced since.
+    """
+    return any(
+        isinstance(held, FrameType)
+        for frame, _ in walk_tb(error.__traceback__)
+        for value in frame.f_locals.values()
+        for held in (value if type(value) is tuple else (value,))
+    )
 
 
 class LlamaError(Exception):

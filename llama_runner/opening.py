@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -106,6 +107,7 @@ def open_runner(
     try:
         template = _chat_template(loaded, chat_template)
         if not model_params.vocab_only:
+            _warn_beyond_training(context_params, n_ctx, loaded.n_ctx_train)
             context = Context(
                 loaded,
                 n_ctx=n_ctx,
@@ -134,6 +136,20 @@ def _check_arguments(progress: object, validate: object, isolated: object) -> No
     if not isinstance(isolated, bool):
         raise InvalidParameterError(
             f"isolated={isolated!r}: must be True or False", field="isolated"
+        )
+
+
+def _warn_beyond_training(params: ContextParams, n_ctx: int, trained: int) -> None:
+    """Say that a conversation may get longer than what the model was trained with."""
+    longest = n_ctx // params.n_seq_max if params.kv_layout == "streams" else n_ctx
+    is_scaled = params.rope_freq_base is not None or params.rope_freq_scale is not None
+    if 0 < trained < longest and not is_scaled:
+        warnings.warn(
+            f"n_ctx={n_ctx}: a conversation may have {longest:,} tokens, and the model was trained "
+            f"with at most {trained:,}: beyond that its answers get worse, unless rope_freq_base "
+            "or rope_freq_scale stretches its positions",
+            UserWarning,
+            stacklevel=4,  # where the runner is made
         )
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Typed
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llama_runner.errors import InvalidParameterError, LlamaError
+from llama_runner.errors import InvalidParameterError, LlamaError, of_the_call
+from llama_runner.loaders.files import is_directory
 from llama_runner.values import Values, as_tuple, nearest
 
 __all__ = [
@@ -96,11 +97,22 @@ def refuse_unknown(
 
 
 def _as_pairs(value: object) -> object:
+    if value is None:
+        return ()
     return tuple(sorted(value.items(), key=str)) if isinstance(value, Mapping) else value
 
 
 def _as_texts(value: object) -> object:
+    if value is None:
+        return ()
     return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+def _try_directory(path: str) -> None:
+    # Not with TemporaryFile(), which tries several ways and drops what a signal handler raises.
+    descriptor, name = tempfile.mkstemp(dir=path)
+    os.close(descriptor)
+    os.unlink(name)  # noqa: PTH108
 
 
 def _as_directory(value: object) -> object:
@@ -111,7 +123,7 @@ class GenerationParams(Parameters):
     """How to choose the next token and when to stop.
 
     Attributes:
-        max_tokens: Most tokens to generate in one call.
+        max_tokens: Most tokens to generate in one call. -1: until the context is full.
         temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy.
         top_k: Keep only this many likeliest tokens. 0 keeps all.
         top_p: Keep the likeliest tokens that together reach this probability. 1 keeps all.
@@ -121,14 +133,16 @@ class GenerationParams(Parameters):
         presence_penalty: Subtracted once from the logit of a token seen lately.
         penalty_last_n: How many of the last tokens the penalties look at. 0 turns them off.
         seed: Same seed, same tokens. None chooses one at random; the completion names it.
-        stop: Strings that end the answer; they are not part of it.
+        stop: Strings that end the answer; they are not part of it. None is none.
+        add_special: Begin a raw text prompt with the BOS, and end it with the EOS, where the model
+            wants them. One that the text itself begins or ends with is not doubled.
         parse_special: Read special tokens written out in a raw text prompt as those tokens.
         lora: Adapters to compute with, by the names that load_lora() gave them: a mapping to their
-            scales. 1 is as trained, 0 is none.
+            scales. 1 is as trained, 0 is none. None is no adapter.
         ignore_eos: Go on after the model's end-of-generation token, up to max_tokens.
     """
 
-    max_tokens: int = Field(default=200, ge=1, le=INT32_MAX)
+    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | Literal[-1] = 200
     temperature: Temperature = 0.8
     top_k: TopK = 40
     top_p: TopP = 0.95
@@ -141,6 +155,7 @@ class GenerationParams(Parameters):
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_texts)] = Field(
         default=(), max_length=16
     )
+    add_special: bool = True
     parse_special: bool = True
     lora: Annotated[tuple[tuple[str, LoraScale], ...], BeforeValidator(_as_pairs)] = Field(
         default=(), max_length=16
@@ -165,9 +180,10 @@ class GenerationOptions(TypedDict, total=False):
     presence_penalty: float
     penalty_last_n: int
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
+    add_special: bool
     parse_special: bool
-    lora: Mapping[str, float]
+    lora: Mapping[str, float] | None
     ignore_eos: bool
 
 
@@ -292,14 +308,14 @@ class ContextParams(Parameters):
             raise InvalidParameterError(
                 f"parking_disk={self.parking_disk}: needs parking_dir", field="parking_disk"
             )
-        if self.parking_dir is not None and not Path(self.parking_dir).is_dir():
+        if self.parking_dir is not None and not is_directory(Path(self.parking_dir)):
             raise InvalidParameterError(
                 f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
             )
         if self.parking_dir is not None and self.parking_disk > 0:
             try:
-                tempfile.TemporaryFile(dir=self.parking_dir).close()
-            except OSError as error:
+                _try_directory(self.parking_dir)
+            except of_the_call(OSError) as error:
                 raise InvalidParameterError(
                     f"parking_dir={self.parking_dir!r}: no file can be made there: "
                     f"{error.strerror or error}",

@@ -20,7 +20,16 @@ from llama_runner.params import (
     generation_params,
 )
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import Prompt, Text, TokenIds, is_messages, read_messages
+from llama_runner.prompts.messages import (
+    Message,
+    Prompt,
+    Text,
+    TokenIds,
+    as_prompt,
+    is_messages,
+    read_messages,
+    refuse_unseen_roles,
+)
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.session import Session
 from llama_runner.tokens import Tokenizer
@@ -109,7 +118,7 @@ class LlamaRunner:
 
     def generate_stateless(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Iterable[Message],
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -118,7 +127,8 @@ class LlamaRunner:
 
         Args:
             prompt: Text, token ids or messages.
-            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            max_tokens: Most tokens to generate, -1 until the context is full; what ``params`` say,
+                or 200, if not given.
             params: How to sample and when to stop, where it says so: for what it does not set, the
                 runner's defaults hold. ``overrides`` are changes to it.
 
@@ -137,7 +147,7 @@ class LlamaRunner:
 
     def stream_stateless(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Iterable[Message],
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -152,7 +162,7 @@ class LlamaRunner:
 
     def _stateless(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Iterable[Message],
         max_tokens: int | None,
         params: GenerationParams | None,
         overrides: GenerationOptions,
@@ -162,12 +172,19 @@ class LlamaRunner:
         chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
         stops: tuple[str, ...] = ()
+        prompt = as_prompt(prompt)
         if is_messages(prompt):
-            text, stops = self._chat.render(read_messages(prompt))
+            messages = read_messages(prompt)
+            refuse_unseen_roles(messages, self._chat.template)
+            text, stops = self._chat.render(messages)
             sequence.append(self._chat.tokenize(text.encode(), behind=None)[0])
         elif isinstance(prompt, str):
             if prompt:
-                sequence.append(self.tokenizer.tokenize(prompt, parse_special=chosen.parse_special))
+                sequence.append(
+                    self.tokenizer.tokenize_prompt(
+                        prompt, add_special=chosen.add_special, parse_special=chosen.parse_special
+                    )
+                )
         else:
             sequence.append(prompt)
         sequence.use_adapters(chosen.lora)
@@ -177,7 +194,7 @@ class LlamaRunner:
 
     def generate_stateful(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Iterable[Message],
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -189,7 +206,8 @@ class LlamaRunner:
 
         Args:
             prompt: Text or token ids to go on with, or messages.
-            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            max_tokens: Most tokens to generate, -1 until the context is full; what ``params`` say,
+                or 200, if not given.
             params: How to sample and when to stop, where it says so: for what it does not set, the
                 runner's defaults hold. ``overrides`` are changes to it.
 
@@ -203,7 +221,7 @@ class LlamaRunner:
 
     def stream_stateful(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Iterable[Message],
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -338,6 +356,24 @@ class LlamaRunner:
             name = place.stem if name is None else name
             context.load_adapter(name, place.absolute(), file, fingerprint(file))
         return name
+
+    def unload_lora(self, name: str) -> None:
+        """Free an adapter, so that its memory is given back and its name may be given again.
+
+        Conversations that were computed with it are computed again on their next use, with what
+        that asks for.
+
+        Args:
+            name: As :meth:`load_lora` gave it.
+
+        Raises:
+            InvalidParameterError: There is none of this name.
+            ContextBusyError: Something is generated with it, or a stream with it is open.
+        """
+        context = self._alive_context()
+        if not isinstance(name, str):
+            raise InvalidParameterError(f"name={name!r}: must be a string", field="name")
+        context.unload_adapter(name)
 
     # ---- text ----------------------------------------------------------------------------------
 

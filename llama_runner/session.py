@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import TracebackType
@@ -27,7 +27,14 @@ from llama_runner.errors import InvalidParameterError
 from llama_runner.generation import Stream
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
-from llama_runner.prompts.messages import Prompt, is_messages, read_messages
+from llama_runner.prompts.messages import (
+    Message,
+    Prompt,
+    as_prompt,
+    is_messages,
+    read_messages,
+    refuse_unseen_roles,
+)
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.transcript import TranscriptMark
 
@@ -138,7 +145,7 @@ class Session:
     @_alone
     def generate(
         self,
-        prompt: Prompt = (),
+        prompt: Prompt | Iterable[Message] = (),
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -147,7 +154,8 @@ class Session:
 
         Args:
             prompt: Text or token ids to go on with, or messages; () to answer what is there.
-            max_tokens: Most tokens to generate; what ``params`` say, or 200, if not given.
+            max_tokens: Most tokens to generate, -1 until the context is full; what ``params`` say,
+                or 200, if not given.
             params: How to sample and when to stop, where it says so: for what it does not set, the
                 runner's defaults hold. ``overrides`` are changes to it.
 
@@ -157,12 +165,12 @@ class Session:
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
-        return self._conversation.generate(prompt, chosen)
+        return self._conversation.generate(self._read(prompt), chosen)
 
     @_alone
     def stream(
         self,
-        prompt: Prompt = (),
+        prompt: Prompt | Iterable[Message] = (),
         max_tokens: int | None = None,
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
@@ -176,7 +184,13 @@ class Session:
             stream that could not make room ends with what it has, one that failed is undone.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
-        return self._conversation.stream(prompt, chosen)
+        return self._conversation.stream(self._read(prompt), chosen)
+
+    def _read(self, prompt: Prompt | Iterable[Message]) -> Prompt:
+        prompt = as_prompt(prompt)
+        if is_messages(prompt):
+            refuse_unseen_roles(prompt, self._conversation.transcript.chat.template)
+        return prompt
 
     def cancel(self) -> None:
         """Stop what is generated on this conversation, from any thread.
@@ -189,7 +203,13 @@ class Session:
 
     @_alone
     @_undone_on_error
-    def append(self, prompt: Prompt, *, parse_special: bool = True) -> None:
+    def append(
+        self,
+        prompt: Prompt | Iterable[Message],
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+    ) -> None:
         """Add text, token ids or messages without generating; decoded with the next generation.
 
         Unlike :meth:`generate` it never takes messages for the whole conversation: an assistant's
@@ -203,10 +223,13 @@ class Session:
             ContextBusyError: A stream on this conversation is open.
         """
         conversation = self._conversation
+        prompt = self._read(prompt)
         if is_messages(prompt):
             conversation.add_messages(read_messages(prompt), for_answer=False)
         else:
-            conversation.transcript.add_raw(prompt, parse_special=parse_special)
+            conversation.transcript.add_raw(
+                prompt, add_special=add_special, parse_special=parse_special
+            )
         conversation.collector.make_room_for_prompt()
 
     # ---- memory --------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from llama_runner.errors import (
     SnapshotError,
     SnapshotNotFoundError,
     SnapshotReadError,
+    of_the_call,
 )
 from llama_runner.loaders.files import about_file, at_home, open_regular
 from llama_runner.parts import Part
@@ -241,7 +242,7 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
             )
             for record in header.parts
         ]
-    except ValueError:
+    except of_the_call(ValueError):
         raise SnapshotError("this snapshot's header is not valid: parts.collected") from None
     return parts, header.turn, header.name
 
@@ -257,12 +258,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read()
-    except FileNotFoundError as error:
+    except of_the_call(FileNotFoundError) as error:
         missing = SnapshotNotFoundError(
             f"no saved conversation at {str(path)!r}: give the path of a file that save() wrote"
         )
         raise about_file(missing, path, error) from None
-    except OSError as error:
+    except of_the_call(OSError) as error:
         unreadable = SnapshotReadError(f"{str(path)!r} cannot be read: {error.strerror}")
         raise about_file(unreadable, path, error) from None
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from llama_runner.errors import InvalidParameterError
+from llama_runner.errors import InvalidParameterError, of_the_call
 
 __all__ = [
     "cpu_features",
@@ -103,12 +103,16 @@ def memory_limit(root: Path = ROOT) -> int:
 
 
 def free_memory(root: Path = ROOT) -> int:
-    """Return the bytes that this process could get now, without swapping: its limit at most."""
-    limit = memory_limit(root)
+    """Return the bytes that this process could get now, without swapping.
+
+    What it and others hold does not count, of the machine and of every cgroup; what the system
+    keeps of files does, since it gives that up.
+    """
+    free = [memory_limit(root), *(_free_quota(directory) for directory in _cgroups("memory", root))]
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
-            return min(limit, int(line.split()[1]) * 1024)
-    return limit
+            free.append(int(line.split()[1]) * 1024)
+    return int(min(free))
 
 
 def peak_rss(root: Path = ROOT) -> int:
@@ -188,6 +192,21 @@ def _memory_quota(cgroup: Path) -> float:
     return int(limit) if limit.isdigit() else math.inf
 
 
+def _free_quota(cgroup: Path) -> float:
+    """The bytes that this cgroup may still take; infinite where it sets no limit."""
+    limit = _memory_quota(cgroup)
+    held = _read(cgroup / "memory.current") or _read(cgroup / "memory.usage_in_bytes")
+    if limit == math.inf or not held.isdigit():
+        return limit
+    numbers = dict(line.split() for line in _read(cgroup / "memory.stat").splitlines())
+    # Those of v1 that begin with "total" count the cgroups below, as the usage does.
+    of_files = sum(
+        int(numbers.get(f"total_{name}") or numbers.get(name) or 0)
+        for name in ("active_file", "inactive_file", "slab_reclaimable")
+    )
+    return max(0, limit - max(0, int(held) - of_files))
+
+
 def _total_memory(root: Path) -> int:
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
@@ -213,5 +232,5 @@ def _sysctl(name: str) -> int:
 def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()
-    except OSError:
+    except of_the_call(OSError):
         return ""

@@ -84,6 +84,24 @@ class Tokenizer:
             return self._read(text, add_special, parse_special).tokens
         return self.vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def tokenize_prompt(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> NDArray[np.int32]:
+        """Token ids of a text to generate from: as :meth:`tokenize`, with no BOS or EOS twice.
+
+        A prompt that was copied from a model's card or rendered elsewhere often begins with the
+        BOS itself, and models are worse after two of them.
+        """
+        tokens = self.tokenize(text, add_special=add_special, parse_special=parse_special)
+        if not (add_special and parse_special):
+            return tokens
+        bos, eos = self.vocab.bos, self.vocab.eos
+        if self.vocab.add_bos and len(tokens) > 1 and tokens[0] == tokens[1] == bos:
+            tokens = tokens[1:]
+        if self.vocab.add_eos and len(tokens) > 1 and tokens[-1] == tokens[-2] == eos:
+            tokens = tokens[:-1]
+        return tokens
+
     def count_tokens(
         self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> int:

@@ -109,7 +109,7 @@ class Transcript:
 
     # ---- growing -------------------------------------------------------------------------------
 
-    def add_raw(self, prompt: str | TokenIds, *, parse_special: bool) -> None:
+    def add_raw(self, prompt: str | TokenIds, *, add_special: bool, parse_special: bool) -> None:
         """Append text or token ids.
 
         Raises:
@@ -121,7 +121,9 @@ class Transcript:
             prompt = (
                 self.chat.continue_text(prompt, self.last_of(before), parse_special=parse_special)
                 if before
-                else self.chat.vocab.tokenize(prompt, parse_special=parse_special)
+                else self.chat.tokenizer.tokenize_prompt(
+                    prompt, add_special=add_special, parse_special=parse_special
+                )
             )
         self.sequence.append(prompt)
         if len(self.sequence) == before:

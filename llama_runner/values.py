@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llama_runner.errors import LlamaError
+from llama_runner.errors import LlamaError, raised_by_handler
 
 __all__ = ["Values", "as_tuple", "nearest"]
 
@@ -86,6 +86,10 @@ def _in_our_words(kind: type[Values], values: object) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            cause = detail.get("ctx", {}).get("error")
+            if isinstance(cause, Exception) and raised_by_handler(cause):
+                raise cause from None  # pydantic takes any ValueError for a refusal
         known = values if isinstance(values, Mapping) else {}
         raise _refusal(kind, known, error) from None
 

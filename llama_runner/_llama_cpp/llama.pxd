@@ -145,6 +145,8 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_hybrid(const llama_model * model)
     bool llama_model_is_diffusion(const llama_model * model)
 
+    void llama_adapter_lora_free(llama_adapter_lora * adapter)
+
     llama_context * llama_init_from_model(
         llama_model * model, llama_context_params params) except +set_load_error
     uint32_t llama_n_ctx(const llama_context * ctx)

@@ -11,7 +11,7 @@ from libcpp.string_view cimport string_view
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
-from llama_runner._llama_cpp.ggml cimport ggml_threadpool
+from llama_runner._llama_cpp.ggml cimport ggml_threadpool, ggml_type
 from llama_runner._llama_cpp.llama cimport (
     llama_adapter_lora,
     llama_batch,
@@ -187,6 +187,8 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         llama_adapter_lora * weights
         float scale
         bool operator==(const Adapter & other)
+
+    void forget_adapter(vector[Adapter] & adapters, const llama_adapter_lora * weights)
 
     cdef cppclass NativeSequence "llama_runner::Sequence":
         vector[llama_token] tokens
@@ -369,3 +371,5 @@ cdef extern from "memory.hpp" namespace "llama_runner" nogil:
         float rope_freq_scale
     int32_t learned_positions(const llama_model * model)
     ChosenParams chosen_params(const llama_context * context) except +set_python_error
+    uint32_t unfit_head(
+        const llama_model * model, ggml_type kind, bool of_values) except +set_python_error

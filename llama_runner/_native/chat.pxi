@@ -36,6 +36,7 @@ cdef class ChatTemplate:
             with nogil:
                 self.native = chat_templates(weights.get().model, text, signal_check())
         except LlamaRuntimeError as error:
+            pass_on_interrupt(error)
             raise ChatTemplateError(f"the chat template is no use: {cause(error)}") from None
 
     @property
@@ -64,6 +65,7 @@ cdef class ChatTemplate:
                     self.native, request, add_generation_prompt, signal_check()
                 )
         except LlamaRuntimeError as error:
+            pass_on_interrupt(error)
             raise ChatTemplateError(
                 f"the chat template refuses these messages: {cause(error)}"
             ) from None
@@ -80,6 +82,7 @@ cdef bytes as_json(size_t i, object message):
     except RecursionError:
         reason = "is nested too deeply"
     except (TypeError, ValueError) as error:
+        pass_on_interrupt(error)
         reason = str(error)
     raise ChatTemplateError(f"prompt[{i}]: {reason}", field="prompt")
 

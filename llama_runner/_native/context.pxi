@@ -19,6 +19,7 @@ from llama_runner._llama_cpp.llama cimport (
     LLAMA_FLASH_ATTN_TYPE_DISABLED,
     LLAMA_FLASH_ATTN_TYPE_ENABLED,
     llama_adapter_lora,
+    llama_adapter_lora_free,
     llama_context,
     llama_context_default_params,
     llama_context_params,
@@ -50,15 +51,19 @@ from llama_runner._llama_cpp.shim cimport (
     NativeSequence,
     cell_bytes,
     chosen_params,
+    compute_with,
     drop_all,
+    forget_adapter,
     kv_tensors,
     learned_positions,
     load_adapter,
     memory_use,
     own_context,
+    unfit_head,
 )
 
 import warnings as _warnings
+import weakref as _weakref
 
 _KV_TYPES = {
     "f32": <int> GGML_TYPE_F32,
@@ -105,7 +110,8 @@ cdef class Context:
         parking_dir: The directory for those on disk.
 
     Raises:
-        InvalidParameterError: ``n_ctx`` lets a sequence go beyond the learned positions.
+        InvalidParameterError: A parameter is out of range, or not for this model; ``n_ctx`` lets a
+            sequence go beyond the learned positions.
         OutOfMemoryError: llama.cpp could not allocate the context.
         UnsupportedModelError: The model cannot generate text.
         ClosedError: The model is closed.
@@ -115,6 +121,7 @@ cdef class Context:
         self.engine = new Engine()
         self.adapters = {}
         self.adapter_fingerprints = {}
+        self.sequences = _weakref.WeakSet()
         self.owner = process_id()
 
     def __init__(self, Model model not None, *, int n_ctx=2048, int n_seq_max=1,
@@ -167,6 +174,14 @@ cdef class Context:
         params.no_perf = True
         params.abort_callback = should_abort
         params.abort_callback_data = self.engine
+
+        for keys_or_values, of_values in (("keys", False), ("values", True)):
+            size = unfit_head(weights.get().model, params.type_k, of_values)
+            if size:
+                raise InvalidParameterError(
+                    f"kv_type={kv_type!r}: stores numbers in blocks of 32, and the "
+                    f"{keys_or_values} of this model's heads have {size}; use f32, f16 or bf16",
+                    field="kv_type")
 
         cdef llama_context * created
         forget_error()
@@ -348,14 +363,43 @@ cdef class Context:
         self.adapters[name] = <size_t> adapter
         self.adapter_fingerprints[name] = fingerprint
 
+    def unload_adapter(self, str name not None):
+        """Free a LoRA adapter. Sequences that it computed go on without it, and start anew.
+
+        Raises:
+            InvalidParameterError: There is none of this name.
+            ContextBusyError: A sequence is generating with it.
+        """
+        cdef shared_ptr[ContextBox] box = self.alive()
+        cdef vector[Adapter] nothing
+        cdef Sequence sequence
+        cdef llama_adapter_lora * adapter
+        cdef string error
+        with self._exclusive():  # until it ends, no sequence takes up an adapter
+            adapter = self._adapter(name, "name")
+            users = [sequence for sequence in self.sequences if sequence.computes_with(adapter)]
+            for sequence in users:
+                sequence.idle()
+            for sequence in users:
+                trim_cells(self.engine, box.get(), sequence.native.get(), 0)
+                forget_adapter(sequence.native.get().adapters, adapter)
+            if compute_with(self.engine[0], box.get().context, nothing, error) != 0:
+                raise OutOfMemoryError("there is no memory to go on without the adapter")
+            del self.adapters[name], self.adapter_fingerprints[name]
+            with nogil:
+                llama_adapter_lora_free(adapter)
+
+    cdef llama_adapter_lora * _adapter(self, name, str field) except NULL:
+        if name not in self.adapters:
+            raise InvalidParameterError(
+                f"{field}: no adapter {name!r} is loaded; loaded are "
+                f"{', '.join(map(repr, self.adapters)) or 'none'}", field=field)
+        return <llama_adapter_lora *> <size_t> self.adapters[name]
+
     cdef int find_adapters(self, pairs, vector[Adapter] & found) except -1:
         cdef Adapter adapter
         for name, scale in pairs:
-            if name not in self.adapters:
-                raise InvalidParameterError(
-                    f"lora: no adapter {name!r} is loaded; loaded are "
-                    f"{', '.join(map(repr, self.adapters)) or 'none'}", field="lora")
-            adapter.weights = <llama_adapter_lora *> <size_t> self.adapters[name]
+            adapter.weights = self._adapter(name, "lora")
             adapter.scale = scale
             found.push_back(adapter)
         return 0
@@ -370,6 +414,7 @@ cdef class Context:
         cdef Sequence sequence = Sequence.__new__(Sequence)
         sequence.context = self
         sequence.native = make_shared[NativeSequence]()
+        self.sequences.add(sequence)
         return sequence
 
     def _exclusive(self, bint to_close=False):
@@ -407,5 +452,4 @@ cdef object broken_context(Engine * engine):
 
 
 # Contexts to stop before the interpreter goes away; see module.pxi.
-import weakref as _weakref
 _live_contexts = _weakref.WeakSet()

@@ -18,6 +18,7 @@ from llama_runner.errors import (
     PromptTooLongError,
     TokenizationError,
     UnsupportedModelError,
+    raised_by_handler,
 )
 
 # Borrowed by C++ for as long as the process lives: the module's globals keep the classes alive.
@@ -31,6 +32,13 @@ cdef object native_line():
     """What llama.cpp logged as an error on this thread since forget_error(), or None."""
     cdef bytes line = last_error()
     return line.decode("utf-8", "replace") or None
+
+
+cdef int pass_on_interrupt(object error) except -1:
+    """Raise again what a signal handler raised; the rest is the call's own."""
+    if raised_by_handler(error):
+        raise error
+    return 0
 
 
 cdef int check_process(long owner, str what) except -1:

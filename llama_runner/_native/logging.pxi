@@ -52,10 +52,9 @@ cdef void log_line(int level, const char * text) noexcept with gil:
         line = (<bytes> text).decode("utf-8", "replace").rstrip()
         if line:
             _native_logger.log(_LEVELS.get(level, _logging.INFO), "%s", line)
-    except Exception:
-        pass  # a broken log handler must not unwind through llama.cpp's frames
-    except BaseException as error:  # nor Ctrl-C
-        if in_main_thread:
+    except BaseException as error:  # must not unwind through llama.cpp's frames
+        # A broken log handler harms nobody.
+        if in_main_thread and (not isinstance(error, Exception) or raised_by_handler(error)):
             raise_after_logging(error)
 
 

@@ -58,7 +58,7 @@ cdef class Request:
                 "tokens or raise n_ctx"
             )
         native.temporary = temporary
-        native.max_tokens = params.max_tokens
+        native.max_tokens = INT_MAX if params.max_tokens < 0 else params.max_tokens
         native.n_prompt = n_tokens
         prepare_sampler(
             native.sampler, read_recipe(params), False, engine.traits.n_vocab, engine.traits.n_ctx)

@@ -449,8 +449,17 @@ cdef class Sequence:
         if wanted == native.adapters:
             return
         with self._held():
+            wanted.clear()
+            self.context.find_adapters(adapters, wanted)  # one may have been unloaded meanwhile
             trim_cells(self.context.engine, self.context.box.get(), native, 0)
             native.adapters = wanted
+
+    cdef bint computes_with(self, const llama_adapter_lora * adapter):
+        cdef size_t i
+        for i in range(self.native.get().adapters.size() if self.native else 0):
+            if self.native.get().adapters[i].weights == adapter:
+                return True
+        return False
 
     @property
     def positions(self):

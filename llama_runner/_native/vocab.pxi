@@ -85,6 +85,7 @@ cdef class Vocab:
             with nogil:
                 box.get().tokenizer.tokenize(native, options, signal_check(), out)
         except LlamaRuntimeError as error:
+            pass_on_interrupt(error)
             raise cannot_tokenize(error) from None
         return 0
 
@@ -115,6 +116,7 @@ cdef class Vocab:
                 box.get().tokenizer.tokenize_all(
                     natives, options, threads, signal_check(), tokens)
         except LlamaRuntimeError as error:
+            pass_on_interrupt(error)
             raise cannot_tokenize(error) from None
         return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
 
@@ -172,6 +174,7 @@ cdef class Vocab:
                         result.native, nothing, result.native, result.options,
                         signal_check(), result.known)
         except LlamaRuntimeError as error:
+            pass_on_interrupt(error)
             raise cannot_tokenize(error) from None
         return result
 

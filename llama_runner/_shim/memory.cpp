@@ -105,6 +105,17 @@ int32_t learned_positions(const llama_model * model) {
     return model->pos_embd ? static_cast<int32_t>(model->pos_embd->ne[1]) : 0;
 }
 
+uint32_t unfit_head(const llama_model * model, ggml_type type, bool of_values) {
+    const llama_hparams & hparams = model->hparams;
+    for (uint32_t layer = 0; layer < hparams.n_layer(); ++layer) {
+        const uint32_t size = of_values ? hparams.n_embd_head_v(layer) : hparams.n_embd_head_k(layer);
+        if (size % ggml_blck_size(type) != 0) {
+            return size;
+        }
+    }
+    return 0;
+}
+
 void settle_memory(llama_context * context) {
     context->memory_update(false);  // where that fails, it is only logged
     const auto left = llama_get_memory(context)->init_update(context, false);

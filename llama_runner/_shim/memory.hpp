@@ -39,6 +39,10 @@ ChosenParams chosen_params(const llama_context * context);
 // How many positions a sequence may have, where the model has learned a vector for each; else 0.
 int32_t learned_positions(const llama_model * model);
 
+// How many numbers one of the model's heads has where that is no multiple of the type's block: llama.cpp
+// refuses such a context. 0 where all fit. Values are asked for apart from keys.
+uint32_t unfit_head(const llama_model * model, ggml_type type, bool of_values);
+
 // Carry out shifts and copies of cells that the next llama_decode would begin with.
 void settle_memory(llama_context * context);
 

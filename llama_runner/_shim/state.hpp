@@ -108,6 +108,11 @@ struct Adapter {
     }
 };
 
+inline void forget_adapter(std::vector<Adapter> & adapters, const llama_adapter_lora * weights) {
+    const auto same = [&](const Adapter & adapter) { return adapter.weights == weights; };
+    adapters.erase(std::remove_if(adapters.begin(), adapters.end(), same), adapters.end());
+}
+
 // One conversation: its ledger, and what of it need not be computed again.
 //
 // In the memory (slot >= 0): tokens[0:n_kv] have cells at positions 0..n_kv-1, the rest waits to be

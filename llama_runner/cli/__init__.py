@@ -23,7 +23,7 @@ from llama_runner.cli.generate import generate
 from llama_runner.cli.info import info
 from llama_runner.cli.models import models, pull, rm, verify
 from llama_runner.cli.output import note, printable
-from llama_runner.errors import LlamaError
+from llama_runner.errors import LlamaError, of_the_call
 
 __all__ = ["commands", "main"]
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except LlamaError as error:
         note(f"error: {printable(str(error))}")
         status = 1
-    except OSError as error:  # all others are LlamaErrors: this is the output's
+    except of_the_call(OSError) as error:  # all others are LlamaErrors: this is the output's
         if not isinstance(error, BrokenPipeError):  # who reads it has had enough
             note(f"error: the output cannot be written: {error.strerror}")
         _give_up_output()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ import click
 
 from llama_runner.cli.generate import write_stream
 from llama_runner.cli.options import (
+    CHAT_GENERATION,
+    CHAT_MAX_TOKENS,
     CONTEXT,
-    GENERATION,
     MODEL,
     QUIET,
     SYSTEM,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-# An answer that ends in mid-sentence is worse here than a long one.
-MAX_TOKENS = 1000
 HELP = """\
 /info   what is in the context
 /gc     drop the oldest turns
@@ -37,17 +37,18 @@ HELP = """\
 /quit   leave; Ctrl-D does too. Ctrl-C stops an answer."""
 
 
-@click.command(params=[MODEL, SYSTEM, *GENERATION, *CONTEXT, QUIET])
+@click.command(params=[MODEL, SYSTEM, *CHAT_GENERATION, *CONTEXT, QUIET])
 @click.pass_context
 def chat(
     context: click.Context, /, model: str | None, system: str | None, quiet: bool, **options: Any
 ) -> None:
     """Talk with a model.
 
-    Type /help for what else can be typed. Without --max-tokens an answer has at most 1000 tokens.
-    Where the questions are piped in, the exit status is 1 if one of them got no answer.
+    Type /help for what else can be typed. Lines that are pasted together are one question.
+    Where the questions are piped in, each line is one, and the exit status is 1 if one of them got
+    no answer.
     """
-    overrides = {"max_tokens": MAX_TOKENS} | generation_options(options)
+    overrides = {"max_tokens": CHAT_MAX_TOKENS} | generation_options(options)
     with open_runner(model, options, quiet=quiet) as runner:
         if runner.chat_template is None:
             raise ChatTemplateError(
@@ -130,15 +131,26 @@ def _lines() -> Iterator[str]:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.strip() for line in sys.stdin)
         return
-    import readline  # noqa: F401  (gives input() its editing and history)
+    import readline  # gives input() its editing and history
 
+    # The terminal marks what is pasted, and input() gives it as one, line breaks and all.
+    readline.parse_and_bind("set enable-bracketed-paste on")
     while True:
         try:
-            yield input("> ").strip()
+            yield "\n".join([input("> "), *_waiting_lines()]).strip()
         except KeyboardInterrupt:
             note("")
         except EOFError:
             note("")
+            return
+
+
+def _waiting_lines() -> Iterator[str]:
+    """The lines after the first that were pasted where the terminal marks no pastes."""
+    while select.select([sys.stdin], [], [], 0.05)[0]:
+        try:
+            yield input()
+        except EOFError:  # comes again when the next question is waited for
             return
 
 

@@ -52,8 +52,9 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
-    PROMPT is taken from standard input if it is - or missing. It is a user's message to the model,
-    or, if that has no chat template, a text to go on with.
+    PROMPT is taken from standard input if it is - or missing. What is piped in beside a prompt
+    comes after it: cat notes.txt | llama-runner generate "Summarise:". It is a user's message to
+    the model, or, if that has no chat template, a text to go on with.
     """
     if raw and system:
         raise click.UsageError("--system needs the chat template that --raw leaves out.")
@@ -92,13 +93,13 @@ def write_stream(chunks: Stream) -> Completion:
 def _read_prompt(argument: str | None, option: str | None) -> str:
     if argument is not None and option is not None:
         raise click.UsageError("Give the prompt as an argument or with --prompt, not both.")
-    if option is not None:
-        return option
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
+    given = option if option is not None else argument
+    on_terminal = sys.stdin.isatty()
+    if given is None and on_terminal:
         raise click.UsageError("No prompt: give it as an argument, or pipe it in.")
-    return sys.stdin.read().removesuffix("\n")
+    only_piped = given is None or argument == "-"
+    piped = "" if on_terminal and not only_piped else sys.stdin.read().removesuffix("\n")
+    return piped if only_piped else "\n\n".join(filter(None, (given, piped)))
 
 
 def _as_messages(text: str, system: str | None) -> list[dict[str, str]]:

@@ -15,7 +15,17 @@ from llama_runner.errors import InvalidParameterError
 if TYPE_CHECKING:
     from llama_runner.runner import LlamaRunner
 
-__all__ = ["CONTEXT", "GENERATION", "MODEL", "QUIET", "SYSTEM", "generation_options", "open_runner"]
+__all__ = [
+    "CHAT_GENERATION",
+    "CHAT_MAX_TOKENS",
+    "CONTEXT",
+    "GENERATION",
+    "MODEL",
+    "QUIET",
+    "SYSTEM",
+    "generation_options",
+    "open_runner",
+]
 
 
 def _tokens_or_auto(value: str) -> int | str:
@@ -33,14 +43,22 @@ MODEL = click.Option(
 SYSTEM = click.Option(["-s", "--system"], metavar="TEXT", help="What the model is told to be.")
 QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but the answer.")
 
-# Values are checked by GenerationParams and ContextParams alone; the defaults are theirs.
-GENERATION = (
-    click.Option(
+# An answer that ends in mid-sentence is worse in a chat than a long one.
+CHAT_MAX_TOKENS = 1000
+
+
+def _max_tokens(default: int) -> click.Option:
+    return click.Option(
         ["-n", "--max-tokens"],
         type=int,
-        show_default="200",
-        help="Most tokens to generate.",
-    ),
+        show_default=str(default),
+        help="Most tokens to generate; -1: until the context is full.",
+    )
+
+
+# Values are checked by GenerationParams and ContextParams alone; the defaults are theirs.
+GENERATION = (
+    _max_tokens(200),
     click.Option(
         ["-t", "--temperature"], type=float, show_default="0.8", help="Randomness; 0 is none."
     ),
@@ -62,6 +80,7 @@ GENERATION = (
         ["--stop"], multiple=True, metavar="TEXT", help="End the answer here (repeatable)."
     ),
 )
+CHAT_GENERATION = (_max_tokens(CHAT_MAX_TOKENS), *GENERATION[1:])
 CONTEXT = (
     click.Option(
         ["-c", "--n-ctx"],

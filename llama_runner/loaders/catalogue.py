@@ -26,6 +26,7 @@ from ..errors import (
     ModelMetadataError,
     ModelNotFoundError,
     ModelValidationError,
+    of_the_call,
 )
 from .files import (
     about_file,
@@ -108,7 +109,7 @@ class CatalogueEntry:
             return self.installed
         try:
             return sum(file.stat().st_size for file in self.files) == self.metadata.size
-        except OSError:  # deleted just now
+        except of_the_call(OSError):  # deleted just now
             return False
 
     @property
@@ -310,7 +311,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
         with open_regular(path) as file:
             while block := file.read(_HASH_BLOCK):
                 yield block
-    except OSError as error:
+    except of_the_call(OSError) as error:
         raise unreadable(path, error) from None
 
 
@@ -329,9 +330,9 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
         if not stat.S_ISDIR(folder.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return sorted(folder.glob(pattern))
-    except FileNotFoundError:
+    except of_the_call(FileNotFoundError):
         return []
-    except (OSError, ValueError) as error:
+    except of_the_call(OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no path has such characters"
         raise LlamaSystemError(
             f"the directory {quoted(os.fspath(folder), 200)} cannot be read: {reason}; choose "

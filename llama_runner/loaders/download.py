@@ -21,6 +21,7 @@ from ..errors import (
     LlamaError,
     ModelNotFoundError,
     NoDiskSpaceError,
+    of_the_call,
 )
 from .catalogue import CatalogueEntry, Progress, check_progress, find_entry, find_installed
 from .files import about_file
@@ -110,7 +111,7 @@ def _writing_to_cache(folder: Path) -> Iterator[None]:
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-    except OSError as error:
+    except of_the_call(OSError) as error:
         if isinstance(error, LlamaError):
             raise
         raise _as_download_error(error, folder) from error

@@ -15,7 +15,7 @@ from typing import IO, Final, Self, Unpack
 from .._core import Context, Model
 from ..errors import InvalidParameterError, OutOfMemoryError
 from ..params import ContextParams, ModelParams, RunnerOptions, runner_params
-from ..system import memory_limit
+from ..system import free_memory
 from .gguf import GgufInfo
 from .header import GgufArray, ModelPath, quoted
 from .resolve import checked_model
@@ -26,7 +26,9 @@ __all__ = ["MemoryEstimate", "estimate_memory", "fitting_n_ctx"]
 _STEP: Final = 256
 # Beyond this many tokens llama.cpp's own list of them takes time and memory; memory grows evenly.
 _LONGEST_TRIED: Final = 1 << 20
-# What an n_ctx that we choose leaves of the limit to Python and to everything else.
+# What of the free memory a model may take, so that Python and everything else can go on; and what
+# of that is taken by an n_ctx that we choose.
+_MOST: Final = 0.95
 _COMFORTABLE: Final = 0.9
 # The intermediate results of so many tokens are little beside what else there is.
 _USUAL_UBATCH: Final = 512
@@ -114,11 +116,12 @@ def fitting_n_ctx(
         file: The model's only file, if it is open already.
 
     Raises:
-        OutOfMemoryError: It takes more than the memory of the machine or of its cgroup; the
-            message says which n_ctx would fit.
+        InvalidParameterError: ``kv_type`` is not for this model.
+        OutOfMemoryError: It takes more than the memory that is free on the machine or in its
+            cgroup, less a margin; the message says which n_ctx would fit.
         ModelLoadError: llama.cpp refused the file.
     """
-    limit = memory_limit()
+    limit = room()
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info, for_context):
         return asked
@@ -145,9 +148,14 @@ def fitting_n_ctx(
     )
     raise OutOfMemoryError(
         f"{quoted(os.fspath(path), 200)} with n_ctx={asked} takes {_gib(needed)} of memory, and "
-        f"this process can have {_gib(limit)}: {advice}",
+        f"this process can have {_gib(limit)} now: {advice}",
         field="n_ctx",
     )
+
+
+def room() -> int:
+    """The bytes that a model may take of the memory that is free now."""
+    return int(free_memory() * _MOST)
 
 
 class _Blueprint:

@@ -10,17 +10,24 @@ import os
 import reprlib
 import secrets
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
-from ..errors import FileWriteError, InvalidParameterError, ModelNotFoundError, NoDiskSpaceError
+from ..errors import (
+    FileWriteError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    NoDiskSpaceError,
+    of_the_call,
+    raised_by_handler,
+)
 
 __all__ = [
     "about_file",
     "at_home",
     "bytes_below",
+    "is_directory",
     "is_file",
     "is_missing",
     "is_there",
@@ -74,26 +81,41 @@ def user_path(given: object, what: str = "model") -> Path:
 
 def at_home(path: str | os.PathLike[str]) -> Path:
     """The path with the home directory in place of ``~``, where there is such a user."""
-    with suppress(RuntimeError):
+    try:
         return Path(path).expanduser()
-    return Path(path)
+    except of_the_call(RuntimeError):
+        return Path(path)
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; of a name that no path can have, pathlib would raise."""
+    """Whether a regular file is there."""
+    return stat.S_ISREG(_mode(path.stat))
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory is there."""
+    return stat.S_ISDIR(_mode(path.stat))
+
+
+def _mode(look: Callable[[], os.stat_result]) -> int:
+    """What kind of file is there, 0 if nothing is.
+
+    pathlib's own questions raise where no path can have such a name, and drop what a signal handler
+    raises meanwhile.
+    """
     try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+        return look().st_mode
+    except of_the_call(OSError, ValueError):
+        return 0
 
 
 def trouble_at(path: Path) -> OSError | None:
     """Why nothing can be seen under a path, if so: it is not there, or may not be looked at."""
     try:
         path.stat()
-    except OSError as error:
+    except of_the_call(OSError) as error:
         return error
-    except ValueError:  # of a name that nothing can have
+    except of_the_call(ValueError):  # of a name that nothing can have
         return _NOTHING_THERE
     return None
 
@@ -105,25 +127,29 @@ def is_missing(trouble: OSError | None) -> bool:
 
 def is_there(path: Path) -> bool:
     """Whether something is there, be it a link to nothing."""
-    try:
-        path.lstat()
-    except (OSError, ValueError):
-        return False
-    return True
+    return _mode(path.lstat) != 0
 
 
 def size_of(files: Iterable[Path]) -> int:
     """The bytes that files have together; those that are not there, or no longer, have none."""
     total = 0
     for file in files:
-        with suppress(OSError):
+        try:
             total += file.stat().st_size
+        except of_the_call(OSError):
+            continue
     return total
 
 
 def bytes_below(folder: Path) -> int:
     """The bytes of all files in a folder and in those below it, also while some come and go."""
-    return size_of(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    places = os.walk(folder, onerror=_pass_over)
+    return size_of(Path(place, name) for place, _, names in places for name in names)
+
+
+def _pass_over(error: OSError) -> None:
+    if raised_by_handler(error):
+        raise error
 
 
 def about_file(
@@ -143,11 +169,11 @@ def open_regular(path: Path) -> IO[bytes]:
     try:
         refuse_special(path.stat().st_mode)  # a socket cannot be opened to find out
         file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
-    except ValueError:
+    except of_the_call(ValueError):
         raise _odd_characters() from None
     try:
         refuse_special(os.fstat(file.fileno()).st_mode)
-    except OSError:
+    except BaseException:
         file.close()
         raise
     return file
@@ -185,7 +211,7 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
         NoDiskSpaceError: The disk has no room.
         FileWriteError: It cannot be written there.
     """
-    is_link = os.path.islink(path)  # noqa: PTH114  # pathlib's raises for a name too long
+    is_link = stat.S_ISLNK(_mode(path.lstat))
     target = Path(os.path.realpath(path)) if is_link else path
     beside = target.parent / f".{secrets.token_hex(8)}.part"
     try:
@@ -198,22 +224,24 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
-    except (OSError, ValueError) as error:
+    except of_the_call(OSError, ValueError) as error:
         cause = error if isinstance(error, OSError) else _odd_characters()
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
         kind = NoDiskSpaceError if full else FileWriteError
         message = f"{os.fspath(path)!r} cannot be written: {cause.strerror}"
         raise about_file(kind(message, field="path"), path, cause) from None
     finally:
-        with suppress(OSError, ValueError):  # it is not there once it has its name
+        try:
             beside.unlink()
+        except of_the_call(OSError, ValueError):
+            pass  # it is not there once it has its name
 
 
 def _status_of(path: Path) -> os.stat_result | None:
     """The status of the regular file that is there, if one is."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except of_the_call(FileNotFoundError):
         return None
     refuse_special(status.st_mode)
     return status
@@ -222,11 +250,13 @@ def _status_of(path: Path) -> os.stat_result | None:
 def _keep_access(descriptor: int, old: os.stat_result) -> None:
     """Give a new file the owner, the group and the mode of the one that it replaces."""
     mode = stat.S_IMODE(old.st_mode)
-    with suppress(OSError):  # only root can give files away
+    try:
         os.fchown(descriptor, old.st_uid, -1)
+    except of_the_call(OSError):
+        pass  # only root can give files away
     try:
         os.fchown(descriptor, -1, old.st_gid)
-    except OSError:
+    except of_the_call(OSError):
         mode &= ~stat.S_IRWXG  # another group is meant now
     os.fchmod(descriptor, mode)
 

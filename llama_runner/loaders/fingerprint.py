@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import IO
 
+from ..errors import of_the_call
 from .header import unreadable
 
 __all__ = ["fingerprint"]
@@ -33,6 +34,6 @@ def fingerprint(file: IO[bytes]) -> str:
         for i in range(_N_SAMPLES):
             start = i * max(0, size - _SAMPLE_BYTES) // (_N_SAMPLES - 1)
             digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
-    except OSError as error:
+    except of_the_call(OSError) as error:
         raise unreadable(Path(str(file.name)), error) from None
     return digest.hexdigest()

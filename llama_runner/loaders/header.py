@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import reprlib
 import struct
 from collections.abc import Iterator
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ..errors import FileReadError, InvalidParameterError, ModelNotFoundError, ModelValidationError
+from ..errors import (
+    FileReadError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    ModelValidationError,
+    of_the_call,
+)
 from .files import about_file, at_home, is_missing, open_regular, path_text, refuse_special
 from .ggml_types import VALUE_TYPES
 
@@ -47,6 +54,10 @@ MAX_TENSORS: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 256 << 10  # of a chat template; some kilobytes are usual
 FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
+# Names as cutting tools and uploaders give them: x.gguf.part1of2, x.gguf-split-a.
+_PIECE: Final = re.compile(
+    r"(?P<whole>.+\.gguf)(?P<kind>[.-](?:part|split)-?)(?:\d+of(?P<count>\d+)|\d{1,3}|[a-z]{1,2})"
+)
 _U64: Final = struct.Struct("<Q")
 
 ModelPath = str | os.PathLike[str]
@@ -119,7 +130,7 @@ def open_model(
     try:
         file = open_regular(path) if opened is None else opened
         refuse_special(os.fstat(file.fileno()).st_mode)
-    except OSError as error:
+    except of_the_call(OSError) as error:
         if is_missing(error):
             may_be_name = what == "model" and path.name == given and not path.suffix
             advice = "; find_model() takes names, too" * may_be_name
@@ -132,17 +143,32 @@ def open_model(
             ) from None
         raise unreadable(path, error) from None
     try:
+        _refuse_piece(path)
         yield file, path
     finally:
         if opened is None:
             file.close()
 
 
+def _refuse_piece(path: Path) -> None:
+    """Refuse a file that was cut in pieces of bytes, of which none is a model by itself."""
+    piece = _PIECE.fullmatch(path.name)
+    if piece is None:
+        return
+    whole, others = piece["whole"], f"{piece['whole']}{piece['kind']}*"
+    in_order = f"$(ls -v {others})" if int(piece["count"] or 0) > 9 else others
+    raise ModelValidationError(
+        f"{quoted(path.name, 200)} is a piece of a file that was cut up; join the pieces first: "
+        f"cat {in_order} > {whole}",
+        field="path",
+    )
+
+
 def _is_open_file(model: IO[bytes]) -> bool:
     """Whether it gives bytes of a file of the operating system, as no BytesIO does."""
     try:
         return model.fileno() >= 0 and isinstance(model.read(0), bytes)
-    except (AttributeError, TypeError, OSError, ValueError):
+    except of_the_call(AttributeError, TypeError, OSError, ValueError):
         return False
 
 
@@ -370,7 +396,7 @@ class HeaderReader(Header):
         try:
             self._file.seek(0)
             self.buffer = self._file.read(target)
-        except OSError as error:
+        except of_the_call(OSError) as error:
             raise unreadable(self._path, error) from None
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")

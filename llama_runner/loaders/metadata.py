@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import LlamaError, ModelMetadataError, ModelNotFoundError
+from ..errors import LlamaError, ModelMetadataError, ModelNotFoundError, of_the_call
 from ..params import (
     INT32_MAX,
     Layers,
@@ -308,7 +308,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     try:
         with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
+    except of_the_call(OSError) as error:
         if is_missing(error):
             missing = ModelNotFoundError(f"no model description at {name}")
             raise about_file(missing, path, error) from None
@@ -334,7 +334,7 @@ def _parsed(data: bytes, folder: Path) -> ModelMetadata:
         values = json.loads(data, object_pairs_hook=_each_once)
     except ModelMetadataError:
         raise
-    except (ValueError, RecursionError) as error:
+    except of_the_call(ValueError, RecursionError) as error:
         raise ModelMetadataError(f"not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ModelMetadataError("a JSON object is expected")

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import DownloadError, MissingDependencyError, ModelError
+from ..errors import DownloadError, MissingDependencyError, ModelError, of_the_call
 from .catalogue import SIDECAR, CatalogueEntry, Progress, sha256_of, verify_files
 from .metadata import ModelMetadata
 from .reading import part_names
@@ -60,7 +60,7 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
     try:
         # huggingface_hub and the HTTP library below it raise many kinds of errors.
         return _fetch(hub, repository, file, folder, progress)
-    except Exception as error:
+    except of_the_call(Exception) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = str(error).strip().splitlines() or [type(error).__name__]

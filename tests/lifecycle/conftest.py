@@ -51,7 +51,7 @@ def python(model_path: Path) -> Python:
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,  # a guard against hanging: a busy machine may take long
         )
         assert answer.stderr == "", answer.stderr
         assert answer.returncode == 0

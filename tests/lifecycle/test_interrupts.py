@@ -337,11 +337,11 @@ def fork():
     if child == 0:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         with new_runner() as own:
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
             sequence = own._context.new_sequence()
             sequence.append(own.tokenize("Why?"))
             request = Request(sequence, GenerationParams(seed=1, max_tokens=900, ignore_eos=True))
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
                 request.run()
             except KeyboardInterrupt:
                 print("interrupted", len(request.tokens) < 900, flush=True)

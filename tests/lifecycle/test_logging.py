@@ -166,10 +166,8 @@ except KeyboardInterrupt:
     assert answer == "interrupted\n"
 
 
-# An Exception that comes in the midst of a log handler is taken for the handler's own, as logging
-# itself does.
-@pytest.mark.parametrize(("kind", "fewest"), [("TimeoutError", 6), ("SystemExit", 8)])
-def test_what_a_signal_handler_raises_comes_out_of_the_call(python, kind: str, fewest: int) -> None:
+@pytest.mark.parametrize("kind", ["TimeoutError", "SystemExit"])
+def test_what_a_signal_handler_raises_comes_out_of_the_call(python, kind: str) -> None:
     """While llama.cpp works, Python's only own code is that which logs."""
     answer = python(
         LOGGING
@@ -190,7 +188,7 @@ for i in range(8):
 print(n_loads)
 """
     )
-    assert int(answer) >= fewest
+    assert answer == "8\n"
 
 
 @pytest.mark.parametrize(

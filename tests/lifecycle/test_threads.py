@@ -395,10 +395,13 @@ def test_a_stream_that_has_not_begun_leaves_nothing_behind(runner: LlamaRunner, 
         assert (session.messages, session.info()) == before
 
 
-def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(
-    runner: LlamaRunner,
-) -> None:
-    with runner.session() as session, ThreadPoolExecutor(1) as pool:
+def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(model_path: Path) -> None:
+    # One token at a time: reading the prompt takes far longer than it takes to be scheduled.
+    with (
+        LlamaRunner(model_path, n_ctx=1024, n_threads=1, n_ubatch=1) as runner,
+        runner.session() as session,
+        ThreadPoolExecutor(1) as pool,
+    ):
         session.generate("1, 2, 3,", 4, temperature=0)
         before = session.info()
         answer = pool.submit(session.generate, "word " * 900, 900, **ENDLESS)

@@ -262,7 +262,7 @@ def test_content_in_parts_is_that_text(runner: LlamaRunner) -> None:
     ("options", "part"),
     [
         ({"max_tokens": 0}, "max_tokens=0: must be an integer between 1 and"),
-        ({"max_tokens": -1}, "max_tokens=-1"),
+        ({"max_tokens": -2}, "max_tokens=-2"),
         ({"max_tokens": True}, "max_tokens=True"),
         ({"max_tokens": 1.5}, "max_tokens=1.5"),
         ({"temperature": float("nan")}, "temperature=nan: must be a number between 0 and 100"),

@@ -32,8 +32,12 @@ def model() -> None:
 
 def test_the_same_greedy_answer_streamed_and_as_json() -> None:
     command = [*PROGRAM, "generate", "-q", "--raw", "-t0", "-n12", "The capital of France is"]
-    streamed = subprocess.run(command, capture_output=True, text=True, check=True)
-    whole = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    streamed, whole = (
+        subprocess.run(
+            [*command, *more], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+        for more in ([], ["--json"])
+    )
     assert streamed.stderr == whole.stderr == ""
     assert "Paris" in streamed.stdout
     assert repr(streamed.stdout.removesuffix("\n"))[1:-1] in whole.stdout
@@ -41,7 +45,9 @@ def test_the_same_greedy_answer_streamed_and_as_json() -> None:
 
 def test_ctrl_c_ends_a_generation_quietly() -> None:
     command = [*PROGRAM, "generate", "-q", "--raw", *ENDLESS, "Once upon a time"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.read(5)
     process.send_signal(signal.SIGINT)

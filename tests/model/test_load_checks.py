@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -409,7 +410,7 @@ def test_a_context_without_allocation_is_closed(tiny: Path) -> None:
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("llama_runner.loaders.estimate.memory_limit", lambda: limit)
+    monkeypatch.setattr("llama_runner.loaders.estimate.room", lambda: limit)
 
 
 def test_what_cannot_fit_is_refused_with_what_would(
@@ -425,6 +426,70 @@ def test_what_cannot_fit_is_refused_with_what_would(
     assert 256 <= advised < 2048
     assert estimate_memory(tiny, n_ctx=advised).host <= limit
     LlamaRunner(tiny, n_ctx=advised).close()
+
+
+def test_what_others_hold_is_not_there_to_be_taken(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = estimate_memory(tiny, n_ctx=2048).host
+    monkeypatch.setattr("llama_runner.loaders.estimate.free_memory", lambda: int(needed * 1.1))
+    LlamaRunner(tiny, n_ctx=2048).close()
+    monkeypatch.setattr("llama_runner.loaders.estimate.free_memory", lambda: int(needed * 1.02))
+    with pytest.raises(OutOfMemoryError, match="would fit"):  # nothing would be left
+        LlamaRunner(tiny, n_ctx=2048)
+
+
+def test_a_context_beyond_the_training_is_said_once(tiny: Path) -> None:
+    twice: Any = {"n_ctx": 2 * N_CTX_TRAIN}
+    with pytest.warns(UserWarning, match=r"n_ctx=8192: .* trained with at most 4,096") as caught:
+        LlamaRunner(tiny, **twice).close()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LlamaRunner(tiny, n_ctx=N_CTX_TRAIN).close()
+        LlamaRunner(tiny, n_ctx=0).close()
+        LlamaRunner(tiny, **twice, rope_freq_scale=0.5).close()
+        LlamaRunner(tiny, **twice, kv_layout="streams", n_seq_max=2).close()
+        with pytest.raises(UserWarning):
+            LlamaRunner(tiny, **twice)  # and nothing is left open
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"])
+@pytest.mark.parametrize("n_ctx", [512, "auto"])
+def test_a_kv_type_for_which_heads_are_too_small_is_refused(
+    tmp_path: Path, n_ctx: Any, kv_type: Any
+) -> None:
+    """Numbers are quantized 32 at a time, and these heads have 8."""
+    path = write_model(tmp_path / "small_heads.gguf")
+    for call in (LlamaRunner, estimate_memory):
+        with pytest.raises(
+            InvalidParameterError, match=rf"kv_type='{kv_type}': .* have 8"
+        ) as caught:
+            call(path, n_ctx=n_ctx, kv_type=kv_type)
+        assert caught.value.field == "kv_type"
+
+
+@pytest.mark.parametrize(("keys", "values", "named"), [(32, 16, "values"), (16, 32, "keys")])
+def test_a_kv_type_is_for_values_as_well_as_for_keys(
+    tmp_path: Path, keys: int, values: int, named: str
+) -> None:
+    model = tiny_llama().with_keys(
+        llama__attention__key_length=(U32, keys),
+        llama__attention__value_length=(U32, values),
+        llama__rope__dimension_count=(U32, keys),
+    )
+    for name, shape in {
+        "attn_q": (32, 2 * keys),
+        "attn_k": (32, keys),
+        "attn_v": (32, values),
+        "attn_output": (2 * keys, 32),
+    }.items():
+        model = model.with_tensor(f"blk.0.{name}.weight", shape=shape)
+    path = model.write(tmp_path / "uneven.gguf")
+    problem = f"the {named} of this model's heads have 16"
+    with Model(path) as loaded, pytest.raises(InvalidParameterError, match=problem):
+        Context(loaded, n_ctx=256, kv_type="q8_0")
 
 
 def test_an_absurd_context_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

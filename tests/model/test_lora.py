@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +20,7 @@ from llama_runner import GenerationParams, LlamaRunner
 from llama_runner._core import Context, Model
 from llama_runner.errors import (
     ClosedError,
+    ContextBusyError,
     ContextFullError,
     InvalidParameterError,
     LlamaError,
@@ -367,3 +371,170 @@ def test_a_path_that_is_none(runner_of_base: LlamaRunner, path: Any) -> None:
 def test_a_name_that_is_none(runner_of_base: LlamaRunner, adapter: Path, name: Any) -> None:
     with pytest.raises(InvalidParameterError, match="must be a string that is not empty"):
         runner_of_base.load_lora(adapter, name)
+
+
+# ---- unloading ---------------------------------------------------------------------------------
+
+
+def test_a_name_may_be_given_again_after_unloading(
+    tuned: LlamaRunner, tmp_path: Path, halves: Halves
+) -> None:
+    plain, first = answer(tuned), answer(tuned, lora={"pirate": 1})
+    tuned.unload_lora("pirate")
+    with pytest.raises(
+        InvalidParameterError, match="no adapter 'pirate' is loaded; loaded are non"
+    ):
+        answer(tuned, lora={"pirate": 1})
+    assert answer(tuned) == plain
+    twice = {name: (down, 2 * up) for name, (down, up) in halves.items()}
+    tuned.load_lora(write_adapter(tmp_path / "pirate.gguf", twice))
+    assert answer(tuned, lora={"pirate": 0.5}) == first != answer(tuned, lora={"pirate": 1})
+
+
+@pytest.mark.parametrize("name", ["parrot", "", "Pirate"])
+def test_what_is_not_loaded_cannot_be_unloaded(tuned: LlamaRunner, name: str) -> None:
+    with pytest.raises(
+        InvalidParameterError, match=rf"name: no adapter '{name}' is loaded"
+    ) as caught:
+        tuned.unload_lora(name)
+    assert caught.value.field == "name"
+
+
+def test_a_stream_keeps_its_adapter_loaded(tuned: LlamaRunner) -> None:
+    wanted = answer(tuned, lora={"pirate": 1})
+    with tuned.stream_stateless(PROMPT, 24, lora={"pirate": 1}, **GREEDY) as stream:
+        next(stream)
+        with pytest.raises(ContextBusyError):
+            tuned.unload_lora("pirate")
+        for _ in stream:
+            pass
+        assert stream.completion.tokens == wanted
+    tuned.unload_lora("pirate")
+
+
+@pytest.mark.parametrize("kind", ["plain", "recurrent"])
+def test_a_conversation_is_computed_again_without_an_unloaded_adapter(
+    tmp_path: Path, halves: Halves, kind: str
+) -> None:
+    base = write_model(tmp_path / "base.gguf", kind)
+    some = halves if kind == "plain" else None
+    if some is None:
+        random = np.random.default_rng(4)
+        shapes = {t.name: t.shape for t in gguf.GGUFReader(base).tensors if "ssm_out" in t.name}
+        some = {
+            name: (
+                random.standard_normal((RANK, int(shape[0]))).astype(np.float32) / 4,
+                random.standard_normal((int(shape[1]), RANK)).astype(np.float32) / 4,
+            )
+            for name, shape in shapes.items()
+        }
+    architecture = ARCHITECTURES[kind]
+    other = {name: (down, -up) for name, (down, up) in some.items()}
+    files = [
+        write_adapter(tmp_path / f"{i}.gguf", adapted, architecture)
+        for i, adapted in enumerate((some, other))
+    ]
+    with LlamaRunner(base, n_ctx=512, n_threads=1) as runner:
+
+        def talk(name: str | None = None) -> list[tuple[int, ...]]:
+            lora = {name: 1.0} if name else None
+            answers = [
+                runner.generate_stateful(text, 8, lora=lora, **GREEDY) for text in ("ab", "c")
+            ]
+            return [answer.tokens for answer in answers]
+
+        runner.load_lora(files[1], "wanted")
+        wanted = talk("wanted")
+        runner.clear_context()
+        runner.load_lora(files[0], "it")
+        session = runner.session()
+        session.generate("ab", 8, lora={"it": 1.0}, **GREEDY)
+        runner.unload_lora("it")
+        assert len(session._sequence) > 8  # what was said is still there
+        go_on = session.generate("c", 8, **GREEDY)
+        assert go_on.receipt.reused == 0
+        runner.load_lora(files[1], "it")
+        assert talk("it") == wanted
+
+
+def test_unloading_waits_for_no_conversation_and_loses_none(tuned: LlamaRunner) -> None:
+    """One that was moved out of the memory was computed with it, too."""
+    sessions = [tuned.session() for _ in range(6)]  # two more than have room
+    for session in sessions:
+        session.generate(PROMPT, 40, lora={"pirate": 1}, **GREEDY)
+    tuned.unload_lora("pirate")
+    assert [session._sequence.adapters for session in sessions] == [()] * 6
+    for session in sessions:
+        assert session.generate(" abc", 4, **GREEDY).receipt.reused == 0
+        session.close()
+
+
+def test_unloading_gives_the_memory_back(tmp_path: Path, python_rss: str, base: Path) -> None:
+    random = np.random.default_rng(1)
+    wide = {
+        tensor.name: (
+            random.standard_normal((2048, int(tensor.shape[0]))).astype(np.float32),
+            random.standard_normal((int(tensor.shape[1]), 2048)).astype(np.float32),
+        )
+        for tensor in gguf.GGUFReader(base).tensors
+        if tensor.name in CHANGED
+    }
+    path = write_adapter(tmp_path / "wide.gguf", wide)
+    assert path.stat().st_size > 1_500_000
+    grown = subprocess.run(
+        [sys.executable, "-c", python_rss, str(base), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert int(grown.stdout) < 20_000_000  # of 300 MB that were loaded
+
+
+@pytest.fixture
+def python_rss() -> str:
+    return """
+import re, sys
+from llama_runner import LlamaRunner
+
+def resident():
+    return int(re.search(r"RssAnon:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+with LlamaRunner(sys.argv[1], n_ctx=256, n_threads=1) as runner:
+    for i in range(220):
+        if i == 20:
+            before = resident()
+        runner.load_lora(sys.argv[2], "wide")
+        runner.generate_stateless("ab", 1, lora={"wide": 1})
+        runner.unload_lora("wide")
+    print(resident() - before)
+"""
+
+
+def test_unloading_while_others_ask_for_it(tuned: LlamaRunner, adapter: Path) -> None:
+    """They get their answer, or hear that it is not loaded."""
+    wanted = answer(tuned, lora={"pirate": 1})
+    done = threading.Event()
+    found: set[str] = set()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                assert answer(tuned, lora={"pirate": 1}) == wanted
+            except InvalidParameterError as error:
+                found.add(str(error).partition(";")[0])
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        n_unloaded = 0
+        while n_unloaded < 20:
+            try:
+                tuned.unload_lora("pirate")
+            except ContextBusyError:
+                continue
+            n_unloaded += 1
+            tuned.load_lora(adapter)
+        done.set()
+        for future in asking:
+            future.result()
+    assert found <= {"lora: no adapter 'pirate' is loaded"}

@@ -67,6 +67,7 @@ def constructing(runner: LlamaRunner) -> None:
 def values() -> None:
     stopping = GenerationParams(stop="x", max_tokens=5, lora={"pirate": 1.0})
     GenerationParams(stop=["x", "y"])
+    GenerationParams(stop=None, lora=None, max_tokens=-1, add_special=False)
     assert_type(stopping.stop, tuple[str, ...])
     assert_type(stopping.merged(seed=1), GenerationParams)
     GenerationParams(stop=3)  # type: ignore[arg-type]
@@ -88,6 +89,7 @@ def prompts(runner: LlamaRunner, ids: NDArray[np.int32]) -> None:
     runner.generate_stateless([1, 2])
     runner.generate_stateless(ids)
     runner.generate_stateless([{"role": "user", "content": "text"}])
+    runner.generate_stateless({"role": "user", "content": text} for text in ("a", "b"))
     runner.generate_stateless(1)  # type: ignore[arg-type]
 
 

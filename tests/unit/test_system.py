@@ -142,6 +142,29 @@ def test_free_memory_is_what_is_available_within_the_limit(tmp_path: Path) -> No
     assert system.free_memory(tree(tmp_path, files)) == GIB // 2
 
 
+def test_what_a_cgroup_holds_is_not_free_but_for_what_it_keeps_of_files(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": f"MemTotal: {8 * GIB // 1024} kB\nMemAvailable: {6 * GIB // 1024} kB\n",
+        "proc/self/cgroup": "0::/a/b\n",
+        "proc/self/mountinfo": V2_MOUNT,
+        "sys/fs/cgroup/a/memory.max": str(4 * GIB),
+        "sys/fs/cgroup/a/memory.current": str(3 * GIB),
+        "sys/fs/cgroup/a/memory.stat": f"anon 5\nactive_file {GIB}\ninactive_file {GIB // 2}\n",
+        "sys/fs/cgroup/a/b/memory.max": "max",
+        "sys/fs/cgroup/a/b/memory.current": str(GIB),
+    }
+    assert system.free_memory(tree(tmp_path / "v2", files)) == 2 * GIB + GIB // 2
+    files = {
+        "proc/meminfo": f"MemTotal: {8 * GIB // 1024} kB\n",
+        "proc/self/cgroup": "4:memory:/a\n",
+        "proc/self/mountinfo": V1_MEMORY,
+        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(2 * GIB),
+        "sys/fs/cgroup/memory/a/memory.usage_in_bytes": str(3 * GIB // 2),
+        "sys/fs/cgroup/memory/a/memory.stat": f"active_file 1\ntotal_inactive_file {GIB}\n",
+    }
+    assert system.free_memory(tree(tmp_path / "v1", files)) == GIB + GIB // 2 + 1
+
+
 def test_peak_memory_grows_with_what_is_held() -> None:
     before = system.peak_rss()
     held = b"x" * (before + 32 * 2**20)

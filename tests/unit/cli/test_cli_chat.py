@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import sys
 import types
 from pathlib import Path
@@ -92,6 +94,48 @@ def test_on_a_terminal_ctrl_c_clears_the_line_and_ctrl_d_ends(
         raise item
 
     monkeypatch.setattr("builtins.input", type_in)
+    nothing_typed, never_written = os.pipe()
+    terminal = types.SimpleNamespace(isatty=lambda: True, fileno=lambda: nothing_typed)
     for name in ("stdin", "stdout"):
-        monkeypatch.setattr(sys, name, types.SimpleNamespace(isatty=lambda: True))
+        monkeypatch.setattr(sys, name, terminal)
     assert list(_lines()) == ["one", "two"]
+    for descriptor in (nothing_typed, never_written):
+        os.close(descriptor)
+
+
+PASTED = """
+from llama_runner.cli.chat import _lines
+for line in _lines():
+    print("question", repr(line), flush=True)
+"""
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_lines_that_are_pasted_together_are_one_question(marked: bool) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-c", PASTED])
+    shown = b""
+
+    def read_until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 1000)
+
+    read_until(b"> ")
+    pasted = b"\x1b[200~one\ntwo\x1b[201~\r" if marked else b"one\rtwo\r"
+    os.write(terminal, pasted)
+    read_until(b"question 'one\\ntwo'")
+    os.write(terminal, b"three\r")
+    read_until(b"question 'three'")
+    os.write(terminal, b"\x04")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+
+
+def test_the_help_says_one_default_for_the_length_of_an_answer(run: Run) -> None:
+    for command, default in (("chat", "1000"), ("generate", "200")):
+        said = " ".join(run(command, "--help")[1].split())
+        assert f"full. [default: ({default})]" in said
+        assert "1000" not in said.replace(f"({default})", "")

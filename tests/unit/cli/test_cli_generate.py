@@ -116,6 +116,18 @@ def test_a_prompt_option_may_begin_with_a_dash(
     assert fake.made[0].asked[0][0] == "-"
 
 
+@pytest.mark.parametrize("arguments", [("Summarise:",), ("--prompt", "Summarise:")])
+def test_what_is_piped_in_comes_after_the_prompt(
+    fake: type[FakeRunner], model: Path, run: Run, arguments: tuple[str, ...]
+) -> None:
+    run("generate", "--raw", "-m", model, *arguments, stdin="one\ntwo\n")
+    assert fake.made[0].asked[0][0] == "Summarise:\n\none\ntwo"
+    run("generate", "--raw", "-m", model, *arguments, stdin=Terminal("typed\n"))
+    assert fake.made[1].asked[0][0] == "Summarise:"
+    run("generate", "--raw", "-m", model, *arguments, stdin="")
+    assert fake.made[2].asked[0][0] == "Summarise:"
+
+
 def test_no_prompt_or_two_is_wrong_usage(fake: type[FakeRunner], run: Run) -> None:
     assert run("generate", "a", "--prompt", "b")[0] == 2
     status, _, err = run("generate", stdin=Terminal())
