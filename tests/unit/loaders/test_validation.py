@@ -114,7 +114,7 @@ def test_the_header_level_looks_at_the_structure_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["bogus", "", "Full", None, False, True, 1])
 def test_a_level_that_does_not_exist(level: Any, tmp_path: Path) -> None:
     path = tiny_llama().write(tmp_path / "good.gguf")
-    with pytest.raises(InvalidParameterError, match="must be 'header' or 'full'"):
+    with pytest.raises(InvalidParameterError, match="must be 'header', 'full' or 'graph'"):
         validate_model(path, level)
 
 
