@@ -432,7 +432,7 @@ class Conversation:
             self.collector.checkpoints.go_back(end)
             self.sequence.truncate(end)
             # A stop string that began inside a token: of that one, memory keeps what was shown.
-            kept, last = request.kept_text, self.transcript.behind(end)
+            kept, last = request.kept_text, self.transcript.last_of(end)
             self.sequence.append(self._chat.continue_text(kept, last, parse_special=False))
         self.transcript.book_answer(request.text)
 

@@ -23,7 +23,8 @@ from llama_runner.tokens import Tokenizer
 
 FOLDER = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"
 TEMPLATES = sorted(FOLDER.glob("*.jinja"))
-MARKERS = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+# Also between the wide bars of DeepSeek's templates.
+MARKERS = re.compile("<[|\uff5c][^|\uff5c<>\\s]+[|\uff5c]>|</?[a-z_]+>|\\[/?[A-Z_]+\\]")
 ROOM = 1024
 # More than it takes to drop turns several times. All 200 pass, too; they take minutes.
 N_TURNS = int(os.environ.get("LLAMA_RUNNER_TEST_TURNS", "24"))
