@@ -18,6 +18,8 @@ from tiny_models import PIECES, write_model
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Model
+from llama_runner.errors import ChatTemplateError, PromptTooLongError
+from llama_runner.memory import summarize
 from llama_runner.prompts.chat_format import BREAK, ChatFormat
 from llama_runner.tokens import Tokenizer
 
@@ -137,4 +139,57 @@ def test_a_long_history_is_taken_without_its_oldest_turns(runner: LlamaRunner) -
         assert left[0] == SYSTEM[0]
         assert 3 < len(left) < len(given)
         assert left[1:-1] == given[-(len(left) - 2) :]
+        check_text(runner, session)
+
+
+def say_turns(session: Session, n: int) -> None:
+    session.generate(
+        [*SYSTEM, *history(n - 1, thoughts=False), *question("And now?")], 1, **greedy()
+    )
+
+
+def test_a_pinned_turn_stays_between_turns_that_go(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        say_turns(session, 5)
+        [pinned] = [i for i, span in enumerate(session.info().spans) if span[::4] == ("user", 2)]
+        session.pin(pinned)
+        report = session.gc(0.0)
+        assert (report.method, report.spans_removed) == ("shift", 6)
+        turn = history(5, thoughts=False)[4:6]
+        assert session.messages[:-1] == [*SYSTEM, *turn, *question("And now?")]
+        check_text(runner, session)
+
+
+def test_what_is_pinned_is_an_error_where_nothing_else_can_go(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        say_turns(session, 3)
+        for i in range(len(session.info().spans)):
+            session.pin(i)
+        assert session.gc(0.0).method == "none"
+        before = session.messages
+        with pytest.raises(PromptTooLongError, match="unpin"):
+            session.generate(question("x" * session.info().n_ctx), 1, **greedy())
+        assert session.messages == before
+        session.generate(question("And?"), 1, **greedy())
+        check_text(runner, session)
+
+
+@pytest.mark.parametrize("summary", ["They counted.", " \n", ""])
+def test_a_summary_stands_for_the_turns_that_go(runner: LlamaRunner, summary: str) -> None:
+    with runner.session() as session:
+        say_turns(session, 6)
+        before = session.messages
+        try:
+            report = session.gc(0.0, policy=summarize(lambda text: summary))
+        except ChatTemplateError as error:  # it takes no message there, and says so
+            assert "summarize" in error.message
+            assert session.messages == before
+            return
+        assert report.spans_removed == 10
+        roles = [span.role for span in session.info().spans if span.role != "system"]
+        assert roles == ["summary"] * bool(summary.strip()) + ["user", "assistant"]
+        assert not summary.strip() or summary in memory(runner, session)
+        check_text(runner, session)
+        session.generate(question("And?"), 1, **greedy())
+        assert "Be wise." in memory(runner, session)
         check_text(runner, session)

@@ -7,6 +7,7 @@ before a text, or lack characters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,14 +38,33 @@ texts = st.lists(
 ).map("".join)
 
 
+# They drop accents, white space and what they do not know.
+LOSSY = {"ggml-vocab-bert-bge", "ggml-vocab-nomic-bert-moe"}
+LOSSLESS = [path for path in VOCABULARIES if path.stem not in LOSSY]
+
+
+@contextmanager
+def runner_on(vocabulary: Path, folder: Path) -> Iterator[LlamaRunner]:
+    path = write_model(folder / "tiny.gguf", vocabulary=vocabulary)
+    with LlamaRunner(path, n_ctx=2048, n_threads=1, chat_template=TEMPLATE) as runner:
+        yield runner
+    path.unlink()
+
+
 @pytest.fixture(scope="module", params=VOCABULARIES, ids=lambda path: path.stem)
 def runner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LlamaRunner]:
-    path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", vocabulary=request.param)
-    with LlamaRunner(path, n_ctx=2048, n_threads=1, chat_template=TEMPLATE) as runner:
+    with runner_on(request.param, tmp_path_factory.mktemp("model")) as runner:
         yield runner
-    path.unlink()
+
+
+@pytest.fixture(scope="module", params=LOSSLESS, ids=lambda path: path.stem)
+def lossless(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaRunner]:
+    with runner_on(request.param, tmp_path_factory.mktemp("model")) as runner:
+        yield runner
 
 
 def check_sum(session: Session) -> None:
@@ -73,10 +93,21 @@ def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -
         assert n_left >= n_fresh
 
 
-def test_a_sparkline_is_counted_and_found_again(runner: LlamaRunner) -> None:
+@settings(max_examples=50, deadline=None)
+@given(texts)
+def test_tokens_spell_the_text_that_they_were_made_of(lossless: LlamaRunner, text: str) -> None:
+    text = "[user]" + text
+    with lossless.session() as session:
+        session.append(lossless.tokenize(text, add_special=False))
+        ends = session._sequence.match_text(0, text.encode())
+        assert len(ends) == len(session._sequence)
+        assert ends[-1] == len(text.encode())
+
+
+def test_a_sparkline_is_counted_and_found_again(lossless: LlamaRunner) -> None:
     """To a SentencePiece vocabulary, its first bar is a space."""
     given = [user("Draw ▁▂▃ for me."), assistant("Here: ▁▂▃▁."), user("And ▃▂▁?")]
-    with runner.session() as session:
+    with lossless.session() as session:
         session.generate(given, 1, **greedy(ignore_eos=True))
         check_sum(session)
         assert all(span.tokens for span in session.info().spans)
