@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -81,7 +82,11 @@ def render(template: str, *, lists_may_change: bool = False, **variables: Any) -
         lists_may_change: Allow ``append`` and ``pop``, which transformers does not.
         variables: What the template can see.
     """
-    environment = _MUTABLE if lists_may_change else _STRICT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's, about the code and the texts made of it
-        return environment.from_string(template).render(**variables)
+        return _compiled(template, lists_may_change).render(**variables)
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str, lists_may_change: bool) -> jinja2.Template:
+    return (_MUTABLE if lists_may_change else _STRICT).from_string(template)
