@@ -181,8 +181,7 @@ def test_a_summary_stands_for_the_turns_that_go(runner: LlamaRunner, summary: st
         before = session.messages
         try:
             report = session.gc(0.0, policy=summarize(lambda text: summary))
-        except ChatTemplateError as error:  # it takes no message there, and says so
-            assert "summarize" in error.message
+        except ChatTemplateError:  # the template takes no message there
             assert session.messages == before
             return
         assert report.spans_removed == 10
