@@ -290,8 +290,9 @@ class Transcript:
                     turn = self.parts[-1].turn if self.parts else self.turn
             pending.append(messages[i])
             end_byte = ends.find(i, start=end_byte)
-            if end_byte is None:
-                continue  # the template shows this message only together with the next
+            goes_on = old is not None and i + 1 < len(known) and known[i + 1].part is old.part
+            if end_byte is None or goes_on:
+                continue  # shown only together with the next message, or one span with it
             n_bytes = max(n_bytes, end_byte)
             n_tokens = max(0, aligned.token_at(n_bytes) - position)
             self.parts.append(Part(role, n_tokens, turn, pinned, pending, collected))
@@ -408,8 +409,11 @@ class Transcript:
             before = [m for part in self.parts[start:first] for m in part.messages]
             rest = [i for i in range(first, end) if i not in gone]
             after = [m for i in rest for m in self.parts[i].messages]
-            note.messages = self.chat.note_between(before, text, after)
-            removal = plan_removal(self, gone, note=note)
+            for messages in self.chat.notes_between(before, text, after):
+                note.messages = messages
+                removal = plan_removal(self, gone, note=note)
+                if removal.n_removed > 0:
+                    break  # some templates repeat all their instructions in each system message
         else:
             previous = self.last_of(self.start_of(first))
             tokens = self.chat.continue_text(text, previous, parse_special=False)

@@ -218,10 +218,10 @@ class ChatFormat:
             return first.removesuffix(block).encode()
         return b""
 
-    def note_between(
+    def notes_between(
         self, before: list[dict[str, Any]], text: str, after: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return the messages that put a note between others.
+    ) -> list[list[dict[str, Any]]]:
+        """Return the messages that can put a note between others, the best first.
 
         A system message, or a user's if the template takes no second system message, with an answer
         if users and assistants have to take turns.
@@ -232,18 +232,23 @@ class ChatFormat:
         # It may quote strangers, and stands where a program's own text does: changed for good.
         text = self._inside_control(text, "\N{ZERO WIDTH SPACE}".encode())
         note = {"role": "user", "content": text}
-        without = self.text_of([*before, *after]) if before or after else ""
-        for messages in (
+        forms = [
             [{"role": "system", "content": text}],
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
-        ):
-            whole = self.text_of([*before, *messages, *after])
-            if text.strip() in whole and _is_inserted(whole, without):
-                return messages
-        raise ChatTemplateError(
-            "summarize: this chat template takes no note between messages: use another policy"
-        )
+        ]
+        without = self.text_of([*before, *after]) if before or after else ""
+        wholes = [self.text_of([*before, *form, *after]) for form in forms]
+        accepted = [
+            form
+            for form, whole in zip(forms, wholes, strict=True)
+            if text.strip() in whole and _is_inserted(whole, without)
+        ]
+        if not accepted:
+            raise ChatTemplateError(
+                "summarize: this chat template takes no note between messages: use another policy"
+            )
+        return accepted
 
 
 def _is_inserted(whole: str, without: str) -> bool:
