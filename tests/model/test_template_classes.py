@@ -31,8 +31,8 @@ TEMPLATES = {
         "{% set rest = messages[1:] if messages[0].role == 'system' else messages %}"
         "{% for m in rest %}<{{ m.role }}>"
         "{% if m.role == 'user' and loop.index0 >= rest|length - 1"
-        " and rest|length < messages|length %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}</s>{% endfor %}"
-        + OPEN
+        " and rest|length < messages|length %}{{ messages[0].content }}\n\n{% endif %}"
+        "{{ m.content }}</s>{% endfor %}" + OPEN
     ),
     "an answer is closed by the next question": (
         "{{ bos_token }}{% for m in messages %}"
