@@ -125,8 +125,8 @@ class Stream(Iterator[Chunk]):
 
     Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
     chunk, or when a signal handler raises while one is computed, :attr:`completion` is set, with
-    all that was generated. Not for several threads at once, but :meth:`cancel` may be called from
-    any.
+    all that was generated; what of it was in no chunk yet comes with the next pull. Not for several
+    threads at once, but :meth:`cancel` may be called from any.
 
     Args:
         generation: Not begun yet.
@@ -144,13 +144,14 @@ class Stream(Iterator[Chunk]):
         self._generation = generation
         self._on_end = on_end
         self._make_room = make_room
-        self._shown = (0, 0)  # see Request.read
+        # See Request.read; None where no chunk is to follow.
+        self._shown: tuple[int, int] | None = (0, 0)
         self._ended = False
         self.completion: Completion | None = None
         """The whole answer, once the stream has ended."""
 
     def __next__(self) -> Chunk:
-        if self._ended:
+        if self._shown is None:
             raise StopIteration
         request = self._generation.request
         try:
@@ -160,6 +161,8 @@ class Stream(Iterator[Chunk]):
                 text, tokens, shown = request.read(self._shown)
                 if text or not request.paused:
                     break  # when it paused with text to show, room is made at the next pull
+            if self._ended and not text and not tokens:
+                raise StopIteration  # all was shown when a signal handler raised
             if request.done:
                 self._end()
             chunk = Chunk(text, tuple(tokens), request.finish_reason, self.completion)
@@ -170,8 +173,11 @@ class Stream(Iterator[Chunk]):
                 request.close(full=isinstance(error, ContextFullError))
             if request.done:
                 self._end()
+                if request.finish_reason is None:  # it failed, and is not to fail at each pull
+                    self._shown = None
             raise
-        self._shown = shown  # with no call from here on: nothing can come in between
+        # With no call from here on: nothing can come in between.
+        self._shown = None if self._ended else shown
         return chunk
 
     def cancel(self) -> None:
@@ -180,6 +186,7 @@ class Stream(Iterator[Chunk]):
 
     def close(self) -> None:
         """Stop now; what was generated so far stays in a conversation's memory."""
+        self._shown = None
         if not self._ended:
             self._generation.request.close()
             if self._generation.request.done:

@@ -7,8 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+# What calls need is imported before them; these modules, too, which others import when they are
+# called. Python's import system takes an OSError of a signal handler for a missing file, and may
+# lose what else one raises.
+import numpy.ma  # noqa: F401
+
+import llama_runner.loaders.validation  # noqa: F401
 from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner._probe import probe
 from llama_runner.errors import ChatTemplateError, InvalidParameterError, ModelLoadError
+from llama_runner.loaders.estimate import fitting_n_ctx
+from llama_runner.loaders.header import ModelPath, quoted
+from llama_runner.loaders.lora import bare_header
+from llama_runner.loaders.resolve import checked_model
+from llama_runner.loaders.template_limits import check_chat_template
 from llama_runner.params import (
     ContextParams,
     GenerationParams,
@@ -20,7 +32,6 @@ from llama_runner.system import thread_counts
 
 if TYPE_CHECKING:
     from llama_runner.loaders.gguf import GgufInfo
-    from llama_runner.loaders.header import ModelPath
 
 __all__ = ["Opened", "Progress", "Validation", "open_runner"]
 
@@ -61,11 +72,6 @@ def open_runner(
         context_params.n_threads, context_params.n_threads_batch
     )
     _check_arguments(progress, validate, isolated)
-    from llama_runner.loaders.header import quoted
-    from llama_runner.loaders.lora import bare_header
-    from llama_runner.loaders.resolve import checked_model
-    from llama_runner.loaders.template_limits import check_chat_template
-
     with checked_model(model, validate) as found:
         if found.metadata is not None:
             sampling = found.metadata.sampling.model_dump(exclude_none=True)
@@ -78,13 +84,9 @@ def open_runner(
         # With direct I/O, llama.cpp has to open the file itself.
         file = None if model_params.load_mode == "direct_io" else found.file
         if isolated:
-            from llama_runner._probe import probe
-
             probe(found.path, chat_template, model_params, context_params)
         n_ctx = 0
         if not model_params.vocab_only:
-            from llama_runner.loaders.estimate import fitting_n_ctx
-
             n_ctx = fitting_n_ctx(found.path, found.info, model_params, context_params, file)
         try:
             loaded = Model(

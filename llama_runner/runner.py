@@ -11,6 +11,11 @@ from llama_runner._core import Context
 from llama_runner.conversation import Conversation, Reuse
 from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
 from llama_runner.generation import Generation, Stream
+from llama_runner.loaders.files import path_text
+from llama_runner.loaders.fingerprint import fingerprint
+from llama_runner.loaders.header import ModelPath, open_model
+from llama_runner.loaders.lora import validate_lora
+from llama_runner.loaders.reading import read_gguf
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.opening import Progress, Validation, open_runner
 from llama_runner.params import (
@@ -37,8 +42,6 @@ from llama_runner.tokens import Tokenizer
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from llama_runner.loaders.header import ModelPath
 
 __all__ = ["LlamaRunner"]
 
@@ -336,11 +339,6 @@ class LlamaRunner:
             ModelLoadError: llama.cpp refused it, or cannot compute with it.
             InvalidParameterError: The name is taken, empty or no string, or the path is no path.
         """
-        from llama_runner.loaders import read_gguf, validate_lora
-        from llama_runner.loaders.files import path_text
-        from llama_runner.loaders.fingerprint import fingerprint
-        from llama_runner.loaders.header import open_model
-
         context = self._alive_context()
         if not isinstance(name, str | None) or name == "":
             raise InvalidParameterError(

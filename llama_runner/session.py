@@ -25,6 +25,7 @@ from llama_runner.checkpoints import Checkpoint
 from llama_runner.conversation import Conversation
 from llama_runner.errors import InvalidParameterError
 from llama_runner.generation import Stream
+from llama_runner.loaders.files import write_file
 from llama_runner.memory import GcPolicyLike, resolve_policy
 from llama_runner.params import GenerationOptions, GenerationParams, generation_params
 from llama_runner.prompts.messages import (
@@ -36,6 +37,7 @@ from llama_runner.prompts.messages import (
     refuse_unseen_roles,
 )
 from llama_runner.results import Completion, ContextInfo, GcReport
+from llama_runner.snapshot import naming, open_snapshot, read_file, snapshot_path, take_snapshot
 from llama_runner.transcript import TranscriptMark
 
 if TYPE_CHECKING:
@@ -413,8 +415,6 @@ class Session:
             DecodeError: llama.cpp cannot save the state.
             ContextBusyError: A stream on this conversation is open.
         """
-        from llama_runner.snapshot import take_snapshot
-
         return take_snapshot(self._conversation.transcript, self.name)
 
     @_alone
@@ -431,8 +431,6 @@ class Session:
             PromptTooLongError: It has more tokens than this context holds; likewise.
             ContextBusyError: A stream on this conversation is open.
         """
-        from llama_runner.snapshot import open_snapshot
-
         self._sequence.check_idle()
         old, new = self._sequence, self._conversation.empty_transcript()
         new.parts, new.turn, name = open_snapshot(snapshot, new.sequence)
@@ -450,9 +448,6 @@ class Session:
             NoDiskSpaceError: The disk has no room.
             ContextBusyError: A stream on this conversation is open.
         """
-        from llama_runner.loaders.files import write_file
-        from llama_runner.snapshot import snapshot_path
-
         write_file(snapshot_path(path), self.snapshot(), private=True)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -463,8 +458,6 @@ class Session:
             SnapshotReadError: It cannot be read; likewise.
             Others: As for :meth:`restore`; the message names the file.
         """
-        from llama_runner.snapshot import naming, read_file
-
         snapshot = read_file(path)
         with naming(path):
             self.restore(snapshot)

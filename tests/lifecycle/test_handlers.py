@@ -153,3 +153,28 @@ for missing in ("none.gguf", "/", "\\0"):
 """
     )
     assert answer == "ModelNotFoundError\nModelValidationError\nModelValidationError\n"
+
+
+def test_calls_import_nothing(python) -> None:
+    """While Python imports, it may take what a handler raises for a module that is not there."""
+    answer = python(
+        """
+        import tempfile
+        before = set(sys.modules)
+        with new_runner(n_ctx=512) as runner:
+            session = runner.session()
+            session.generate([{"role": "user", "content": "Hello"}], 3)
+            list(session.stream("One, two", 3))
+            runner.generate_stateless("The sky is", 3, temperature=0.8, top_p=0.5)
+            runner.detokenize(runner.tokenize("The sky is"))
+            mark = session.mark()
+            session.gc(0)
+            session.rewind(mark)
+            session.info()
+            with tempfile.TemporaryDirectory() as folder:
+                session.save(folder + "/snapshot")
+                session.load(folder + "/snapshot")
+        print(sorted(set(sys.modules) - before))
+        """
+    )
+    assert answer == "[]\n"

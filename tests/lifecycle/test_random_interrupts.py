@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+
+from llama_runner import LlamaRunner
 
 RANDOM_INTERRUPTS = """
 import random
@@ -76,7 +81,7 @@ runner.close()
 
 
 def test_ctrl_c_loses_no_text_of_a_stream_whenever_it_comes(python) -> None:
-    """What was shown is a beginning of what was generated; with an ended stream, of the whole."""
+    """All that was generated is shown in the end, once."""
     answer = python(
         RANDOM_INTERRUPTS
         + """
@@ -91,15 +96,49 @@ for _ in range(60):
 
     interrupted(read, 0.15)
     shown += stream
-    stream.close()
     text = "".join(chunk.text for chunk in shown)
     tokens = tuple(token for chunk in shown for token in chunk.tokens)
-    assert stream.completion.text.startswith(text), (stream.completion.text, text)
-    assert stream.completion.tokens[: len(tokens)] == tokens
-    if stream.completion.finish_reason == "length":
-        assert stream.completion.text == text
+    assert stream.completion.text == text, (stream.completion.text, text)
+    assert stream.completion.tokens == tokens
 print(len(kept) > 0)
 runner.close()
 """
     )
     assert answer == "True\n"
+
+
+def test_ctrl_c_loses_no_text_of_a_stream_wherever_it_comes(model_path: Path) -> None:
+    """Python runs signal handlers where a function begins; so does a trace function."""
+
+    def interrupt(*_: object) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == place:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    with LlamaRunner(model_path, n_ctx=512, n_threads=1) as runner:
+        expected = runner.generate_stateless("One, two,", 4, temperature=0.0)
+        n_interrupted, reasons = 0, set()
+        for place in range(1, 1000):
+            runner.clear_context()
+            stream = runner.stream_stateful("One, two,", 4, temperature=0.0)
+            shown, n_calls = [], 0
+            sys.settrace(interrupt)
+            try:
+                shown.extend(stream)
+            except KeyboardInterrupt:
+                n_interrupted += 1
+            finally:
+                sys.settrace(None)
+            shown.extend(stream)
+            assert stream.completion is not None
+            reasons.add(stream.completion.finish_reason)
+            text = "".join(chunk.text for chunk in shown)
+            assert (text, shown[-1].completion) == (stream.completion.text, stream.completion)
+            assert expected.text.startswith(text)
+            assert list(stream) == []
+            if n_calls < place:
+                break
+    assert n_interrupted == place - 1 > 10
+    assert reasons == {"length", "cancelled"}
