@@ -22,7 +22,9 @@ N_CTX = 512
 
 @pytest.fixture(scope="module")
 def runner(model_path: Path) -> Iterator[LlamaRunner]:
-    with LlamaRunner(model_path, n_ctx=N_CTX, n_seq_max=3, flash_attention=False) as runner:
+    with LlamaRunner(
+        model_path, n_ctx=N_CTX, n_seq_max=3, n_threads=1, flash_attention=False
+    ) as runner:
         yield runner
 
 

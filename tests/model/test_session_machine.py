@@ -118,6 +118,11 @@ class Pair:
         parts = self.session._conversation.transcript.parts
         return [m for part in parts if part.pinned for m in part.messages]
 
+    def pinned_opening(self) -> list[Message]:
+        """The system message that a conversation without one, given whole, keeps."""
+        first = self.session._conversation.transcript.parts[:1]
+        return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
+
 
 class Machine(RuleBasedStateMachine):
     """Sessions on one context, more of them than fit."""
@@ -161,10 +166,12 @@ class Machine(RuleBasedStateMachine):
 
     def grow(self, pair: Pair, added: list[Message], n: int, *, streamed: int | None) -> None:
         """Say something; old turns may have gone for it."""
-        said = pair.model.copy()
+        before, pair.pinned_before = pair.session.messages, pair.pinned()
+        opening = pair.pinned_opening()
+        again = before[len(opening) :][: len(added)] == added
+        said = Expected(opening) if again else pair.model.copy()
         for message in added:
             said.say(message)
-        before, pair.pinned_before = pair.session.messages, pair.pinned()
         try:
             if streamed is None:
                 answer = pair.session.generate(added, n, temperature=0).text
@@ -184,7 +191,11 @@ class Machine(RuleBasedStateMachine):
             assert pair.session.messages == before  # nothing has changed
             return
         said.say({"role": "assistant", "content": answer})
-        self.adopt(pair, said)
+        if again:  # the whole conversation, with its last answer new: nothing of it may go
+            assert pair.session.messages == said.messages()
+            self.relearn(pair)
+        else:
+            self.adopt(pair, said)
 
     def adopt(self, pair: Pair, said: Expected) -> None:
         """Old turns may have gone: the oldest, nothing that is pinned, not the last."""
@@ -212,6 +223,15 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), text=texts, n=st.integers(1, 12), streamed=st.integers(0, 4))
     def stream(self, data: st.DataObject, text: str, n: int, streamed: int) -> None:
         self.grow(self.chosen(data), [{"role": "user", "content": text}], n, streamed=streamed)
+
+    @rule(data=st.data(), n=st.integers(1, 12), streamed=st.none() | st.integers(0, 4))
+    def ask_the_first_question_again(
+        self, data: st.DataObject, n: int, streamed: int | None
+    ) -> None:
+        pair = self.chosen(data)
+        first = pair.session.messages[len(pair.pinned_opening()) :][:1]
+        if first:
+            self.grow(pair, first, n, streamed=streamed)
 
     @rule(data=st.data(), text=texts)
     def call_a_tool(self, data: st.DataObject, text: str) -> None:
@@ -255,11 +275,13 @@ class Machine(RuleBasedStateMachine):
             return  # that would be added
         given.append({"role": "user", "content": text})
         before = pair.session.messages
+        opening = pair.pinned_opening() if roles[:1] == ["user"] else []
         try:
             completion = pair.session.generate(given, 3, temperature=0)
         except ContextFullError:
             assert pair.session.messages == before
             return
+        given = opening + given
         given.append({"role": "assistant", "content": completion.text})
         if pair.session.info().state != "cleaned":
             assert pair.session.messages == given
