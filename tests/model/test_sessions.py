@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from talk import greedy, question
 
@@ -174,8 +175,9 @@ def test_forks_go_on_independently_and_share_what_they_have_in_common(
     assert used == 0
     with session.fork() as child:
         assert child.messages == session.messages
-        ours = session.generate(question("Why that one?"), 12, **greedy())
-        theirs = child.generate(question("Why that one?"), 12, **greedy())
+        ask = question("What is the capital of France?")
+        ours = session.generate(ask, 6, **greedy())
+        theirs = child.generate(ask, 6, **greedy())
         assert ours.tokens == theirs.tokens
         assert theirs.receipt.reused == ours.receipt.reused > 40
         child.generate(question("Another."), 4, **greedy())
@@ -241,11 +243,12 @@ def test_a_stop_string_of_several_tokens_leaves_none_of_its_cells(
     cut = session.generate(prompt, 24, stop=stop, **greedy(ignore_eos=True))
     assert cut.finish_reason == "stop"
     assert session._sequence.n_cached <= len(session._sequence)
-    answer = session.generate(more, 8, **greedy())
+    session.append(more)
     with runner.session() as fresh:
-        fresh.append([int(token) for token in session._sequence.tokens[: cut.usage.total]])
-        expected = fresh.generate(more, 8, **greedy())
-    assert answer.tokens == expected.tokens
+        fresh.append([int(token) for token in session._sequence.tokens])
+        expected = fresh._sequence.next_logits()
+    logits = session._sequence.next_logits()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.ptp(expected))
 
 
 def test_what_was_cleared_does_not_come_back_from_parking(model_path: Path) -> None:
