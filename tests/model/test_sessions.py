@@ -12,9 +12,7 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
-from llama_runner._core import Request
 from llama_runner.collection import Collector
-from llama_runner.conversation import Conversation
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -476,15 +474,16 @@ def test_reading_what_opens_a_conversation_is_cancelled(
     with LlamaRunner(tiny_paths["recurrent"], n_ctx=512, chat_template=template) as runner:
         session = runner.session("the a abc " * 8)
         before = session.info().spans
-        decode = Conversation._decode
+        take_opening = Collector.take_opening
 
-        def cancelled(self: Conversation, request: Request) -> None:
+        def cancelled(self: Collector) -> tuple[int, float]:
             session.cancel()
-            decode(self, request)
+            return take_opening(self)
 
-        monkeypatch.setattr(Conversation, "_decode", cancelled)
+        monkeypatch.setattr(Collector, "take_opening", cancelled)
         completion = session.generate("abc", 20, **greedy(ignore_eos=True))
         assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
         assert session.info().spans == before
+        assert session._sequence.n_cached == 0
         monkeypatch.undo()
         assert session.generate("abc", 4, **greedy(ignore_eos=True)).finish_reason == "length"
