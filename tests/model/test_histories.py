@@ -224,7 +224,7 @@ def test_an_empty_answer_is_asked_for_again(runner: LlamaRunner, reuse: Any) -> 
         {"role": "system", "content": "Be brief."},
         user("Hi."),
         assistant("Hello."),
-        user("?"),
+        user("What is the capital of France?"),
     ]
     with runner.session(reuse=reuse) as session:
         answer = session.generate(given, 4, **GREEDY)

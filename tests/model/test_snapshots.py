@@ -44,22 +44,22 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
 @pytest.fixture
 def session(runner: LlamaRunner) -> Iterator[Session]:
     with runner.session("You are helpful.", name="first") as session:
-        session.generate(question("Name a colour."), 12, **GREEDY)
+        session.generate(question("What is the capital of France?"), 12, **GREEDY)
         session.pin(1)
         yield session
 
 
 def test_it_goes_on_where_it_was(runner: LlamaRunner, session: Session) -> None:
     data, messages, spans = session.snapshot(), session.messages, session.info().spans
-    expected = session.generate(question("Another one."), 12, **GREEDY)
+    expected = session.generate(question("And of Italy?"), 6, **GREEDY)
     with runner.session() as other:
         other.generate("What was here before is gone.", 4, **GREEDY)
         other.restore(data)
         assert (other.name, other.messages, other.info().spans) == ("first", messages, spans)
-        assert other.generate(question("Another one."), 12, **GREEDY).text == expected.text
+        assert other.generate(question("And of Italy?"), 6, **GREEDY).text == expected.text
     session.restore(data)
     assert session.messages == messages
-    assert session.generate(question("Another one."), 12, **GREEDY).text == expected.text
+    assert session.generate(question("And of Italy?"), 6, **GREEDY).text == expected.text
 
 
 def test_after_a_restart_nothing_is_computed_again(
@@ -67,7 +67,7 @@ def test_after_a_restart_nothing_is_computed_again(
 ) -> None:
     path = tmp_path / "conversation"
     session.save(path)
-    expected = session.generate(question("Another one."), 12, **GREEDY)
+    expected = session.generate(question("And of Italy?"), 6, **GREEDY)
     n_before = expected.usage.prompt_tokens
     program = """
 import sys
@@ -75,8 +75,8 @@ from llama_runner import LlamaRunner
 with LlamaRunner(sys.argv[1], n_ctx=2048) as runner, runner.session() as session:
     session.load(sys.argv[2])
     n = session.info().used
-    message = {"role": "user", "content": "Another one."}
-    answer = session.generate([message], 12, temperature=0, ignore_eos=True)
+    message = {"role": "user", "content": "And of Italy?"}
+    answer = session.generate([message], 6, temperature=0, ignore_eos=True)
     print(answer.receipt.reused, n)
     print(answer.text, end="")
 """
