@@ -72,7 +72,7 @@ def check_sum(session: Session) -> None:
     assert sum(span.tokens for span in session.info().spans) == len(session._sequence)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(said=st.lists(texts, min_size=1, max_size=4))
 def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -> None:
     with runner.session() as session:
@@ -94,7 +94,7 @@ def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -
         assert n_left >= n_fresh
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts)
 def test_tokens_spell_the_text_that_they_were_made_of(lossless: LlamaRunner, text: str) -> None:
     text = "[user]" + text
