@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from llama_runner._core import Context, Request
@@ -17,7 +17,7 @@ from llama_runner.errors import (
     PromptTooLongError,
 )
 from llama_runner.generation import Generation
-from llama_runner.memory import GcPolicy, Summarize, oldest_turns, plan
+from llama_runner.memory import GcPolicy, Summarize, oldest_turns, plan, whole_turns
 from llama_runner.removal import Removal
 from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, Span
 from llama_runner.splice import DecodeCancelledError, Splicer
@@ -147,10 +147,7 @@ class Collector:
         transcript = self._transcript
         if summary:
             return doomed, transcript.plan_summary(doomed, summary)
-        spans = transcript.spans()
-        sizes = Counter(span.turn for span in spans)
-        n_gone = Counter(spans[i].turn for i in doomed)
-        whole = [i for i in doomed if n_gone[spans[i].turn] == sizes[spans[i].turn]]
+        whole = whole_turns(transcript.spans(), doomed)
         for chosen in (doomed, whole):
             try:
                 return chosen, transcript.plan_removal(chosen)
@@ -195,7 +192,7 @@ class Collector:
 
         method = transcript.apply(removal, splice if move else None)
         if method == "shift":
-            self.n_shifted += max(0, n_cached - n_same - removal.n_removed)
+            self.n_shifted += max(0, n_cached - n_same - removal.n_removed - removal.n_new)
         self.n_computed += splicer.n_computed
         self.computed_ms += splicer.ms
         return method
@@ -260,7 +257,9 @@ class Collector:
         Returns:
             Whether anything was done.
         """
-        done = self.collect(self._target, self._policy).method != "none"
+        done = False
+        with suppress(ChatTemplateError):  # it takes no summary
+            done = self.collect(self._target, self._policy).method != "none"
         if len(self._transcript.sequence) >= self.limit and self._policy is not oldest_turns:
             done |= self.collect(self._target, oldest_turns).method != "none"
         return done

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -18,15 +19,16 @@ from llama_runner.checkpoints import Checkpoint, Checkpoints
 from llama_runner.collection import Collector
 from llama_runner.edits import Edits
 from llama_runner.errors import (
+    ChatTemplateError,
     ClosedError,
     ContextBusyError,
     ForkedProcessError,
     InvalidParameterError,
+    LlamaError,
 )
 from llama_runner.generation import Generation, Stream
 from llama_runner.memory import GcPolicy, oldest_turns
 from llama_runner.params import GenerationParams
-from llama_runner.parts import UNTEMPLATED
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import (
     Prompt,
@@ -270,8 +272,7 @@ class Conversation:
             return
         self._open = None  # the turn that it opened
         self.sequence.use_adapters(before.adapters)
-        self.return_to(before.transcript)
-        self.collector.cleaned, self.collector.n_shifted = before.cleaned, before.n_shifted
+        self._restore(before)
         self._undo = None
 
     def return_to(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
@@ -346,7 +347,7 @@ class Conversation:
             raise InvalidParameterError(
                 "prompt: there is nothing to answer in an empty conversation", field="prompt"
             )
-        if nothing_new and self.transcript.parts[-1].role in UNTEMPLATED:
+        if nothing_new and not self.transcript.parts[-1].templated:
             pass  # raw text goes on by itself
         elif nothing_new or is_messages(prompt):
             given = read_messages(prompt)  # type: ignore[arg-type]
@@ -373,7 +374,7 @@ class Conversation:
     def add_messages(self, given: list[dict[str, Any]], *, for_answer: bool) -> _Added:
         """Bring the transcript to what these messages say."""
         transcript = self.transcript
-        whole = for_answer and (is_whole_conversation(given) or transcript.begins_with(given))
+        whole = for_answer and (is_whole_conversation(given) or transcript.is_asked(given))
         kept = transcript.pinned_system if whole and given[0]["role"] != "system" else []
         given = kept + given
         n_shifted, moved = self.collector.n_shifted, _Added()
@@ -406,8 +407,12 @@ class Conversation:
             return _Added()
         self.sequence.bring_in()  # what is not in the memory cannot be moved there
         if changed.gone:
-            places.append(transcript.start_of(changed.gone[0]))
-            self.collector.drop(changed.gone)
+            place = transcript.start_of(changed.gone[0])
+            try:
+                self.collector.drop(changed.gone)
+            except ChatTemplateError:
+                return _Added()  # it refuses the conversation before the other changes are made
+            places.append(place)
         splicer = Splicer(transcript, self.collector.limit, self._decode)
         edits = Edits(transcript, splicer)
         if changed.edited:
@@ -456,11 +461,25 @@ class Conversation:
         if len(self.sequence) < self.collector.limit:
             generation.request.resume(self.collector.pause_at())
         else:
-            self.collector.make_room_while_generating(generation)
+            self._collect_while_generating(generation)
         if self._answering not in (None, generation.request):
             self._answering = generation.request  # after something else was computed for the room
             if self._cancelled:
                 generation.request.close()
+
+    def _collect_while_generating(self, generation: Generation) -> None:
+        """Drop spans in the middle of an answer, all of them or none."""
+        before = self._before()
+        try:
+            self.collector.make_room_while_generating(generation)
+        except BaseException:
+            with suppress(LlamaError):  # the context may be broken, or closed
+                self._restore(before)
+            raise
+
+    def _restore(self, before: _Before) -> None:
+        self.return_to(before.transcript)
+        self.collector.cleaned, self.collector.n_shifted = before.cleaned, before.n_shifted
 
     def _make_room_for_stream(self, generation: Generation) -> None:
         """The same as a call of its own, which pulling from a stream is."""

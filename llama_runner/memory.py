@@ -30,6 +30,7 @@ __all__ = [
     "sliding_window",
     "summarize",
     "tool_results",
+    "whole_turns",
 ]
 
 
@@ -155,6 +156,13 @@ def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
             freed += sum(spans[k].tokens for k in gone)
             chosen |= gone
     return sorted(chosen)
+
+
+def whole_turns(spans: Sequence[Span], doomed: Iterable[int]) -> list[int]:
+    """Return those of the spans that go together with their whole turn."""
+    chosen = set(doomed)
+    turns = _turns(spans).values()
+    return sorted(i for turn in turns if chosen.issuperset(turn) for i in turn)
 
 
 class _Turn:

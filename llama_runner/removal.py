@@ -13,17 +13,22 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llama_runner.alignment import Alignment, Replacement, n_same_tokens
 from llama_runner.parts import Part, left
 from llama_runner.prompts.chat_format import n_common
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from llama_runner.transcript import Transcript
 
 __all__ = ["Removal", "plan_removal"]
+
+
+# Bytes that do not begin a character of UTF-8.
+_CONTINUES = {bytes([byte]) for byte in range(0x80, 0xC0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def plan_removal(
         ChatTemplateError: The template refuses what would stay.
     """
     replacements: list[Replacement] = []
-    divided = True
+    exact = True
     for region in reversed(_regions(transcript.parts)):
         doomed = [i for i in region if i in gone]
         if not doomed:
@@ -91,14 +96,12 @@ def plan_removal(
         rendered = _Rendered(transcript, region)
         inserted = note.messages if note is not None and min(gone) == doomed[0] else []
         found = rendered.cut_out(doomed) if not inserted else None
-        divided &= found is not None
+        exact &= found is not None
         replacements += found or [rendered.replace_rest(doomed, inserted)]
     old = [part.copy() for part in transcript.parts]
     parts = left(old, gone, note=note, remember=remember)
-    sizes = _sizes(old, gone, replacements, note is not None)
-    for part, size in zip(parts, sizes, strict=True):
-        part.n_tokens = size
-    return Removal(parts, replacements, divided)
+    divided = _resize(parts, old, gone, replacements, note is not None)
+    return Removal(parts, replacements, divided and exact)
 
 
 def _regions(parts: list[Part]) -> list[list[int]]:
@@ -130,6 +133,9 @@ class _Rendered:
         self._aligned = Alignment(
             transcript.sequence, transcript.chat, transcript.start_of(region[0]), self._text
         )
+        # Where a token begins or ends, and a character does.
+        bounds = self._aligned.boundaries().tolist()
+        self._bounds = np.array([b for b in bounds if self._text[b : b + 1] not in _CONTINUES])
 
     def _text_of(self, kept: Collection[int], note: Sequence[dict[str, Any]] = ()) -> bytes:
         """Render the messages of some parts, with a note where the first one is missing."""
@@ -156,19 +162,54 @@ class _Rendered:
         aligned = self._aligned
         if (aligned.n_tokens, aligned.n_bytes) != (self._end, len(self._text)):
             return None
+        runs = list(_runs(doomed))
+        found = self._spans_themselves(runs, self._text_of(set(self._region) - set(doomed)))
+        return self._run_by_run(runs) if found is None else found
+
+    def _spans_themselves(self, runs: list[list[int]], text: bytes) -> list[Replacement] | None:
+        """Cut out the spans' own tokens, if that leaves this text."""
+        parts, aligned = self._transcript.parts, self._aligned
+        pieces, found, at = [], [], 0
+        for run in runs:
+            first = max(aligned.start, self._transcript.start_of(run[0]))
+            stop = self._transcript.start_of(run[-1]) + parts[run[-1]].n_tokens
+            pieces.append(self._text[at : aligned.byte_at(first)])
+            at = aligned.byte_at(stop)
+            if not self._may_follow(first, stop, self._text[at:]):
+                return None
+            found.append(Replacement(first, stop, self._transcript.sequence.tokens[:0]))
+        pieces.append(self._text[at:])
+        return found[::-1] if b"".join(pieces) == text else None
+
+    def _run_by_run(self, runs: list[list[int]]) -> list[Replacement] | None:
         text, kept, limit = self._text, set(self._region), len(self._text)
         found: list[Replacement] = []
-        for run in reversed(list(_runs(doomed))):
+        for run in reversed(runs):
             kept -= set(run)
             shorter = self._text_of(kept)
-            wanted = aligned.byte_at(self._transcript.start_of(run[0]))
+            wanted = self._aligned.byte_at(self._transcript.start_of(run[0]))
             start, stop = self._range(text, shorter, wanted)
             if stop > limit:
                 return None
             replaced = shorter[start : stop - (len(text) - len(shorter))]
-            found.append(self._replacement(start, aligned.token_at(stop), replaced))
+            found.append(self._replacement(start, self._aligned.token_at(stop), replaced))
             text, limit = shorter, start
         return found
+
+    def _may_follow(self, first: int, stop: int, text: bytes) -> bool:
+        """Whether a token spells a text also when it follows the tokens before ``first``.
+
+        A SentencePiece vocabulary puts a space before a text; it is not part of the text only after
+        a special token.
+        """
+        sequence, vocab = self._transcript.sequence, self._transcript.chat.vocab
+        if stop >= self._end:
+            return True
+        piece = vocab.token_to_piece(sequence.token_at(stop))
+        previous = self._transcript.last_of(first)
+        if text.startswith(piece) or not piece.startswith(b" "):
+            return True
+        return previous is None or vocab.is_control(previous)
 
     def _range(self, old: bytes, new: bytes, wanted: int) -> tuple[int, int]:
         """Choose which bytes of a text to replace, so that it becomes the other one.
@@ -179,19 +220,19 @@ class _Rendered:
             wanted: Where to begin if there is a choice: if two turns begin alike, a cut after any
                 of these bytes gives the same text.
         """
-        import numpy as np
-
-        bounds, n_less = self._aligned.boundaries(), len(old) - len(new)
+        bounds, n_less = self._bounds, len(old) - len(new)
         n_before, n_after = n_common(old, new), n_common(old[::-1], new[::-1])
         first, last = len(new) - n_after, n_before
         if n_less >= 0 and first <= last:
             starts = bounds[(bounds >= first) & (bounds <= last)]
             starts = starts[np.isin(starts + n_less, bounds)]
-            if len(starts):
-                start = int(starts[abs(starts - wanted).argmin()])
-                return start, start + n_less
+            for start in starts[abs(starts - wanted).argsort()].tolist():
+                stop = start + n_less
+                tokens = self._aligned.token_at(start), self._aligned.token_at(stop)
+                if self._may_follow(*tokens, old[stop:]):
+                    return start, stop
             start = min(max(wanted, first), last)
-            stop = start + n_less
+            stop = start + n_less + 1  # with the token that cannot stay as it is
         else:
             start = n_before
             stop = len(old) - min(n_after, len(new) - n_before, len(old) - n_before)
@@ -203,8 +244,7 @@ class _Rendered:
         """Take parts out, and tokenise all that comes after the first difference again."""
         text = self._text_of(set(self._region) - set(doomed), note)
         n_same = min(n_common(self._text, text), self._aligned.n_bytes)
-        bounds = self._aligned.boundaries()
-        start = int(bounds[bounds <= n_same][-1])
+        start = int(self._bounds[self._bounds <= n_same][-1])
         return self._replacement(start, self._end, text[start:])
 
     def _replacement(self, start: int, stop: int, text: bytes) -> Replacement:
@@ -217,18 +257,23 @@ class _Rendered:
         return Replacement(first + n_before, stop - n_after, new[n_before : len(new) - n_after])
 
 
-def _sizes(
-    old: list[Part], gone: set[int], replacements: list[Replacement], has_note: bool
-) -> list[int]:
+def _resize(
+    parts: list[Part],
+    old: list[Part],
+    gone: set[int],
+    replacements: list[Replacement],
+    has_note: bool,
+) -> bool:
     """Divide the tokens that stay among the parts that stay.
 
     Tokens of a part that goes may stay, as a system message that the template writes into the first
     question: those before the cut go to the part before it, those after it to the part after it.
-    """
-    import numpy as np
 
-    n_kept = len(old) - len(gone) + has_note
+    Returns:
+        False where new tokens are several parts', so that only rendering tells whose they are.
+    """
     owners = np.empty(sum(part.n_tokens for part in old), np.int64)
+    stayed = np.zeros(len(owners), bool)  # those of parts that stay
     start = index = 0  # of the next token, and of the next part that stays
     note = -1
     for run_gone, run in groupby(range(len(old)), gone.__contains__):
@@ -236,23 +281,33 @@ def _sizes(
         end = start + sum(n)
         if not run_gone:
             owners[start:end] = np.repeat(np.arange(index, index + len(n)), n)
+            stayed[start:end] = True
             index += len(n)
         else:
-            touching = [r.start for r in replacements if r.start <= end and r.stop >= start]
-            cut = min(max(touching[0], start), end) if touching else end
+            cuts = [r.start for r in replacements if r.start <= end and r.stop >= start]
+            cut = min(max(cuts[-1], start), end) if cuts else end
             owners[start:cut] = max(0, index - 1)
             if has_note and note < 0:
                 note, index = index, index + 1
-            owners[cut:end] = min(index, n_kept - 1)
+            owners[cut:end] = min(index, len(parts) - 1)
         start = end
     stays = np.ones(len(owners), bool)
-    sizes = np.zeros(n_kept, np.int64)
+    sizes = np.zeros(len(parts), np.int64)
+    divided = True
     for new in replacements:
         stays[new.start : new.stop] = False
-        after = owners[new.stop] if new.stop < len(owners) else n_kept - 1
-        sizes[note if note >= 0 and new is replacements[-1] else after] += len(new.tokens)
-    sizes += np.bincount(owners[stays], minlength=n_kept)
-    return sizes.tolist()
+        if not len(new.tokens):
+            continue
+        replaced = owners[new.start : new.stop][stayed[new.start : new.stop]]
+        divided &= len(np.unique(replaced)) <= 1
+        owner = owners[max(new.start, new.stop - 1)] if len(owners) > new.start else len(parts) - 1
+        sizes[note if note >= 0 and new is replacements[-1] else owner] += len(new.tokens)
+    sizes += np.bincount(owners[stays], minlength=len(parts))
+    for part, size in zip(parts, sizes.tolist(), strict=True):
+        if part.n_opening is not None:  # what was generated after it stays
+            part.n_opening += size - part.n_tokens
+        part.n_tokens = size
+    return divided
 
 
 def _runs(indices: list[int]) -> Iterator[list[int]]:

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 MAGIC = b"LLRSNAP\n"
-VERSION = 1
+VERSION = 2
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_BYTES = 32
 
@@ -151,7 +151,9 @@ class Snapshot:
             raise SnapshotError(f"this snapshot's header is not valid: {_first(error)}") from None
         n_tokens, end = header.n_tokens, start + 4 * header.n_tokens
         in_parts = sum(part.n_tokens for part in header.parts)
-        if end + header.n_state != len(body) or in_parts != n_tokens or header.n_cells > n_tokens:
+        openings_fit = all((part.n_opening or 0) <= part.n_tokens for part in header.parts)
+        counts_fit = in_parts == n_tokens and header.n_cells <= n_tokens and openings_fit
+        if end + header.n_state != len(body) or not counts_fit:
             raise SnapshotError("this snapshot's header does not fit its contents")
         tokens = np.frombuffer(body[start:end], "<i4").astype(np.int32)
         return cls(header, tokens, body[end:])

@@ -72,10 +72,11 @@ class Transcript:
         first = self.parts[:1]
         return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
 
-    def begins_with(self, given: list[dict[str, Any]]) -> bool:
-        """Whether these messages are the first of the conversation after its system message."""
+    def is_asked(self, given: list[dict[str, Any]]) -> bool:
+        """Whether these messages are all after the system message, with or without an answer."""
         known = self.messages[len(self.pinned_system) :]
-        return bool(given) and known[: len(given)] == given
+        is_answered = bool(known) and known[-1]["role"] == "assistant"
+        return bool(given) and given in (known, known[:-1] if is_answered else known)
 
     def spans(self) -> tuple[Span, ...]:
         """The parts as they are shown.
@@ -260,7 +261,8 @@ class Transcript:
             n_bytes = len(header) if data.startswith(header) else 0
             header_end = aligned.token_at(n_bytes)
             if header_end > position:
-                self.parts.append(Part("system", header_end - position, self.turn))
+                turn = before[0].turn if before else self.turn
+                self.parts.append(Part("system", header_end - position, turn))
                 position = header_end
         # What closes the last answer is part of it: then any turn can go, and what stays is what
         # the template makes of the rest.
@@ -380,16 +382,19 @@ class Transcript:
         fixed, chat = self.parts[:n_fixed], self.parts[n_fixed:]
         answer = chat.pop() if chat and chat[-1].n_opening is not None else None
         messages = [message for part in chat for message in part.messages]
-        n = len(self.sequence) - (answer.n_tokens if answer else 0)
         if messages:
             for_answer = answer is not None
             text, _ = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
             turn, self.parts = self.turn, fixed
             self._divide(messages, 0, text.encode(), 0, chat, for_answer=for_answer)
             self.turn = turn
-            self.parts[-1].n_tokens += n - self.start_of(len(self.parts))
-        if answer:
+        rest = len(self.sequence) - self.start_of(len(self.parts))
+        if answer is not None and answer.n_opening is not None:
+            answer.n_opening += rest - answer.n_tokens
+            answer.n_tokens = rest
             self.parts.append(answer)
+        elif rest:
+            self.parts[-1].n_tokens += rest
 
     def start_epoch(self) -> None:
         """Make older marks compute again what is moved now."""

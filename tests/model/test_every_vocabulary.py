@@ -6,7 +6,6 @@ before a text, or lack characters.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,9 +97,11 @@ def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -
 @given(texts)
 def test_tokens_spell_the_text_that_they_were_made_of(lossless: LlamaRunner, text: str) -> None:
     text = "[user]" + text
-    assume(not any(unicodedata.category(c) == "Cn" for c in text))  # some have no bytes for those
+    tokens = lossless.tokenize(text, add_special=False)
+    # Some vocabularies have no tokens for some bytes, and leave those out.
+    assume(lossless.detokenize(tokens).removeprefix(" ") == text)
     with lossless.session() as session:
-        session.append(lossless.tokenize(text, add_special=False))
+        session.append(tokens)
         ends = session._sequence.match_text(0, text.encode())
         assert len(ends) == len(session._sequence)
         assert ends[-1] == len(text.encode())

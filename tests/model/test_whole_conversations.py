@@ -44,12 +44,27 @@ def test_all_but_the_last_answer_answers_again(
         assert session.messages == before
 
 
-def test_the_first_question_alone_begins_the_conversation_again(runner: LlamaRunner) -> None:
+def test_the_only_question_alone_is_answered_again(runner: LlamaRunner) -> None:
     with runner.session() as session:
         first = ask(session, HELLO)
-        ask(session, BYE)
         assert ask(session, HELLO) == first
         assert session.messages == [HELLO, first]
+
+
+def test_the_first_question_does_not_end_a_longer_conversation(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        said = [HELLO, ask(session, HELLO), BYE, ask(session, BYE)]
+        said += [HELLO, ask(session, HELLO)]
+        assert session.messages == said
+
+
+def test_a_question_can_be_asked_twice(runner: LlamaRunner) -> None:
+    with runner.session() as session:
+        said = [HELLO, ask(session, HELLO), HELLO]
+        session.append([HELLO])
+        assert session.messages == said
+        said.append(ask(session))
+        assert session.messages == said
 
 
 def test_what_was_appended_is_not_asked_twice(runner: LlamaRunner) -> None:
