@@ -40,7 +40,7 @@ from llama_runner.results import Completion
 from llama_runner.splice import DecodeCancelledError, Splicer
 from llama_runner.transcript import Transcript, TranscriptMark
 
-__all__ = ["Conversation", "Reuse"]
+__all__ = ["Conversation", "CurrentCall", "Reuse"]
 
 Reuse = Literal["prefix", "chunks"]
 
@@ -77,6 +77,31 @@ class _Added:
     """Tokens that were computed on the way."""
     ms: float = 0.0
     """How long that took."""
+
+
+class CurrentCall:
+    """What a call waits for: apart from the conversation, or its collector would keep it alive."""
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.cancelled = False  # since the call began, which may have no request yet
+
+    def wait_for(self, request: Request) -> None:
+        """Let a request be cancelled from now on; it is already if the call was."""
+        self.request = request
+        if self.cancelled:
+            request.close()
+
+    def decode(self, request: Request) -> None:
+        """Run a request that has no answer.
+
+        Raises:
+            DecodeCancelledError: It was cancelled.
+        """
+        self.wait_for(request)
+        request.run()
+        if request.finish_reason == "cancelled":
+            raise DecodeCancelledError
 
 
 class Conversation:
@@ -118,8 +143,7 @@ class Conversation:
         self._policy = policy
         self._lock = threading.RLock()
         self._inside = False  # a call is going on; the lock alone would let its callbacks in
-        self._answering: Request | None = None  # what a call waits for
-        self._cancelled = False  # since the call began, which may have no request yet
+        self._call = CurrentCall()
         self._open: _OpenTurn | None = None
         self._undo: _Before | None = None  # not None until a call has ended well or is undone
         self.become(self.empty_transcript())
@@ -142,7 +166,7 @@ class Conversation:
             self._gc_threshold,
             self._policy,
             checkpoints,
-            self._decode,
+            self._call.decode,
         )
         self.transcript, self.collector = transcript, collector
 
@@ -175,8 +199,8 @@ class Conversation:
         """Stop what a call waits for, or the stream that is open; does not wait for it."""
         # In this order: a call looks for the flag once its request can be seen, and a request can
         # be seen until its stream can.
-        self._cancelled = True
-        request, turn = self._answering, self._open
+        self._call.cancelled = True
+        request, turn = self._call.request, self._open
         if request is None and turn is not None:
             request = turn.generation.request
         if request is not None:
@@ -206,11 +230,11 @@ class Conversation:
             self.sequence.check()
             self._check_outside()
             self._settle()
-            self._inside, self._cancelled = True, False
+            self._inside, self._call.cancelled = True, False
             try:
                 return do()
             finally:
-                self._inside, self._answering = False, None
+                self._inside, self._call.request = False, None
 
     def attempt(self, do: Callable[[], _T]) -> _T:
         """Inside of :meth:`change`: call something, and undo it where it raises.
@@ -325,9 +349,7 @@ class Conversation:
                 generation.request.close()
             try:
                 generation.request.resume(self._first_pause())
-                self._answering = generation.request
-                if self._cancelled:
-                    generation.request.close()
+                self._call.wait_for(generation.request)
                 return use(generation)
             except BaseException:
                 generation.request.close()  # not when the exception is forgotten
@@ -413,7 +435,7 @@ class Conversation:
             except ChatTemplateError:
                 return _Added()  # it refuses the conversation before the other changes are made
             places.append(place)
-        splicer = Splicer(transcript, self.collector.limit, self._decode)
+        splicer = Splicer(transcript, self.collector.limit, self._call.decode)
         edits = Edits(transcript, splicer)
         if changed.edited:
             left = transcript.changes(given) if changed.gone else changed
@@ -421,14 +443,6 @@ class Conversation:
         places += [edits.first_token] if edits.first_token is not None else []
         difference = (min(places), changed.first_message) if places else None
         return _Added((), difference, splicer.n_computed, splicer.ms)
-
-    def _decode(self, request: Request) -> None:
-        self._answering = request
-        if self._cancelled:
-            request.close()
-        request.run()
-        if request.finish_reason == "cancelled":
-            raise DecodeCancelledError
 
     def _book_answer(self, request: Request) -> None:
         """Count an answer to the conversation. Where that is interrupted, it may be done again."""
@@ -462,10 +476,8 @@ class Conversation:
             generation.request.resume(self.collector.pause_at())
         else:
             self._collect_while_generating(generation)
-        if self._answering not in (None, generation.request):
-            self._answering = generation.request  # after something else was computed for the room
-            if self._cancelled:
-                generation.request.close()
+        if self._call.request is not None:  # something else was computed for the room
+            self._call.wait_for(generation.request)
 
     def _collect_while_generating(self, generation: Generation) -> None:
         """Drop spans in the middle of an answer, all of them or none."""

@@ -73,7 +73,9 @@ class Transcript:
         return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
 
     def is_asked(self, given: list[dict[str, Any]]) -> bool:
-        """Whether these messages are all after the system message, with or without an answer."""
+        """Whether these messages are all that was said, with or without the last answer."""
+        if any(part.collected for part in self.parts):
+            return False
         known = self.messages[len(self.pinned_system) :]
         is_answered = bool(known) and known[-1]["role"] == "assistant"
         return bool(given) and given in (known, known[:-1] if is_answered else known)

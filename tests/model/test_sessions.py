@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -304,6 +305,24 @@ def test_a_dropped_stream_leaves_what_it_said(session: Session) -> None:
     assert session.messages[-1]["role"] == "assistant"
     assert session.messages[-1]["content"].startswith(said)
     assert session.generate(question("Go on."), 4, **greedy()).receipt.reused > 10
+
+
+def test_a_dropped_session_gives_its_memory_back_at_once(runner: LlamaRunner) -> None:
+    """It is part of no cycle that Python's garbage collector would have to find."""
+    assert runner._context is not None
+    gc.disable()
+    try:
+        session = runner.session("Be brief.")
+        session.generate(question("Hello."), 2, **greedy())
+        with session.stream(question("Go on."), 2, **greedy()) as stream:
+            list(stream)
+        fork = session.fork()
+        fork.gc(0.0)
+        assert runner._context.n_resident > 0
+        del session, stream, fork
+        assert runner._context.n_resident == 0
+    finally:
+        gc.enable()
 
 
 # ---- what others do meanwhile ------------------------------------------------------------------
