@@ -417,6 +417,11 @@ cdef class Context:
         self.sequences.add(sequence)
         return sequence
 
+    def _allow_unknown_positions(self):
+        """For tests: let sequences grow beyond learned positions, which fails an assertion of ggml.
+        """
+        self.n_ctx_seq = self.engine.traits.n_ctx_seq = self.n_ctx
+
     def _exclusive(self, bint to_close=False):
         return _Exclusive(self, to_close, None)
 

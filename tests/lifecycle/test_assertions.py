@@ -1,8 +1,9 @@
 """A failed assertion of llama.cpp ends a call, not the process.
 
 The core is used without the checks that come before it, on a model that knows fewer positions than
-its context has tokens: the lookup of the first one that it does not know fails in the middle of a
-graph, on one of the threads that compute it.
+its context has tokens, and without the limit that keeps sequences within them: the lookup of the
+first position that the model does not know fails in the middle of a graph, on one of the threads
+that compute it.
 """
 
 from __future__ import annotations
@@ -69,9 +70,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def new_context(model: Model, n_threads: int = 2, **options: Any) -> Context:
-    return Context(
-        model, n_ctx=512, n_threads=n_threads, n_threads_batch=n_threads, n_seq_max=3, **options
+    context = Context(
+        model,
+        n_ctx=N_POSITIONS,  # llama.cpp rounds up to 256
+        n_threads=n_threads,
+        n_threads_batch=n_threads,
+        n_seq_max=3,
+        **options,
     )
+    context._allow_unknown_positions()
+    return context
 
 
 def sequence_of(context: Context, n_tokens: int) -> Sequence:

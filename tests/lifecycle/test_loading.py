@@ -184,10 +184,16 @@ def ask(context, **recipe):
 
 with Model(sys.argv[1]) as model, Context(model, n_ctx=256) as context:
     ask(context, top_k=40).run()
-    request = ask(context, top_k=0)
+    request, other = ask(context, top_k=0), ask(context, temperature=0.0, top_k=0)
     leave(0)
+    blocks = []
+    try:
+        while True:  # what was freed before would serve as well
+            blocks.append(bytearray(100_000))
+    except MemoryError:
+        pass
     attempt(request.run)
-    attempt(lambda: len(ask(context, temperature=0.0, top_k=0).run() or "done"))
+    attempt(lambda: len(other.run() or "done"))
 """
     )
     first, second = answer.splitlines()

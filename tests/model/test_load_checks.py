@@ -324,7 +324,11 @@ def test_the_estimate_of_real_weights(model_path: Path) -> None:
     estimate = estimate_memory(model_path, n_ctx=1024, n_seq_max=2, kv_type="q8_0")
     vocabulary = estimate.vocabulary
     assert estimate == measured(model_path, vocabulary, n_ctx=1024, n_seq_max=2, kv_type="q8_0")
-    assert estimate.weights == pytest.approx(read_gguf(model_path).weight_bytes, rel=0.01)
+    in_file = read_gguf(model_path).weight_bytes
+    # In the layout of a CPU with matrix instructions (AMX), weights are larger than in the file.
+    assert in_file * 0.99 < estimate.weights < in_file * 1.5
+    as_in_file = estimate_memory(model_path, n_ctx=1024, repack=False).weights
+    assert as_in_file == pytest.approx(in_file, rel=0.01)
 
 
 GROWTH = """
