@@ -84,7 +84,6 @@ EXPLAINED = {
     ("google-gemma-4-31B-it-interleaved", "result last"): "results are part of the call's message",
     ("mistralai-Ministral-3-14B-Reasoning-2512", "thoughts"): "thoughts are parts of the content",
     ("openai-gpt-oss-120b", "system and turns"): "an answer never ends with <|return|>",
-    ("unsloth-mistral-Devstral-Small-2507", "thoughts"): "thoughts are parts of the content",
 }
 
 
