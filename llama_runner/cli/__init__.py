@@ -49,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell closed it
             setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal lacks must not end a half-written answer.
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # a letter that cannot be read must not be lost
     try:
         status = commands.main(arguments, prog_name="llama-runner", standalone_mode=False)
     except click.ClickException as error:
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = INTERRUPTED
     except LlamaError as error:
         note(f"error: {printable(str(error))}")
+        status = 1
+    except of_the_call(UnicodeDecodeError) as error:
+        note(f"error: standard input is not {error.encoding} (byte {error.start}): convert it")
         status = 1
     except of_the_call(OSError) as error:  # all others are LlamaErrors: this is the output's
         if not isinstance(error, BrokenPipeError):  # who reads it has had enough

@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("LLAMA_RUNNER_CATALOGUE", str(tmp_path / "catalogue"))
     monkeypatch.delenv("LLAMA_RUNNER_MODEL", raising=False)
 
-    def run(*arguments: str | Path, stdin: str | io.StringIO = "") -> tuple[int, str, str]:
+    def run(*arguments: str | Path, stdin: str | io.TextIOBase = "") -> tuple[int, str, str]:
         typed = io.StringIO(stdin) if isinstance(stdin, str) else stdin
         monkeypatch.setattr(sys, "stdin", typed)
         with pytest.raises(SystemExit) as exit_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -198,3 +199,13 @@ def test_a_description_is_handed_on_as_one(
     description.write_text(json.dumps(entry))
     run("generate", "-m", description, "Hi")
     assert fake.made[0].model == str(description)
+
+
+def test_piped_text_in_another_encoding_is_refused(
+    fake: type[FakeRunner], model: Path, run: Run
+) -> None:
+    latin1 = io.TextIOWrapper(io.BytesIO(b"caf\xe9 x"), encoding="utf-8")
+    status, out, err = run("generate", "-m", model, "Summarise:", stdin=latin1)
+    assert (status, out) == (1, "")
+    assert "not utf-8 (byte 3)" in err
+    assert not fake.made
