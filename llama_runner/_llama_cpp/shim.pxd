@@ -48,11 +48,11 @@ cdef extern from "assertion.hpp" namespace "llama_runner" nogil:
 
 cdef extern from "log.hpp" namespace "llama_runner" nogil:
     void remember_error(const char * text)
-    string last_error()
+    const char * last_error()
     void forget_error()
     bool defer_log(int level, const char * text)
     ctypedef pair[int, string] LogLine
-    vector[LogLine] & deferred_log()
+    vector[LogLine] * take_deferred_log()
 
 cdef extern from "detokenize.hpp" namespace "llama_runner" nogil:
     int64_t detokenize(
@@ -323,6 +323,10 @@ cdef extern from "state.hpp" namespace "llama_runner" nogil:
         Engine & engine, const NativeRequest & request) except +set_python_error
     bool add_active(Engine & engine, NativeRequest * request)
     bool has_room_for_turn(Engine & engine)
+    bool remove_in_memory(
+        Engine & engine, llama_context * context, llama_seq_id slot, int32_t begin, int32_t end)
+    int32_t first_in_memory(Engine & engine, llama_context * context, llama_seq_id slot)
+    int32_t last_in_memory(Engine & engine, llama_context * context, llama_seq_id slot)
     void share_in_memory(
         Engine & engine, llama_context * context, llama_seq_id source, llama_seq_id target,
         int32_t begin, int32_t end)

@@ -15,11 +15,6 @@ from libcpp.vector cimport vector
 
 from llama_runner._llama_cpp.llama cimport (
     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
-    llama_get_memory,
-    llama_memory_seq_pos_max,
-    llama_memory_seq_pos_min,
-    llama_memory_seq_rm,
-    llama_memory_t,
     llama_seq_id,
     llama_token,
 )
@@ -27,8 +22,11 @@ from llama_runner._llama_cpp.shim cimport (
     break_context,
     NativeSequence,
     SequencePtr,
+    first_in_memory,
+    last_in_memory,
     now_us,
     move_in_memory,
+    remove_in_memory,
     restore_state,
     settle,
     share_in_memory,
@@ -69,7 +67,7 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
     sequence.n_exact = INT_MAX
     if slot >= 0:
         if not engine.broken.load():
-            llama_memory_seq_rm(llama_get_memory(box.context), slot, -1, -1)
+            remove_in_memory(deref(engine), box.context, slot, -1, -1)
         limit_sharing(engine, slot, 0)
         engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
 
@@ -99,20 +97,19 @@ cdef int32_t n_left_of(Engine * engine, ContextBox * box, NativeSequence * seque
     if sequence.n_kv <= n:
         return sequence.n_kv
     # A window cache says yes even when the cells before n are gone: look.
-    return n if can_cut(engine, sequence.n_kv, n, llama_memory_seq_pos_min(
-        llama_get_memory(box.context), sequence.slot)) else 0
+    return n if can_cut(engine, sequence.n_kv, n, first_in_memory(
+        deref(engine), box.context, sequence.slot)) else 0
 
 
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                      int32_t n) noexcept nogil:
     """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
-    cdef llama_memory_t memory = llama_get_memory(box.context)
     limit_parked(sequence, n)
     if sequence.n_kv <= n:
         return
     if (n_left_of(engine, box, sequence, n) == 0
-            or not llama_memory_seq_rm(memory, sequence.slot, n, -1)
-            or llama_memory_seq_pos_max(memory, sequence.slot) != n - 1):
+            or not remove_in_memory(deref(engine), box.context, sequence.slot, n, -1)
+            or last_in_memory(deref(engine), box.context, sequence.slot) != n - 1):
         drop_cells(engine, box, sequence)
     else:
         keep_cells(engine, sequence, n)
@@ -124,12 +121,11 @@ cdef bint rewind_cells(Engine * engine, ContextBox * box, NativeSequence * seque
 
     False where llama.cpp refuses it; all cells have gone then.
     """
-    cdef llama_memory_t memory = llama_get_memory(box.context)
     # The part that can be rewound still has the later cells.
     if (not restore_state(box.context, sequence.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, state,
                           size)
-            or not llama_memory_seq_rm(memory, sequence.slot, n, -1)
-            or llama_memory_seq_pos_max(memory, sequence.slot) != n - 1):
+            or not remove_in_memory(deref(engine), box.context, sequence.slot, n, -1)
+            or last_in_memory(deref(engine), box.context, sequence.slot) != n - 1):
         drop_cells(engine, box, sequence)
         return False
     keep_cells(engine, sequence, n)
@@ -148,11 +144,10 @@ cdef void keep_cells(Engine * engine, NativeSequence * sequence, int32_t n) noex
 cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                        int32_t start, int32_t stop) noexcept nogil:
     """Remove tokens[start:stop] from ledger and memory; True if what follows was shifted."""
-    cdef llama_memory_t memory = llama_get_memory(box.context)
     cdef bint shifted = False
     if (engine.traits.can_shift and sequence.n_kv > stop and most_shared(
             engine, sequence.slot, <llama_seq_id> engine.slots.size()) <= stop):
-        llama_memory_seq_rm(memory, sequence.slot, start, stop)
+        remove_in_memory(deref(engine), box.context, sequence.slot, start, stop)
         move_in_memory(
             deref(engine), box.context, sequence.slot, stop, sequence.n_kv, start - stop)
         limit_sharing(engine, sequence.slot, start)
@@ -177,7 +172,6 @@ cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequen
 
     tokens: the ledger as it is then.
     """
-    cdef llama_memory_t memory = llama_get_memory(box.context)
     cdef int32_t n_branch = <int32_t> branch.tokens.size()
     cdef int32_t shift = n_branch - stop
     if (not engine.traits.can_shift or not engine.traits.unified
@@ -187,7 +181,7 @@ cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequen
             # What others have of the branch would not be among the first cells of the sequence.
             or most_shared(engine, branch.slot, <llama_seq_id> engine.slots.size()) > start):
         return False
-    llama_memory_seq_rm(memory, sequence.slot, start, stop)
+    remove_in_memory(deref(engine), box.context, sequence.slot, start, stop)
     move_in_memory(deref(engine), box.context, sequence.slot, stop, sequence.n_kv, shift)
     share_in_memory(
         deref(engine), box.context, branch.slot, sequence.slot, start, n_branch)

@@ -1,6 +1,7 @@
 # llama.cpp's log lines: silent by default, to Python's `logging` on request.
 import logging as _logging
 
+from cython.operator cimport dereference as deref
 from libcpp cimport bool as cpp_bool
 from libcpp.atomic cimport atomic
 from libcpp.vector cimport vector
@@ -14,7 +15,7 @@ from llama_runner._llama_cpp.ggml cimport (
     ggml_log_level,
 )
 from llama_runner._llama_cpp.llama cimport llama_log_set
-from llama_runner._llama_cpp.shim cimport LogLine, defer_log, deferred_log, remember_error
+from llama_runner._llama_cpp.shim cimport LogLine, defer_log, remember_error, take_deferred_log
 
 _native_logger = _logging.getLogger("llama_runner.native")
 _LEVELS = {
@@ -60,11 +61,13 @@ cdef void log_line(int level, const char * text) noexcept with gil:
 
 cdef void emit_deferred_log() noexcept:
     """Log what this thread put off while it held a monitor."""
-    cdef vector[LogLine] lines
+    cdef vector[LogLine] * lines = take_deferred_log()
     cdef size_t i
-    lines.swap(deferred_log())
+    if lines is NULL:
+        return
     for i in range(lines.size()):
-        log_line(lines[i].first, lines[i].second.c_str())
+        log_line(deref(lines)[i].first, deref(lines)[i].second.c_str())
+    del lines
 
 
 def set_log_level(level=None):

@@ -6,19 +6,15 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from llama_runner._llama_cpp.llama cimport (
-    llama_get_memory,
-    llama_memory_seq_pos_max,
-    llama_memory_seq_pos_min,
-    llama_memory_t,
-    llama_seq_id,
-)
+from llama_runner._llama_cpp.llama cimport llama_seq_id
 from llama_runner._llama_cpp.shim cimport (
     NativeSequence,
     ParkedPtr,
     SequencePtr,
     WeakSequencePtr,
+    first_in_memory,
     forget_unparked,
+    last_in_memory,
     note_parked,
     park_state,
     read_parked,
@@ -124,7 +120,7 @@ cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
     """Put a state that was kept aside into the memory, and keep its first n tokens."""
     cdef NativeSequence * sequence = wanting.get()
     if (not unpark_state(parked.get()[0], box.context, sequence.slot)
-            or llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+            or last_in_memory(deref(engine), box.context, sequence.slot)
             != parked.get().n_tokens - 1):
         drop_cells(engine, box, sequence)
         return False
@@ -175,7 +171,6 @@ cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSeque
 cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
                                  int32_t * n_common) noexcept nogil:
     """The sequence in memory with the longest beginning in common, NULL if not worth it."""
-    cdef llama_memory_t memory = llama_get_memory(box.context)
     cdef NativeSequence * best = NULL
     cdef NativeSequence * other
     cdef size_t i
@@ -186,7 +181,7 @@ cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequen
         if other is NULL or other == sequence:
             continue
         n = n_in_common(engine, sequence, other, other.n_kv, other.n_kv,
-                        llama_memory_seq_pos_min(memory, other.slot))
+                        first_in_memory(deref(engine), box.context, other.slot))
         if n > n_common[0]:
             n_common[0] = n
             best = other

@@ -6,8 +6,6 @@ from libc.stdint cimport int32_t, int64_t
 
 from llama_runner._llama_cpp.llama cimport (
     llama_get_logits_ith,
-    llama_get_memory,
-    llama_memory_seq_pos_max,
     llama_token,
     llama_vocab_is_eog,
 )
@@ -23,6 +21,7 @@ from llama_runner._llama_cpp.shim cimport (
     decode,
     has_room_for_turn,
     keep_same_adapters,
+    last_in_memory,
     kNoMemory,
     kThrew,
     now_us,
@@ -304,7 +303,7 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
         sequence = engine.shares[i].request.sequence.get()
         if code == NO_ROOM or code == -1 or code == OUT_OF_RANGE:
             continue  # the memory is as it was
-        pos_max = llama_memory_seq_pos_max(llama_get_memory(box.context), sequence.slot)
+        pos_max = last_in_memory(deref(engine), box.context, sequence.slot)
         if engine.traits.recurrent or pos_max + 1 < sequence.n_kv:
             drop_cells(engine, box, sequence)
         else:

@@ -1,27 +1,34 @@
 // The last error line that llama.cpp logged, per thread: the cause behind a bare NULL or -1.
 #pragma once
 
+#include <cstdio>
+#include <cstring>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace llama_runner {
 
-inline std::string & error_slot() {
-    thread_local std::string slot;
+// Plain data, here and below: where a thread's variables have a destructor, their first use takes
+// memory, and the process ends where there is none.
+inline char (&error_slot())[1024] {
+    thread_local char slot[1024];
     return slot;
 }
 
-inline void forget_error() { error_slot().clear(); }
+inline void forget_error() { error_slot()[0] = '\0'; }
 
 inline void remember_error(const char * text) {
-    std::string line(text);
-    while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) {
-        line.pop_back();
-    }
+    auto & slot = error_slot();
     // The first line names the cause; those after it ("failed to load model") only its consequence.
-    if (!line.empty() && error_slot().empty()) {
-        error_slot() = line;
+    if (slot[0] != '\0') {
+        return;
+    }
+    snprintf(slot, sizeof slot, "%s", text);
+    size_t n = strlen(slot);
+    while (n > 0 && (slot[n - 1] == '\n' || slot[n - 1] == ' ')) {
+        slot[--n] = '\0';
     }
 }
 
@@ -34,21 +41,34 @@ inline int & monitors_held() {
 
 using LogLine = std::pair<int, std::string>;
 
-inline std::vector<LogLine> & deferred_log() {
-    thread_local std::vector<LogLine> lines;
+inline std::vector<LogLine> *& deferred_log() {
+    thread_local std::vector<LogLine> * lines = nullptr;
     return lines;
+}
+
+// Null where there are none; else the caller's to delete.
+inline std::vector<LogLine> * take_deferred_log() {
+    return std::exchange(deferred_log(), nullptr);
 }
 
 inline bool defer_log(int level, const char * text) {
     if (monitors_held() == 0) {
         return false;
     }
-    if (deferred_log().size() < 256) {
-        deferred_log().emplace_back(level, text);
+    auto *& lines = deferred_log();
+    try {
+        if (lines == nullptr) {
+            lines = new std::vector<LogLine>;
+        }
+        if (lines->size() < 256) {
+            lines->emplace_back(level, text);
+        }
+    } catch (const std::bad_alloc &) {
+        // the line is lost
     }
     return true;
 }
 
-inline std::string last_error() { return error_slot(); }
+inline const char * last_error() { return error_slot(); }
 
 }  // namespace llama_runner

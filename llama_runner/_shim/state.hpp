@@ -329,7 +329,8 @@ inline bool has_room_for_turn(Engine & engine) noexcept {
     }
 }
 
-// Where llama.cpp throws at a change of its cells, it is not known what became of them.
+// Where llama.cpp throws at a change of its cells, or at a look at them, it is not known what became
+// of them.
 template <typename Call>
 void or_break(Engine & engine, Call && call) noexcept {
     std::string error;
@@ -340,6 +341,30 @@ void or_break(Engine & engine, Call && call) noexcept {
     if (guarded(error, all) != 0) {
         break_context(engine, error);
     }
+}
+
+inline bool remove_in_memory(Engine & engine, llama_context * context, llama_seq_id slot,
+                             int32_t begin, int32_t end) noexcept {
+    bool done = false;
+    or_break(engine, [&] {
+        done = llama_memory_seq_rm(llama_get_memory(context), slot, begin, end);
+    });
+    return done;
+}
+
+// -1 where the slot has no cells.
+inline int32_t first_in_memory(Engine & engine, llama_context * context,
+                               llama_seq_id slot) noexcept {
+    int32_t first = -1;
+    or_break(engine, [&] { first = llama_memory_seq_pos_min(llama_get_memory(context), slot); });
+    return first;
+}
+
+inline int32_t last_in_memory(Engine & engine, llama_context * context,
+                              llama_seq_id slot) noexcept {
+    int32_t last = -1;
+    or_break(engine, [&] { last = llama_memory_seq_pos_max(llama_get_memory(context), slot); });
+    return last;
 }
 
 inline void share_in_memory(Engine & engine, llama_context * context, llama_seq_id source,

@@ -33,11 +33,10 @@ from llama_runner.errors import LlamaError
 
 MOST_SECONDS = 60  # that one life may take, on a busy machine too
 FAULT = 77
-# How the C library ends the process, where a thread's variables find no memory; and Python.
+# How the C library ends the process, where a thread's variables find no memory.
 NOT_OURS = (
     "cannot allocate memory for thread-local data",
     "failed to register TLS destructor",
-    "Fatal Python error: _PyErr_NormalizeException",
 )
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 GREEDY: Any = {"temperature": 0.0, "ignore_eos": True}

@@ -31,10 +31,10 @@ def scarce(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "n_points"),
     [
-        ("allocation", 500),
-        ("allocations", 100),
-        ("address-space", 200),
-        ("data", 200),
+        ("allocation", 165),
+        ("allocations", 44),
+        ("address-space", 60),
+        ("data", 60),
         ("descriptors", 12),
         ("threads", 12),
     ],
