@@ -1,6 +1,6 @@
 # make run    environment, native build, default model, and an answer: make run PROMPT="..."
 # make test   the same, and then the whole test suite
-# make lint   formatting, style and types
+# make lint   formatting, style, types and layers
 
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue?
@@ -26,6 +26,7 @@ lint: .venv/installed
 	@ruff format --check
 	@cython-lint llama_runner
 	@mypy
+	@lint-imports --no-cache
 
 model: build
 	@echo "==> Default model"
