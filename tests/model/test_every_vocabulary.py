@@ -7,7 +7,6 @@ before a text, or lack characters.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,13 @@ from tiny_models import write_model
 from llama_runner import LlamaRunner, Session
 
 MODELS = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
-VOCABULARIES = sorted(MODELS.glob("ggml-vocab-*.gguf"))
+# They drop accents, white space and what they do not know.
+LOSSY = {"ggml-vocab-bert-bge", "ggml-vocab-nomic-bert-moe"}
+# In one order, so that each model is written and loaded once.
+VOCABULARIES = sorted(
+    MODELS.glob("ggml-vocab-*.gguf"), key=lambda path: (path.stem in LOSSY, path.stem)
+)
+LOSSLESS = [path for path in VOCABULARIES if path.stem not in LOSSY]
 # Markers that most of the vocabularies spell with several tokens.
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]\n{% endfor %}"
@@ -38,40 +43,29 @@ texts = st.lists(
 ).map("".join)
 
 
-# They drop accents, white space and what they do not know.
-LOSSY = {"ggml-vocab-bert-bge", "ggml-vocab-nomic-bert-moe"}
-LOSSLESS = [path for path in VOCABULARIES if path.stem not in LOSSY]
+def each(vocabularies: list[Path]) -> pytest.MarkDecorator:
+    """Run a test with a runner on each of these vocabularies."""
+    ids = [path.stem.removeprefix("ggml-vocab-") for path in vocabularies]
+    return pytest.mark.parametrize("runner", vocabularies, ids=ids, indirect=True, scope="module")
 
 
-@contextmanager
-def runner_on(vocabulary: Path, folder: Path) -> Iterator[LlamaRunner]:
-    path = write_model(folder / "tiny.gguf", vocabulary=vocabulary)
-    with LlamaRunner(path, n_ctx=2048, n_threads=1, chat_template=TEMPLATE) as runner:
-        yield runner
-    path.unlink()
-
-
-@pytest.fixture(scope="module", params=VOCABULARIES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module")
 def runner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LlamaRunner]:
-    with runner_on(request.param, tmp_path_factory.mktemp("model")) as runner:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(path, vocabulary=request.param)
+    with LlamaRunner(path, n_ctx=2048, n_threads=1, chat_template=TEMPLATE) as runner:
         yield runner
-
-
-@pytest.fixture(scope="module", params=LOSSLESS, ids=lambda path: path.stem)
-def lossless(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LlamaRunner]:
-    with runner_on(request.param, tmp_path_factory.mktemp("model")) as runner:
-        yield runner
+    path.unlink()
 
 
 def check_sum(session: Session) -> None:
     assert sum(span.tokens for span in session.info().spans) == len(session._sequence)
 
 
-@settings(max_examples=5, deadline=None)
+@each(VOCABULARIES)
+@settings(max_examples=3, deadline=None)
 @given(said=st.lists(texts, min_size=1, max_size=4))
 def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -> None:
     with runner.session() as session:
@@ -93,24 +87,26 @@ def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -
         assert n_left >= n_fresh
 
 
-@settings(max_examples=25, deadline=None)
+@each(LOSSLESS)
+@settings(max_examples=15, deadline=None)
 @given(texts)
-def test_tokens_spell_the_text_that_they_were_made_of(lossless: LlamaRunner, text: str) -> None:
+def test_tokens_spell_the_text_that_they_were_made_of(runner: LlamaRunner, text: str) -> None:
     text = "[user]" + text
-    tokens = lossless.tokenize(text, add_special=False)
+    tokens = runner.tokenize(text, add_special=False)
     # Some vocabularies have no tokens for some bytes, and leave those out.
-    assume(lossless.detokenize(tokens).removeprefix(" ") == text)
-    with lossless.session() as session:
+    assume(runner.detokenize(tokens).removeprefix(" ") == text)
+    with runner.session() as session:
         session.append(tokens)
         ends = session._sequence.match_text(0, text.encode())
         assert len(ends) == len(session._sequence)
         assert ends[-1] == len(text.encode())
 
 
-def test_a_sparkline_is_counted_and_found_again(lossless: LlamaRunner) -> None:
+@each(LOSSLESS)
+def test_a_sparkline_is_counted_and_found_again(runner: LlamaRunner) -> None:
     """To a SentencePiece vocabulary, its first bar is a space."""
     given = [user("Draw ▁▂▃ for me."), assistant("Here: ▁▂▃▁."), user("And ▃▂▁?")]
-    with lossless.session() as session:
+    with runner.session() as session:
         session.generate(given, 1, **greedy(ignore_eos=True))
         check_sum(session)
         assert all(span.tokens for span in session.info().spans)
