@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NoReturn, Self, TypeAlias
 
 from llama_runner._core import Request, Sequence
-from llama_runner.errors import ContextFullError, LlamaError
+from llama_runner.errors import ContextFullError, InvalidParameterError, LlamaError
 from llama_runner.params import SEED_MAX, GenerationParams
 from llama_runner.results import Chunk, Completion, Receipt, Timings, Usage
 
@@ -33,6 +33,9 @@ class Generation:
         started: When the call began, by ``time.perf_counter()``.
         first_difference: Token and message in which the prompt first differed from what was in
             memory.
+
+    Raises:
+        InvalidParameterError: An adapter of ``params`` was unloaded meanwhile.
     """
 
     def __init__(
@@ -59,8 +62,15 @@ class Generation:
         self._first_difference = first_difference or (None, None)
         # Unchecked: with the template's there may be more than a caller may give.
         recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
-        # Last: a signal handler that raises behind it would leave it to the exception's traceback.
+        # Last: a signal handler that raises after it would leave it to the exception's traceback.
         self.request = Request(sequence, recipe, temporary=temporary)
+        if len(sequence.adapters) != len(params.lora):  # from here on none of them can be unloaded
+            self.request.close()
+            names = ", ".join(repr(name) for name, _ in params.lora)
+            raise InvalidParameterError(
+                f"lora: no adapter {names} is loaded; another thread has just unloaded it",
+                field="lora",
+            )
 
     def run(self, make_room: MakeRoom | None = None) -> Completion:
         """Generate to the end; no Python runs between two tokens.

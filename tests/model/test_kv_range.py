@@ -47,7 +47,7 @@ def open_model(
 
 def answer(runner: LlamaRunner, prompt: list[int]) -> tuple[int, ...] | str:
     try:
-        return runner.generate_stateless(prompt, 8, **GREEDY).tokens
+        return runner.generate_stateless(prompt, 4, **GREEDY).tokens
     except DecodeError as error:
         return str(error)
 
