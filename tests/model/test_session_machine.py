@@ -170,7 +170,9 @@ class Machine(RuleBasedStateMachine):
         opening = pair.pinned_opening()
         known = before[len(opening) :]
         is_answered = known[-1:] and known[-1]["role"] == "assistant"
-        again = added in (known, known[:-1] if is_answered else known)
+        parts = pair.session._conversation.transcript.parts
+        is_all = not any(part.collected for part in parts)  # nothing was evicted
+        again = is_all and added in (known, known[:-1] if is_answered else known)
         said = Expected(opening) if again else pair.model.copy()
         for message in added:
             said.say(message)
