@@ -387,8 +387,14 @@ class Transcript:
         if messages:
             for_answer = answer is not None
             text, _ = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
-            turn, self.parts = self.turn, fixed
-            self._divide(messages, 0, text.encode(), 0, chat, for_answer=for_answer)
+            data, turn, n_bytes = text.encode(), self.turn, 0
+            self.parts = fixed
+            if chat[0].role == "system" and not chat[0].messages:  # the template's own header
+                self.parts = [*fixed, chat[0]]
+                base = self.start_of(len(fixed))
+                aligned = Alignment(self.sequence, self.chat, base, data)
+                n_bytes = aligned.byte_at(base + chat[0].n_tokens)
+            self._divide(messages, 0, data, n_bytes, chat, for_answer=for_answer)
             self.turn = turn
         rest = len(self.sequence) - self.start_of(len(self.parts))
         if answer is not None and answer.n_opening is not None:
