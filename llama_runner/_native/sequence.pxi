@@ -176,6 +176,8 @@ cdef class Sequence:
         if n < max(native.n_kv, native.n_parked):
             with self._held():
                 trim_cells(self.context.engine, self.context.box.get(), native, <int32_t> n)
+        elif n <= native.n_exact:
+            native.n_exact = INT_MAX  # what is left is exact, and what is to come will be
         with nogil:
             engine.monitor.lock()
             native.tokens.resize(n)
