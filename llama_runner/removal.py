@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llama_runner.transcript import Transcript
 
-__all__ = ["Removal", "plan_removal"]
+__all__ = ["Removal", "plan_removal", "regions"]
 
 
 # Bytes that do not begin a character of UTF-8.
@@ -84,7 +84,7 @@ def plan_removal(
     """
     replacements: list[Replacement] = []
     exact = True
-    for region in reversed(_regions(transcript.parts)):
+    for region in reversed(regions(transcript.parts)):
         doomed = [i for i in region if i in gone]
         if not doomed:
             continue
@@ -104,7 +104,7 @@ def plan_removal(
     return Removal(parts, replacements, divided and exact)
 
 
-def _regions(parts: list[Part]) -> list[list[int]]:
+def regions(parts: list[Part]) -> list[list[int]]:
     """Group the indices of parts by whether the template made them."""
     indices = groupby(range(len(parts)), lambda i: parts[i].templated)
     return [list(run) for _, run in indices]

@@ -24,7 +24,7 @@ from llama_runner.parts import (
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.message_ends import MessageEnds
 from llama_runner.prompts.messages import TokenIds, as_text, begins_turn, is_step
-from llama_runner.removal import Removal, plan_removal
+from llama_runner.removal import Removal, plan_removal, regions
 from llama_runner.results import Span
 
 if TYPE_CHECKING:
@@ -418,9 +418,9 @@ class Transcript:
         first, gone = min(indices), set(indices)
         note = Part("summary", 0, self.parts[first].turn, pinned=True)
         if self.parts[first].templated:
-            start, end = self._region(first)
-            before = [m for part in self.parts[start:first] for m in part.messages]
-            rest = [i for i in range(first, end) if i not in gone]
+            region = next(region for region in regions(self.parts) if first in region)
+            before = [m for i in region if i < first for m in self.parts[i].messages]
+            rest = [i for i in region if i >= first and i not in gone]
             after = [m for i in rest for m in self.parts[i].messages]
             for messages in self.chat.notes_between(before, text, after):
                 note.messages = messages
@@ -438,15 +438,6 @@ class Transcript:
                 f"replaces {n_gone:,}: write a shorter one"
             )
         return removal
-
-    def _region(self, index: int) -> tuple[int, int]:
-        """Return which parts around one are rendered together with it."""
-        start, end = index, index + 1
-        while start > 0 and self.parts[start - 1].templated:
-            start -= 1
-        while end < len(self.parts) and self.parts[end].templated:
-            end += 1
-        return start, end
 
     def clear(self) -> None:
         """Forget everything."""
