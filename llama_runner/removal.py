@@ -267,7 +267,8 @@ def _resize(
     """Divide the tokens that stay among the parts that stay.
 
     Tokens of a part that goes may stay, as a system message that the template writes into the first
-    question: those before the cut go to the part before it, those after it to the part after it.
+    question: those before the cut go to the part before it, those after it to the part after it. A
+    part without messages, as the template's own header, takes none.
 
     Returns:
         False where new tokens are several parts', so that only rendering tells whose they are.
@@ -286,10 +287,13 @@ def _resize(
         else:
             cuts = [r.start for r in replacements if r.start <= end and r.stop >= start]
             cut = min(max(cuts[-1], start), end) if cuts else end
-            owners[start:cut] = max(0, index - 1)
+            before = index - 1
             if has_note and note < 0:
                 note, index = index, index + 1
-            owners[cut:end] = min(index, len(parts) - 1)
+            after = min(index, len(parts) - 1)
+            owns_text = before >= 0 and parts[before].messages
+            owners[start:cut] = before if owns_text else min(before + 1, after)
+            owners[cut:end] = after
         start = end
     stays = np.ones(len(owners), bool)
     sizes = np.zeros(len(parts), np.int64)

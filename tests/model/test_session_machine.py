@@ -233,9 +233,10 @@ class Machine(RuleBasedStateMachine):
         self, data: st.DataObject, n: int, streamed: int | None
     ) -> None:
         pair = self.chosen(data)
-        first = pair.session.messages[len(pair.pinned_opening()) :][:1]
-        if first:
-            self.grow(pair, first, n, streamed=streamed)
+        # A list that begins with a system message is always a whole conversation: see `resend`.
+        asked = [m for m in pair.session.messages if m["role"] != "system"]
+        if asked:
+            self.grow(pair, asked[:1], n, streamed=streamed)
 
     @rule(data=st.data(), text=texts)
     def call_a_tool(self, data: st.DataObject, text: str) -> None:
