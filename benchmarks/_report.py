@@ -13,12 +13,13 @@ __all__ = ["draw_bars", "draw_curves", "write_results"]
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write results, with the machine and the build they were measured on."""
-    from llama_runner import _core, system
+    from llama_runner import _core
+    from llama_runner._support import hardware
 
     where = {
         "when": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": system.cpu_name(),
-        "usable_cpus": system.usable_cpus(),
+        "processor": hardware.cpu_name(),
+        "usable_cpus": hardware.usable_cpus(),
         "llama_cpp": _core.native_version(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_runner._core import Sampler, Vocab, set_log_level
+    from llama_runner.conversation.session import Session, SessionMark
     from llama_runner.errors import (
         ChatTemplateError,
         ClosedError,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
         TokenizationError,
         UnsupportedModelError,
     )
-    from llama_runner.generation import Stream
+    from llama_runner.generation.stream import Stream
     from llama_runner.loaders import (
         CatalogueEntry,
         GgufArray,
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
         Usage,
     )
     from llama_runner.runner import LlamaRunner
-    from llama_runner.session import Session, SessionMark
     from llama_runner.tokens import Batch, Detokenizer, Tokenizer, build_batch, create_sampler
 
 __version__ = "0.1.0"
@@ -136,13 +136,13 @@ _HOME = {
     "RunnerOptions": "params",
     "Sampler": "_core",
     "SamplingDefaults": "loaders",
-    "Session": "session",
-    "SessionMark": "session",
+    "Session": "conversation.session",
+    "SessionMark": "conversation.session",
     "SnapshotError": "errors",
     "SnapshotNotFoundError": "errors",
     "SnapshotReadError": "errors",
     "Span": "results",
-    "Stream": "generation",
+    "Stream": "generation.stream",
     "TensorInfo": "loaders",
     "Timings": "results",
     "TokenizationError": "errors",

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Typed
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from llama_runner._support.files import is_directory
+from llama_runner._support.strict import Values, as_tuple, nearest
 from llama_runner.errors import InvalidParameterError, LlamaError, of_the_call
-from llama_runner.loaders.files import is_directory
-from llama_runner.values import Values, as_tuple, nearest
 
 __all__ = [
     "ContextParams",

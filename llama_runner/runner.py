@@ -8,16 +8,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
 from llama_runner._core import Context
-from llama_runner.conversation import Conversation, Reuse
+from llama_runner._support.files import path_text
+from llama_runner.conversation.conversation import Conversation, Reuse
+from llama_runner.conversation.policies import GcPolicyLike, resolve_policy
+from llama_runner.conversation.session import Session
 from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
-from llama_runner.generation import Generation, Stream
-from llama_runner.loaders.files import path_text
-from llama_runner.loaders.fingerprint import fingerprint
-from llama_runner.loaders.header import ModelPath, open_model
-from llama_runner.loaders.lora import validate_lora
-from llama_runner.loaders.reading import read_gguf
-from llama_runner.memory import GcPolicyLike, resolve_policy
-from llama_runner.opening import Progress, Validation, open_runner
+from llama_runner.generation.generation import Generation
+from llama_runner.generation.stream import Stream
+from llama_runner.loaders.checks.lora import validate_lora
+from llama_runner.loaders.gguf.fingerprint import fingerprint
+from llama_runner.loaders.gguf.header import ModelPath, open_model
+from llama_runner.loaders.gguf.read import read_gguf
+from llama_runner.loading.open import Progress, Validation, open_runner
 from llama_runner.params import (
     GenerationOptions,
     GenerationParams,
@@ -28,16 +30,14 @@ from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import (
     Message,
     Prompt,
-    Text,
-    TokenIds,
     as_prompt,
     is_messages,
     read_messages,
     refuse_unseen_roles,
 )
 from llama_runner.results import Completion, ContextInfo, GcReport
-from llama_runner.session import Session
-from llama_runner.tokens import Tokenizer
+from llama_runner.tokens.tokenizer import Tokenizer
+from llama_runner.tokens.types import Text, TokenIds
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from llama_runner import __version__, system
+from llama_runner import __version__
+from llama_runner._support import hardware
 from llama_runner.cli.output import byte_size, print_json, print_table
 from llama_runner.errors import LlamaError
 
@@ -69,9 +70,9 @@ def _native(report: Report) -> None:
     report.found["build"] = ", ".join(f"{name} {value}" for name, value in _flat(build)) or "?"
 
     built = [name for name, value in _core.system_info().items() if value != "0"]
-    report.found["CPU"] = system.cpu_name()
+    report.found["CPU"] = hardware.cpu_name()
     report.found["built for"] = " ".join(built)
-    if unused := [name for name in system.cpu_features() if name not in built]:
+    if unused := [name for name in hardware.cpu_features() if name not in built]:
         report.hints.append(
             f"this CPU also has {' '.join(unused)}; a build on this machine uses them: "
             "LLAMA_RUNNER_NATIVE=1 pip install --no-binary llama-runner llama-runner"
@@ -92,17 +93,17 @@ def _flat(build: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _machine(report: Report) -> None:
-    decode, batch = system.thread_counts(None, None)
+    decode, batch = hardware.thread_counts(None, None)
     report.found["threads"] = (
-        f"{decode} for decoding, {batch} for prompts ({system.usable_cpus()} usable processors "
-        f"of {os.cpu_count()}, {system.physical_cores()} cores)"
+        f"{decode} for decoding, {batch} for prompts ({hardware.usable_cpus()} usable processors "
+        f"of {os.cpu_count()}, {hardware.physical_cores()} cores)"
     )
-    report.found["memory"] = byte_size(system.memory_limit())
+    report.found["memory"] = byte_size(hardware.memory_limit())
 
 
 def _places(report: Report) -> None:
     from llama_runner.loaders import default_model
-    from llama_runner.loaders.catalogue import cache_directory, catalogue_directory
+    from llama_runner.loaders.catalogue.catalogue import cache_directory, catalogue_directory
 
     report.found["models in"] = os.fspath(cache_directory())
     report.found["own catalogue"] = os.fspath(catalogue_directory())

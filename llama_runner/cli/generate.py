@@ -21,7 +21,7 @@ from llama_runner.cli.options import (
 from llama_runner.cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from llama_runner.generation import Stream
+    from llama_runner.generation.stream import Stream
     from llama_runner.results import Completion
 
 __all__ = ["generate", "write_stream"]

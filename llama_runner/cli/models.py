@@ -59,7 +59,7 @@ def verify(name: str) -> None:
     what llama.cpp can take.
     """
     from llama_runner.loaders import find_model, validate_model, verify
-    from llama_runner.loaders.catalogue import find_entry
+    from llama_runner.loaders.catalogue.catalogue import find_entry
 
     with bar(name, count_bytes=True) as update:
         verify(name, lambda done, total, stage: update(done, total, STAGES.get(stage, stage)))
@@ -89,7 +89,7 @@ def models(as_json: bool) -> None:
     it: pull completes it, rm deletes it. ! has a description that is not valid.
     """
     from llama_runner.loaders import list_models
-    from llama_runner.loaders.catalogue import DEFAULT_MODEL
+    from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL
 
     entries = list_models()
     if as_json:
@@ -130,7 +130,7 @@ def models(as_json: bool) -> None:
 
 
 def _marks(entry: CatalogueEntry) -> str:
-    from llama_runner.loaders.catalogue import DEFAULT_MODEL
+    from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL
 
     return (
         "*" * (entry.name == DEFAULT_MODEL)

@@ -9,21 +9,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .catalogue import (
+    from llama_runner.loaders.catalogue.catalogue import (
         CatalogueEntry,
         list_models,
         verify,
     )
-    from .download import pull, remove
-    from .estimate import MemoryEstimate, estimate_memory
-    from .gguf import GgufInfo, TensorInfo
-    from .header import GgufArray
-    from .lora import validate_lora
-    from .metadata import ModelMetadata, SamplingDefaults, load_model
-    from .projector import validate_mmproj
-    from .reading import read_gguf
-    from .resolve import default_model, default_name, find_model, resolve_model
-    from .validation import ValidationReport, validate_model
+    from llama_runner.loaders.catalogue.description import (
+        ModelMetadata,
+        SamplingDefaults,
+        load_model,
+    )
+    from llama_runner.loaders.catalogue.resolve import (
+        default_model,
+        default_name,
+        find_model,
+        resolve_model,
+    )
+    from llama_runner.loaders.checks.lora import validate_lora
+    from llama_runner.loaders.checks.projector import validate_mmproj
+    from llama_runner.loaders.checks.validate import ValidationReport, validate_model
+    from llama_runner.loaders.estimate import MemoryEstimate, estimate_memory
+    from llama_runner.loaders.fetch.pull import pull, remove
+    from llama_runner.loaders.gguf.header import GgufArray
+    from llama_runner.loaders.gguf.info import GgufInfo, TensorInfo
+    from llama_runner.loaders.gguf.read import read_gguf
 
 __all__ = [
     "CatalogueEntry",
@@ -51,28 +60,28 @@ __all__ = [
 ]
 
 _HOME = {
-    "CatalogueEntry": "catalogue",
-    "GgufArray": "header",
-    "GgufInfo": "gguf",
+    "CatalogueEntry": "catalogue.catalogue",
+    "GgufArray": "gguf.header",
+    "GgufInfo": "gguf.info",
     "MemoryEstimate": "estimate",
-    "ModelMetadata": "metadata",
-    "SamplingDefaults": "metadata",
-    "TensorInfo": "gguf",
-    "ValidationReport": "validation",
-    "default_model": "resolve",
-    "default_name": "resolve",
+    "ModelMetadata": "catalogue.description",
+    "SamplingDefaults": "catalogue.description",
+    "TensorInfo": "gguf.info",
+    "ValidationReport": "checks.validate",
+    "default_model": "catalogue.resolve",
+    "default_name": "catalogue.resolve",
     "estimate_memory": "estimate",
-    "find_model": "resolve",
-    "list_models": "catalogue",
-    "load_model": "metadata",
-    "pull": "download",
-    "read_gguf": "reading",
-    "remove": "download",
-    "resolve_model": "resolve",
-    "validate_lora": "lora",
-    "validate_mmproj": "projector",
-    "validate_model": "validation",
-    "verify": "catalogue",
+    "find_model": "catalogue.resolve",
+    "list_models": "catalogue.catalogue",
+    "load_model": "catalogue.description",
+    "pull": "fetch.pull",
+    "read_gguf": "gguf.read",
+    "remove": "fetch.pull",
+    "resolve_model": "catalogue.resolve",
+    "validate_lora": "checks.lora",
+    "validate_mmproj": "checks.projector",
+    "validate_model": "checks.validate",
+    "verify": "catalogue.catalogue",
 }
 
 

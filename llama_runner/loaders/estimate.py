@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Final, Self, Unpack
 
-from .._core import Context, Model
-from ..errors import InvalidParameterError, OutOfMemoryError
-from ..params import ContextParams, ModelParams, RunnerOptions, runner_params
-from ..system import free_memory
-from .gguf import GgufInfo
-from .header import GgufArray, ModelPath, quoted
-from .resolve import checked_model
+from llama_runner._core import Context, Model
+from llama_runner._support.hardware import free_memory
+from llama_runner.errors import InvalidParameterError, OutOfMemoryError
+from llama_runner.loaders.catalogue.resolve import checked_model
+from llama_runner.loaders.gguf.header import GgufArray, ModelPath, quoted
+from llama_runner.loaders.gguf.info import GgufInfo
+from llama_runner.params import ContextParams, ModelParams, RunnerOptions, runner_params
 
 __all__ = ["MemoryEstimate", "estimate_memory", "fitting_n_ctx"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_runner._core import ChatTemplate
 from llama_runner.errors import ChatTemplateError, TokenizationError
-from llama_runner.tokens import Tokenizer
+from llama_runner.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
+from llama_runner._support.strict import nearest
 from llama_runner.errors import (
     ChatTemplateError,
     InvalidParameterError,
     TokenizationError,
     of_the_call,
 )
-from llama_runner.values import nearest
+from llama_runner.tokens.types import TokenIds
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from typing_extensions import Buffer, TypeIs
+    from typing_extensions import TypeIs
 
     from llama_runner._core import ChatTemplate
 
 __all__ = [
     "Message",
     "Prompt",
-    "Text",
-    "TokenIds",
     "as_prompt",
     "as_text",
     "begins_turn",
@@ -48,13 +45,6 @@ ROLES = ("system", "user", "assistant", "tool")
 _SEEN = "seen by the model"
 # Far more than any call of a tool needs; parsers and templates recurse.
 MAX_DEPTH = 100
-
-Text: TypeAlias = "str | Buffer"
-"""What can be tokenised: text, or bytes of UTF-8."""
-
-# Types, so that a program may write Prompt | None; only what needs numpy is a text, as importing it
-# takes long.
-TokenIds: TypeAlias = Union[Sequence[int], "NDArray[np.integer[Any]]"]
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 """Raw text, token ids, or chat messages."""

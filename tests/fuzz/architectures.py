@@ -18,8 +18,8 @@ from typing import Any
 from llama_runner import set_log_level
 from llama_runner._core import Model
 from llama_runner.errors import LlamaError
-from llama_runner.loaders.architectures import ARCHITECTURES, RECURRENT
-from llama_runner.loaders.header import words
+from llama_runner.loaders.checks.architectures import ARCHITECTURES, RECURRENT
+from llama_runner.loaders.gguf.header import words
 from tests.unit.loaders.gguf_writer import (
     ARRAY,
     BOOL,

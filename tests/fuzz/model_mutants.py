@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama_runner.loaders.ggml_types import TENSOR_TYPES
+from llama_runner.loaders.gguf.types import TENSOR_TYPES
 from tests.fuzz.architectures import ASKED, Found, completed
 from tests.unit.loaders.gguf_writer import ARRAY, BOOL, F32, I32, U32, Array, GgufFile, Tensor
 

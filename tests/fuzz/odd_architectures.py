@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llama_runner import LlamaRunner
+from llama_runner._support.hardware import usable_cpus
 from llama_runner.errors import LlamaError, ModelValidationError
 from llama_runner.loaders import validate_model
-from llama_runner.system import usable_cpus
 from tests.fuzz.architectures import RUNNABLE, Found, discover
 from tests.fuzz.model_mutants import mutant
 

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from llama_runner import LlamaRunner, Session
+from llama_runner.conversation.snapshot import Header, Snapshot
 from llama_runner.errors import LlamaError
-from llama_runner.snapshot import Header, Snapshot
 from tests.fuzz.architectures import discover
 
 __all__ = ["batches", "trial"]

@@ -150,7 +150,7 @@ def test_peak_is_little_more_than_weights_and_context(
 ) -> None:
     answer = python(
         f"""
-        from llama_runner.system import peak_rss
+        from llama_runner._support.hardware import peak_rss
         runner = new_runner(n_ctx=2048, **{options})
         runner.generate_stateless("The sky is " * 100, 10)
         context = runner._context

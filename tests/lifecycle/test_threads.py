@@ -13,7 +13,7 @@ import pytest
 
 from llama_runner import Completion, GenerationParams, LlamaRunner
 from llama_runner._core import Request
-from llama_runner.collection import Collector
+from llama_runner.conversation.collector import Collector
 from llama_runner.errors import ClosedError, ContextBusyError, ContextFullError, LlamaError
 from llama_runner.prompts.chat_format import ChatFormat
 

@@ -12,10 +12,10 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
+from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.memory import oldest_turns, sliding_window, summarize
 from llama_runner.results import Span
-from llama_runner.transcript import Transcript
 
 N_CTX = 512
 

@@ -12,9 +12,9 @@ from talk import assistant, user
 from tiny_models import write_model
 
 from llama_runner import LlamaRunner
+from llama_runner.conversation.transcript import Transcript, TranscriptMark
 from llama_runner.errors import DecodeError, LlamaError
 from llama_runner.results import Completion, ContextInfo
-from llama_runner.transcript import Transcript, TranscriptMark
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 

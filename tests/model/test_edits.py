@@ -17,7 +17,7 @@ from talk import assistant, greedy, question, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import Request
-from llama_runner.conversation import CurrentCall
+from llama_runner.conversation.conversation import CurrentCall
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.results import Receipt
 

@@ -18,7 +18,7 @@ from tiny_models import PIECES, write_model
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Model
-from llama_runner.alignment import Alignment
+from llama_runner.conversation.alignment import Alignment
 from llama_runner.errors import ChatTemplateError, PromptTooLongError
 from llama_runner.memory import summarize
 from llama_runner.prompts.chat_format import ChatFormat

@@ -17,7 +17,6 @@ from tiny_models import KINDS, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model
-from llama_runner._probe import probe
 from llama_runner.errors import (
     ClosedError,
     InvalidParameterError,
@@ -32,6 +31,7 @@ from llama_runner.errors import (
 )
 from llama_runner.loaders import MemoryEstimate, estimate_memory, read_gguf, validate_model
 from llama_runner.loaders.estimate import fitting_n_ctx
+from llama_runner.loading.isolated import probe
 from llama_runner.params import ContextParams, ModelParams, RunnerOptions
 from tests.fuzz.attacks import ATTACKS
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
@@ -175,7 +175,7 @@ def test_a_model_that_computes_nothing_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_takes_too_long_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_runner._probe._TIME_LIMIT", 0.01)
+    monkeypatch.setattr("llama_runner.loading.isolated._TIME_LIMIT", 0.01)
     with pytest.raises(ModelLoadError, match="did not finish in 0 s"):
         LlamaRunner(tiny, isolated=True)
 
@@ -187,7 +187,7 @@ def test_a_trial_that_wants_more_memory_than_is_free(
         pytest.skip("only Linux limits what a process may allocate")
     file = tiny_llama(2).with_keys(llama__context_length=(U32, 2**22))
     path = file.write(tmp_path / "long.gguf")
-    monkeypatch.setattr("llama_runner._probe.free_memory", lambda: 300_000_000)
+    monkeypatch.setattr("llama_runner.loading.isolated.free_memory", lambda: 300_000_000)
     with LlamaRunner(path, isolated=True, n_ctx=256):
         pass
     with pytest.raises(OutOfMemoryError, match=r"cannot create a context of 2097152 tokens"):
@@ -198,7 +198,7 @@ def test_a_trial_that_gets_no_memory_at_all(tiny: Path, monkeypatch: pytest.Monk
     """Python, an import or llama.cpp finds none first; where that is small, ggml aborts."""
     if sys.platform != "linux":
         pytest.skip("only Linux limits what a process may allocate")
-    monkeypatch.setattr("llama_runner._probe.free_memory", lambda: 0)
+    monkeypatch.setattr("llama_runner.loading.isolated.free_memory", lambda: 0)
     with pytest.raises((OutOfMemoryError, ModelLoadError)):
         LlamaRunner(tiny, isolated=True, n_ctx=256)
 

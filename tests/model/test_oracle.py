@@ -10,7 +10,7 @@ from oracle import Oracle
 from texts import text_of
 
 from llama_runner import LlamaRunner
-from llama_runner.system import thread_counts
+from llama_runner._support.hardware import thread_counts
 
 N_PREDICT = 40
 

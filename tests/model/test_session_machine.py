@@ -23,12 +23,12 @@ from tiny_models import WINDOW
 
 from llama_runner import Session
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.conversation import Conversation
+from llama_runner.conversation.conversation import Conversation
+from llama_runner.conversation.session import SessionMark
 from llama_runner.errors import ContextFullError, InvalidParameterError
 from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summarize
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Span
-from llama_runner.session import SessionMark
 from llama_runner.tokens import Tokenizer
 
 N_CTX, N_SEQ_MAX, MAX_SESSIONS = 256, 3, 4

@@ -13,7 +13,7 @@ import pytest
 from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
-from llama_runner.collection import Collector
+from llama_runner.conversation.collector import Collector
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -21,7 +21,7 @@ from llama_runner.errors import (
     InvalidParameterError,
     PromptTooLongError,
 )
-from llama_runner.generation import Generation
+from llama_runner.generation.generation import Generation
 from llama_runner.memory import summarize
 
 N_CTX = 512

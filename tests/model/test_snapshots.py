@@ -17,7 +17,8 @@ from talk import question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.conversation import Conversation
+from llama_runner.conversation.conversation import Conversation
+from llama_runner.conversation.snapshot import Snapshot
 from llama_runner.errors import (
     ContextBusyError,
     FileWriteError,
@@ -26,10 +27,9 @@ from llama_runner.errors import (
     SnapshotNotFoundError,
     SnapshotReadError,
 )
-from llama_runner.opening import Validation
+from llama_runner.loading.open import Validation
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Completion
-from llama_runner.snapshot import Snapshot
 from llama_runner.tokens import Tokenizer
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def files_named() -> dict[str, set[Path]]:
     found: dict[str, set[Path]] = {}
     folder = ROOT
     for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
-        if header := re.match(r"\| File(?: in `(.*?)`)? \|", line):
+        if header := re.match(r"\| (?:File|In)(?: `(.*?)`)? \|", line):
             folder = ROOT / (header[1] or "")
         elif row := re.match(r"\| (`.*?) \|", line):
             for name in re.findall(r"`(.*?)`", row[1]):
@@ -32,10 +33,22 @@ def test_the_file_tables_name_nothing_that_is_not_there() -> None:
     assert [name for name, files in files_named().items() if not files] == []
 
 
-def test_the_file_tables_name_every_file_of_the_package() -> None:
+def test_the_file_tables_name_every_folder_and_module_of_the_package() -> None:
+    """Or the folder that it is in."""
     kinds = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.hpp", "*.cpp")
     sources = {path for kind in kinds for path in PACKAGE.rglob(kind) if path.stat().st_size}
-    assert sources - set().union(*files_named().values()) == set()
+    sources = {path for path in sources if path.name not in ("__init__.py", "__main__.py")}
+    named = set().union(*files_named().values())
+    assert [path for path in sources if not named & {path, *path.parents}] == []
+
+
+def test_each_module_says_what_is_in_it() -> None:
+    silent = [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if not (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").strip()
+    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_runner import memory
-from llama_runner.errors import InvalidParameterError
-from llama_runner.memory import (
+from llama_runner.conversation import policies as memory
+from llama_runner.conversation.policies import (
     attention_sinks,
     oldest_turns,
     plan,
@@ -19,6 +18,7 @@ from llama_runner.memory import (
     sliding_window,
     tool_results,
 )
+from llama_runner.errors import InvalidParameterError
 from llama_runner.results import Span
 
 POLICIES = [oldest_turns, tool_results, sliding_window(2), attention_sinks(20)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_runner.parts import Part, changes
+from llama_runner.conversation.history import Part, changes
 
 Message = dict[str, Any]
 SYSTEM = {"role": "system", "content": "You are helpful. It is 10:15."}

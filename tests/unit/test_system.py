@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_runner import system
+from llama_runner._support import hardware as system
 from llama_runner.errors import InvalidParameterError
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /sys")

@@ -23,8 +23,8 @@ from llama_runner.loaders import (
     remove,
     verify,
 )
-from llama_runner.loaders.catalogue import DEFAULT_MODEL, find_entry
-from llama_runner.loaders.sources import HubSource, PackageSource, parse_source
+from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL, find_entry
+from llama_runner.loaders.catalogue.sources import HubSource, PackageSource, parse_source
 from tests.unit.loaders.model_files import tiny_llama
 from tests.unit.loaders.packages import MODEL, describe
 

@@ -36,7 +36,7 @@ from llama_runner.loaders import (
     validate_model,
     verify,
 )
-from llama_runner.loaders.resolve import checked_model
+from llama_runner.loaders.catalogue.resolve import checked_model
 from llama_runner.params import ContextParams
 from tests.unit.loaders.model_files import tiny_llama
 

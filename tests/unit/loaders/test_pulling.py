@@ -25,7 +25,6 @@ from llama_runner.errors import (
     ModelValidationError,
     NoDiskSpaceError,
 )
-from llama_runner.loaders import catalogue as catalogue_module
 from llama_runner.loaders import (
     find_model,
     list_models,
@@ -33,7 +32,8 @@ from llama_runner.loaders import (
     remove,
     verify,
 )
-from llama_runner.loaders.catalogue import DEFAULT_MODEL
+from llama_runner.loaders.catalogue import catalogue as catalogue_module
+from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL
 from tests.unit.loaders.model_files import tiny_llama
 from tests.unit.loaders.packages import MEMBER, MODEL, cached_files, describe, publish
 

@@ -27,7 +27,7 @@ from llama_runner.errors import (
     ModelValidationError,
 )
 from llama_runner.loaders import GgufArray, read_gguf, validate_model
-from llama_runner.loaders.reading import part_names
+from llama_runner.loaders.gguf.read import part_names
 from tests.unit.loaders.gguf_writer import (
     ARRAY,
     BOOL,

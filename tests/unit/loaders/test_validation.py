@@ -13,8 +13,8 @@ import pytest
 
 from llama_runner.errors import InvalidParameterError, ModelError, ModelValidationError
 from llama_runner.loaders import validate_model
-from llama_runner.loaders.architectures import ARCHITECTURES, HYBRID, RECURRENT
-from llama_runner.loaders.ggml_types import FILE_TYPES, TENSOR_TYPES
+from llama_runner.loaders.checks.architectures import ARCHITECTURES, HYBRID, RECURRENT
+from llama_runner.loaders.gguf.types import FILE_TYPES, TENSOR_TYPES
 from tests.fuzz.attacks import ATTACKS
 from tests.fuzz.attacks.registry import TOKENS
 from tests.fuzz.attacks.vocabulary import tiny_llama_with, tokens_of, with_tokens

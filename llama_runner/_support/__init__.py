@@ -1,0 +1,1 @@
+"""What every layer may use: files, values that users set, the machine."""

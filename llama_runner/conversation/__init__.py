@@ -1,0 +1,1 @@
+"""Conversations that live in the KV memory: their messages, their spans, and making room."""

@@ -1,0 +1,304 @@
+"""Making room in a conversation: when, how much, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+from llama_runner._core import Context, Request
+from llama_runner.conversation.alignment import Replacement
+from llama_runner.conversation.checkpoints import Checkpoints
+from llama_runner.conversation.policies import GcPolicy, Summarize, oldest_turns, plan, whole_turns
+from llama_runner.conversation.removal import Removal
+from llama_runner.conversation.splice import DecodeCancelledError, Splicer
+from llama_runner.conversation.transcript import Transcript
+from llama_runner.errors import (
+    ChatTemplateError,
+    ContextFullError,
+    InvalidParameterError,
+    PromptTooLongError,
+)
+from llama_runner.generation.generation import Generation
+from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, Span
+
+__all__ = ["Collector"]
+
+# Where an automatic collection goes, of the context and of the threshold: low enough that it is not
+# needed again at once.
+AUTOMATIC_TARGET = 0.5
+SHARE_OF_THRESHOLD = 0.625
+
+
+class Collector:
+    """Drops spans of one transcript.
+
+    Args:
+        context: Where it lives.
+        transcript: What it drops from.
+        threshold: Share of the context above which it drops by itself.
+        policy: What goes then. Where that is not enough, the oldest turns do.
+        checkpoints: Of the transcript's sequence.
+        compute: Called with what decodes new tokens, which it runs.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        transcript: Transcript,
+        threshold: float,
+        policy: GcPolicy,
+        checkpoints: Checkpoints,
+        compute: Callable[[Request], None],
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._compute = compute
+        self._context = context
+        self._transcript = transcript
+        self._threshold = threshold
+        self._policy = policy
+        self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
+        self.cleaned = False
+        """Whether something was dropped since the last answer."""
+        self.n_shifted = 0
+        """Tokens that were moved since the last generation began."""
+        self.n_computed = 0
+        """Tokens that were computed for that."""
+        self.computed_ms = 0.0
+        """How long that took."""
+
+    def reset(self) -> None:
+        """Begin anew, after what was there has gone."""
+        self.cleaned = False
+        self.n_shifted = 0
+
+    def info(self) -> ContextInfo:
+        """What is in memory. Computes nothing on the model."""
+        used, n_ctx = len(self._transcript.sequence), self._context.n_ctx_seq
+        spans = self._transcript.spans()
+        doomed = plan(spans, used - n_ctx // 2, oldest_turns)
+        state: ContextState = "growing"
+        if used == 0:
+            state = "empty"
+        elif self.cleaned:
+            state = "cleaned"
+        elif used > self._threshold * n_ctx:
+            state = "full"
+        return ContextInfo(
+            n_ctx=n_ctx,
+            used=used,
+            bytes=self._transcript.sequence.kv_bytes,
+            spans=spans,
+            gc_would_free=sum(spans[i].tokens for i in doomed),
+            state=state,
+        )
+
+    def collect(
+        self, target: float, policy: GcPolicy, *, dry_run: bool = False, exact: bool = False
+    ) -> GcReport:
+        """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
+        started = time.perf_counter()
+        transcript, sequence = self._transcript, self._transcript.sequence
+        spans = transcript.spans()
+        doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
+        if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
+            doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
+        summary = "" if dry_run else self._summary(doomed, policy)
+        # What is not in the memory cannot be shifted there; what the caller's functions did by now
+        # may have moved it out.
+        sequence.bring_in()
+        doomed, removal = self._planned(doomed, summary)
+        n_same = removal.first_token if doomed else len(sequence)
+        checkpoint = self.checkpoints.latest(n_same) if doomed else None
+        if checkpoint is not None:
+            n_same = len(checkpoint.tokens)
+        elif exact:
+            n_same = min(n_same, sequence.n_exact)
+        method: GcMethod = "rebuild"
+        if checkpoint is not None:
+            method = "checkpoint"
+        elif not doomed and n_same == len(sequence):
+            method = "none"
+        elif doomed and not exact and self._can_move(removal, policy):
+            method = "shift"
+        n_again = removal.n_new
+        if method in ("rebuild", "checkpoint"):
+            n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
+            n_again = len(sequence) - removal.n_removed - n_left
+        if dry_run or method == "none":
+            ms = self._estimate(method, n_again)
+            return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
+        if checkpoint is not None:
+            checkpoint.restore(sequence)
+        elif method == "rebuild":
+            sequence.forget_from(n_same)
+        moved = self._apply(removal, move=method == "shift") if doomed else method
+        if method == "shift" and moved == "rebuild":
+            method = "rebuild"  # another thread needed the room meanwhile
+        if method != "shift":
+            n_again = len(sequence) - sequence.n_cached
+        self.cleaned |= bool(doomed)
+        ms = (time.perf_counter() - started) * 1e3
+        return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
+
+    def _planned(self, doomed: list[int], summary: str) -> tuple[list[int], Removal]:
+        """Plan a removal of spans, or of as many of them as the template lets go."""
+        transcript = self._transcript
+        if summary:
+            return doomed, transcript.plan_summary(doomed, summary)
+        whole = whole_turns(transcript.spans(), doomed)
+        for chosen in (doomed, whole):
+            try:
+                return chosen, transcript.plan_removal(chosen)
+            except ChatTemplateError:
+                pass  # without a step or result it may not be a conversation to this template
+        return [], transcript.plan_removal([])
+
+    def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
+        """What is to take the place of spans, "" for nothing."""
+        if not doomed or not isinstance(policy, Summarize):
+            return ""
+        summary = policy.write(self._transcript.text_of(doomed))
+        if not isinstance(summary, str):
+            raise InvalidParameterError(
+                f"summarize: the function returned {type(summary).__name__}, not str"
+            )
+        return summary if summary.strip() else ""
+
+    def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
+        """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
+        sequence = self._transcript.sequence
+        is_there = sequence.n_cached > removal.replacements[0].stop
+        is_free = sequence.n_shared <= removal.replacements[-1].stop
+        new_fit = removal.n_new == 0 or self._splicer().possible
+        shifts = self._context.can_shift and not isinstance(policy, Summarize)
+        return shifts and is_there and is_free and new_fit
+
+    def _splicer(self) -> Splicer:
+        return Splicer(self._transcript, self._context.n_ctx_seq - 1, self._compute)
+
+    def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
+        """Take parts out of the transcript; count what was moved, and computed for that."""
+        transcript, sequence = self._transcript, self._transcript.sequence
+        n_cached, n_same = sequence.n_cached, removal.first_token
+        splicer = self._splicer()
+
+        def splice(new: Replacement) -> bool:
+            try:
+                return splicer.replace(new)
+            except DecodeCancelledError:
+                return False  # the caller's generation ends; the conversation is whole without it
+
+        method = transcript.apply(removal, splice if move else None)
+        if method == "shift":
+            self.n_shifted += max(0, n_cached - n_same - removal.n_removed - removal.n_new)
+        self.n_computed += splicer.n_computed
+        self.computed_ms += splicer.ms
+        return method
+
+    def drop(self, indices: list[int]) -> None:
+        """Take out parts that the caller took out of the conversation."""
+        removal = self._transcript.plan_removal(indices, remember=False)
+        self._apply(removal, move=True)
+
+    def take_opening(self) -> tuple[int, float]:
+        """Keep a copy of the state after what opens the conversation, if it has one to keep.
+
+        Returns:
+            (n, ms): how many tokens were decoded for it, and how long that took.
+        """
+        parts, started = self._transcript.parts, time.perf_counter()
+        if parts[0].role != "system":
+            return 0, 0.0
+        n = self.checkpoints.take_opening(parts[0].n_tokens, self._compute)
+        return n, (time.perf_counter() - started) * 1e3 if n else 0.0
+
+    def _estimate(self, method: GcMethod, n_again: int) -> float | None:
+        """Milliseconds at the speeds last seen."""
+        tokens_per_second, shift_ms = self._context.speeds
+        if method == "shift":
+            return shift_ms or None
+        return n_again * 1e3 / tokens_per_second if tokens_per_second else None
+
+    def make_room_for_prompt(self) -> None:
+        """Collect if the threshold is exceeded.
+
+        Raises:
+            PromptTooLongError: The newest turn has no room beside what is pinned.
+        """
+        n_ctx, used = self._context.n_ctx_seq, len(self._transcript.sequence)
+        if used <= self._threshold * n_ctx:
+            return
+        spans = self._transcript.spans()
+        doomed = set(plan(spans, used, oldest_turns))
+        left = [span for i, span in enumerate(spans) if i not in doomed]
+        if sum(span.tokens for span in left) >= n_ctx:
+            n_new = sum(span.tokens for span in left if span.turn == spans[-1].turn)
+            older = [span for span in left if span.turn < spans[-1].turn]
+            n_older = sum(span.tokens for span in older)
+            beside = f" beside what is to stay: {_listed(older)}" if older else ""
+            unpin = ", unpin some" if self._pinned() else ""
+            raise PromptTooLongError(
+                f"the prompt has {n_new:,} tokens; {max(0, n_ctx - n_older - 1):,} fit (a context "
+                f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
+            )
+        self._collect_by_itself()
+        n_left = len(self._transcript.sequence)
+        if n_left >= n_ctx:
+            raise PromptTooLongError(
+                f"the prompt and what has to stay have {n_left:,} tokens, the context {n_ctx:,}: "
+                "shorten the prompt or raise n_ctx"
+            )
+
+    def _collect_by_itself(self) -> bool:
+        """Drop what the policy says and, where that is not enough, the oldest turns.
+
+        Returns:
+            Whether anything was done.
+        """
+        done = False
+        with suppress(ChatTemplateError):  # it takes no summary
+            done = self.collect(self._target, self._policy).method != "none"
+        if len(self._transcript.sequence) >= self.limit and self._policy is not oldest_turns:
+            done |= self.collect(self._target, oldest_turns).method != "none"
+        return done
+
+    @property
+    def limit(self) -> int:
+        """Most tokens that there may be without a collection."""
+        n_ctx = self._context.n_ctx_seq
+        return min(int(self._threshold * n_ctx), n_ctx - 1)
+
+    def pause_at(self) -> int:
+        """Ledger length at which a generation pauses to have room made."""
+        return max(self.limit, len(self._transcript.sequence) + 1)
+
+    def make_room_while_generating(self, generation: Generation) -> None:
+        """Collect in the middle of an answer, and let it go on.
+
+        Raises:
+            ContextFullError: All that could go is pinned.
+        """
+        self._transcript.book_answer(None)
+        if self._collect_by_itself():
+            generation.request.resume(self.pause_at())
+            return
+        n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
+        if pinned and len(self._transcript.sequence) >= n_ctx - 1:
+            raise ContextFullError(
+                f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
+                f"{_listed(pinned)}; unpin some of it, or raise n_ctx"
+            )
+        # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
+        # the context ends there by itself, for its length.
+        generation.request.resume(n_ctx - 1 if pinned else 0)
+
+    def _pinned(self) -> list[Span]:
+        """Not what stays anyhow, but what the caller can unpin."""
+        pairs = zip(self._transcript.spans(), self._transcript.parts, strict=True)
+        return [span for span, part in pairs if part.pinned and part.role != "system"]
+
+
+def _listed(spans: list[Span]) -> str:
+    return ", ".join(f"{span.role} ({span.tokens:,} tokens)" for span in spans)

@@ -1,0 +1,100 @@
+"""Changed messages in the middle of a conversation: computed alone, and what follows moved.
+
+What follows was computed with the old message before it. So this is for callers who say that this
+is exact enough for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
+from llama_runner.conversation.splice import Splicer
+from llama_runner.conversation.transcript import Transcript
+from llama_runner.prompts.chat_format import BREAK
+from llama_runner.prompts.message_ends import MessageEnds
+
+__all__ = ["Edits"]
+
+
+class Edits:
+    """Changed messages of one conversation.
+
+    Args:
+        transcript: Of the conversation.
+        splicer: What replaces tokens in it.
+
+    Attributes:
+        first_token: Where the first change is that was made here; None if there is none.
+    """
+
+    def __init__(self, transcript: Transcript, splicer: Splicer) -> None:
+        self.first_token: int | None = None
+        self.splicer = splicer
+        self._transcript = transcript
+
+    def apply(
+        self, edited: dict[int, list[dict[str, Any]]], conversation: list[dict[str, Any]]
+    ) -> None:
+        """Give parts other messages, as far as what follows need not be computed for it.
+
+        What cannot be done is left as it was, for :meth:`Transcript.add_messages`.
+
+        Args:
+            edited: By the parts' indices, what they are to say.
+            conversation: All messages that there are to be.
+
+        Raises:
+            ChatTemplateError: There is no template, or it refuses these messages.
+            Others: What ``compute`` raises.
+        """
+        transcript = self._transcript
+        if not self.splicer.possible:
+            return
+        n_fixed = transcript.n_fixed(whole=True)
+        text, _ = transcript.chat.render(conversation, opens=n_fixed == 0)
+        data = text.encode()
+        for i in sorted(edited):
+            found = self._replacement(i, edited, conversation, data)
+            if found is None or not self.splicer.replace(found):
+                return
+            if self.first_token is None and (found.start < found.stop or len(found.tokens)):
+                self.first_token = found.start
+            part = transcript.parts[i]
+            part.n_tokens += len(found.tokens) - (found.stop - found.start)
+            part.messages = edited[i]
+
+    def _replacement(
+        self,
+        index: int,
+        edited: dict[int, list[dict[str, Any]]],
+        conversation: list[dict[str, Any]],
+        data: bytes,
+    ) -> Replacement | None:
+        """Which tokens of a part are to be replaced by which.
+
+        None where the template shows what is before it, or what follows, differently now.
+        """
+        transcript = self._transcript
+        sequence, chat = transcript.sequence, transcript.chat
+        n_fixed = transcript.n_fixed(whole=True)
+        n_before = sum(len(part.messages) for part in transcript.parts[n_fixed:index])
+        last = n_before + len(edited[index]) - 1
+        start, stop = transcript.start_of(index), transcript.start_of(index + 1)
+        later = [i for i in edited if i > index]
+        next_start = transcript.start_of(min(later)) if later else len(sequence)
+        old = Alignment(sequence, chat, transcript.start_of(n_fixed), data)
+        n_bytes = old.byte_at(start)
+        begins = n_bytes if len(edited[index]) == 1 else None
+        ends = MessageEnds(chat, conversation, data, for_answer=True, opens=n_fixed == 0)
+        end_byte = ends.find(last, start=begins)
+        if old.n_tokens < start or end_byte is None or end_byte <= n_bytes:
+            return None
+        # A turn's marker is the same after any message: what follows must be it to its end.
+        n_after = len(sequence.match_text(stop, data[end_byte:], skip=BREAK))
+        end = min(transcript.start_of(index + 2), next_start)
+        if stop < next_start and n_after < max(1, end - stop):
+            return None
+        tokens, _ = chat.tokenize(data[n_bytes:end_byte], transcript.last_of(start))
+        n_same = n_same_tokens(sequence.tokens[start:stop], tokens)
+        return Replacement(start + n_same, stop, tokens[n_same:])

@@ -1,0 +1,1 @@
+"""One generation: as a whole answer, or as a stream of chunks."""

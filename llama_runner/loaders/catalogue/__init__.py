@@ -1,0 +1,1 @@
+"""Models by name, and what is known of each."""

@@ -1,0 +1,1 @@
+"""Checks of model files, before llama.cpp sees them."""

@@ -1,0 +1,164 @@
+"""Opening a runner: its options, the file that is meant, what of it is checked, and its parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+# What calls need is imported before them; these modules, too, which others import when they are
+# called. Python's import system takes an OSError of a signal handler for a missing file, and may
+# lose what else one raises.
+import numpy.ma  # noqa: F401
+
+import llama_runner.loaders.checks.validate  # noqa: F401
+from llama_runner._core import ChatTemplate, Context, Model
+from llama_runner._support.hardware import thread_counts
+from llama_runner.errors import ChatTemplateError, InvalidParameterError, ModelLoadError
+from llama_runner.loaders.catalogue.resolve import checked_model
+from llama_runner.loaders.checks.chat_template import check_chat_template
+from llama_runner.loaders.checks.lora import bare_header
+from llama_runner.loaders.estimate import fitting_n_ctx
+from llama_runner.loaders.gguf.header import ModelPath, quoted
+from llama_runner.loading.isolated import probe
+from llama_runner.params import (
+    ContextParams,
+    GenerationParams,
+    ModelParams,
+    RunnerOptions,
+    runner_params,
+)
+
+if TYPE_CHECKING:
+    from llama_runner.loaders.gguf.info import GgufInfo
+
+__all__ = ["Opened", "Progress", "Validation", "open_runner"]
+
+Validation = Literal["full", "header", False]
+Progress = Callable[[float], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a runner is made of."""
+
+    model: Model
+    context: Context | None
+    """None with vocab_only."""
+    template: ChatTemplate | ChatTemplateError
+    model_params: ModelParams
+    context_params: ContextParams
+    generation_params: GenerationParams
+    """What holds where a call says nothing else."""
+    header: GgufInfo | None
+    """What adapters are compared with: architecture and tensors. None if it was not read."""
+
+
+def open_runner(
+    model: ModelPath,
+    options: RunnerOptions,
+    *,
+    chat_template: str | None,
+    progress: Progress | None,
+    validate: Validation,
+    isolated: bool,
+) -> Opened:
+    """Check and load a model, and make its context; see :class:`LlamaRunner`."""
+    others = "chat_template", "progress", "validate", "isolated", "gc_policy"
+    model_params, context_params = runner_params(options, others)
+    generation_params = GenerationParams()
+    n_threads, n_threads_batch = thread_counts(
+        context_params.n_threads, context_params.n_threads_batch
+    )
+    _check_arguments(progress, validate, isolated)
+    with checked_model(model, validate) as found:
+        if found.metadata is not None:
+            sampling = found.metadata.sampling.model_dump(exclude_none=True)
+            generation_params = GenerationParams(**sampling)
+            if chat_template is None:
+                chat_template = found.metadata.chat_template
+        if chat_template is not None:
+            check_chat_template(chat_template)
+        model_params = found.load_params(model_params)
+        # With direct I/O, llama.cpp has to open the file itself.
+        file = None if model_params.load_mode == "direct_io" else found.file
+        if isolated:
+            probe(found.path, chat_template, model_params, context_params)
+        n_ctx = 0
+        if not model_params.vocab_only:
+            n_ctx = fitting_n_ctx(found.path, found.info, model_params, context_params, file)
+        try:
+            loaded = Model(
+                found.path,
+                file=file,
+                progress=progress,
+                fingerprint=found.fingerprint(),
+                **model_params.model_dump(),
+            )
+        except ModelLoadError as error:
+            if not (model_params.check_tensors and "invalid data" in (error.native or "")):
+                raise
+            raise ModelLoadError(
+                f"the weights in {quoted(str(found.path), 200)} are damaged: fetch the file again",
+                field="check_tensors",
+                native=error.native,  # it names the tensor
+            ) from None
+    header = None if found.info is None else bare_header(found.info)
+    context = None
+    try:
+        template = _chat_template(loaded, chat_template)
+        if not model_params.vocab_only:
+            _warn_beyond_training(context_params, n_ctx, loaded.n_ctx_train)
+            context = Context(
+                loaded,
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                n_threads_batch=n_threads_batch,
+                **context_params.core_options(),
+            )
+    except BaseException:
+        loaded.close()
+        raise
+    return Opened(
+        loaded, context, template, model_params, context_params, generation_params, header
+    )
+
+
+def _check_arguments(progress: object, validate: object, isolated: object) -> None:
+    """Refuse now what would be found out in the middle of loading."""
+    if progress is not None and not callable(progress):
+        raise InvalidParameterError(
+            f"progress={progress!r}: must be a function that takes a fraction", field="progress"
+        )
+    if validate not in ("full", "header") and validate is not False:
+        raise InvalidParameterError(
+            f"validate={validate!r}: must be 'full', 'header' or False", field="validate"
+        )
+    if not isinstance(isolated, bool):
+        raise InvalidParameterError(
+            f"isolated={isolated!r}: must be True or False", field="isolated"
+        )
+
+
+def _warn_beyond_training(params: ContextParams, n_ctx: int, trained: int) -> None:
+    """Say that a conversation may get longer than what the model was trained with."""
+    longest = n_ctx // params.n_seq_max if params.kv_layout == "streams" else n_ctx
+    is_scaled = params.rope_freq_base is not None or params.rope_freq_scale is not None
+    if 0 < trained < longest and not is_scaled:
+        warnings.warn(
+            f"n_ctx={n_ctx}: a conversation may have {longest:,} tokens, and the model was trained "
+            f"with at most {trained:,}: beyond that its answers get worse, unless rope_freq_base "
+            "or rope_freq_scale stretches its positions",
+            UserWarning,
+            stacklevel=4,  # where the runner is made
+        )
+
+
+def _chat_template(model: Model, source: str | None) -> ChatTemplate | ChatTemplateError:
+    try:
+        return ChatTemplate(model, source)
+    except ChatTemplateError as error:
+        if source is not None:
+            raise
+        return error.with_traceback(None)  # raw prompts work without one; messages say why
