@@ -23,7 +23,7 @@ from _report import draw_curves, write_results
 
 if TYPE_CHECKING:
     from llama_runner import LlamaRunner
-    from llama_runner.conversation.conversation import Reuse
+    from llama_runner.conversation.intake import Reuse
     from llama_runner.params import KvLayout
 
 N_CTX = 2048

@@ -10,6 +10,7 @@ cimport cython
 
 include "_native/errors.pxi"
 include "_native/signals.pxi"
+include "_native/turnstile.pxi"
 include "_native/logging.pxi"
 include "_native/scan.pxi"
 include "_native/template_shape.pxi"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
 from llama_runner._core import Context
 from llama_runner._support.files import path_text
-from llama_runner.conversation.conversation import Conversation, Reuse
+from llama_runner.conversation.conversation import Conversation, ConversationSettings
+from llama_runner.conversation.intake import Reuse
 from llama_runner.conversation.policies import GcPolicyLike, resolve_policy
 from llama_runner.conversation.session import Session
+from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
 from llama_runner.generation.generation import Generation
+from llama_runner.generation.prompt_work import PromptWork
 from llama_runner.generation.stream import Stream
 from llama_runner.loaders.checks.lora import validate_lora
 from llama_runner.loaders.gguf.fingerprint import fingerprint
@@ -27,14 +29,8 @@ from llama_runner.params import (
     generation_params,
 )
 from llama_runner.prompts.chat_format import ChatFormat
-from llama_runner.prompts.messages import (
-    Message,
-    Prompt,
-    as_prompt,
-    is_messages,
-    read_messages,
-    refuse_unseen_roles,
-)
+from llama_runner.prompts.messages import Message, Prompt
+from llama_runner.prompts.prompt import Ids, Messages, read_prompt
 from llama_runner.results import Completion, ContextInfo, GcReport
 from llama_runner.tokens.tokenizer import Tokenizer
 from llama_runner.tokens.types import Text, TokenIds
@@ -170,28 +166,25 @@ class LlamaRunner:
         params: GenerationParams | None,
         overrides: GenerationOptions,
     ) -> Generation:
-        started = time.perf_counter()
+        work = PromptWork()
         context = self._alive_context()
         chosen = generation_params(max_tokens, params, overrides, self.generation_params)
         sequence = context.new_sequence()
+        given = read_prompt(prompt, self._chat.template)
         stops: tuple[str, ...] = ()
-        prompt = as_prompt(prompt)
-        if is_messages(prompt):
-            messages = read_messages(prompt)
-            refuse_unseen_roles(messages, self._chat.template)
-            text, stops = self._chat.render(messages)
+        if isinstance(given, Messages):
+            text, stops = self._chat.render(given.messages)
             sequence.append(self._chat.tokenize(text.encode(), behind=None)[0])
-        elif isinstance(prompt, str):
-            if prompt:
-                sequence.append(
-                    self.tokenizer.tokenize_prompt(
-                        prompt, add_special=chosen.add_special, parse_special=chosen.parse_special
-                    )
+        elif isinstance(given, Ids):
+            sequence.append(given.ids)
+        elif given.text:
+            sequence.append(
+                self.tokenizer.tokenize_prompt(
+                    given.text, add_special=chosen.add_special, parse_special=chosen.parse_special
                 )
-        else:
-            sequence.append(prompt)
+            )
         sequence.use_adapters(chosen.lora)
-        return Generation(sequence, chosen, started=started, stops=stops, temporary=True)
+        return Generation(sequence, chosen, work, stops=stops, temporary=True)
 
     # ---- stateful ------------------------------------------------------------------------------
 
@@ -303,13 +296,13 @@ class LlamaRunner:
             UnsupportedModelError: The model was loaded with vocab_only.
             ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
         """
-        conversation = Conversation(
-            self._alive_context(),
-            self._chat,
+        transcript = Transcript(self._alive_context().new_sequence(), self._chat)
+        settings = ConversationSettings(
             self.context_params.gc_threshold,
             reuse,
             self._gc_policy if gc_policy is None else resolve_policy(gc_policy),
         )
+        conversation = Conversation(transcript, settings)
         session = Session(conversation, name=name, defaults=self.generation_params)
         if system is not None:
             session.append([{"role": "system", "content": system}])

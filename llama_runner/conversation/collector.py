@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from llama_runner._core import Context, Request
 from llama_runner.conversation.alignment import Replacement
-from llama_runner.conversation.checkpoints import Checkpoints
 from llama_runner.conversation.policies import GcPolicy, Summarize, oldest_turns, plan, whole_turns
 from llama_runner.conversation.removal import Removal
-from llama_runner.conversation.splice import DecodeCancelledError, Splicer
+from llama_runner.conversation.splice import Splicer
 from llama_runner.conversation.transcript import Transcript
+from llama_runner.conversation.turns import DecodeCancelledError, Turns
 from llama_runner.errors import (
     ChatTemplateError,
     ContextFullError,
     InvalidParameterError,
+    LlamaError,
     PromptTooLongError,
 )
 from llama_runner.generation.generation import Generation
@@ -32,46 +31,24 @@ SHARE_OF_THRESHOLD = 0.625
 
 
 class Collector:
-    """Drops spans of one transcript.
+    """Make room in one conversation: evict spans, and say how far it may grow until then.
 
     Args:
-        context: Where it lives.
-        transcript: What it drops from.
-        threshold: Share of the context above which it drops by itself.
-        policy: What goes then. Where that is not enough, the oldest turns do.
-        checkpoints: Of the transcript's sequence.
-        compute: Called with what decodes new tokens, which it runs.
+        turns: Of the conversation; what a collection does is counted there.
+        threshold: Share of the context above which to evict automatically.
+        policy: What to evict then. If that is not enough, the oldest turns are evicted as well.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        transcript: Transcript,
-        threshold: float,
-        policy: GcPolicy,
-        checkpoints: Checkpoints,
-        compute: Callable[[Request], None],
-    ) -> None:
-        self.checkpoints = checkpoints
-        self._compute = compute
-        self._context = context
-        self._transcript = transcript
+    def __init__(self, turns: Turns, threshold: float, policy: GcPolicy) -> None:
+        self._turns = turns
+        self._context = turns.context
         self._threshold = threshold
         self._policy = policy
         self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
-        self.cleaned = False
-        """Whether something was dropped since the last answer."""
-        self.n_shifted = 0
-        """Tokens that were moved since the last generation began."""
-        self.n_computed = 0
-        """Tokens that were computed for that."""
-        self.computed_ms = 0.0
-        """How long that took."""
 
-    def reset(self) -> None:
-        """Begin anew, after what was there has gone."""
-        self.cleaned = False
-        self.n_shifted = 0
+    @property
+    def _transcript(self) -> Transcript:
+        return self._turns.transcript
 
     def info(self) -> ContextInfo:
         """What is in memory. Computes nothing on the model."""
@@ -81,7 +58,7 @@ class Collector:
         state: ContextState = "growing"
         if used == 0:
             state = "empty"
-        elif self.cleaned:
+        elif self._turns.cleaned:
             state = "cleaned"
         elif used > self._threshold * n_ctx:
             state = "full"
@@ -110,7 +87,7 @@ class Collector:
         sequence.bring_in()
         doomed, removal = self._planned(doomed, summary)
         n_same = removal.first_token if doomed else len(sequence)
-        checkpoint = self.checkpoints.latest(n_same) if doomed else None
+        checkpoint = transcript.checkpoints.latest(n_same) if doomed else None
         if checkpoint is not None:
             n_same = len(checkpoint.tokens)
         elif exact:
@@ -138,7 +115,7 @@ class Collector:
             method = "rebuild"  # another thread needed the room meanwhile
         if method != "shift":
             n_again = len(sequence) - sequence.n_cached
-        self.cleaned |= bool(doomed)
+        self._turns.cleaned |= bool(doomed)
         ms = (time.perf_counter() - started) * 1e3
         return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
 
@@ -176,7 +153,7 @@ class Collector:
         return shifts and is_there and is_free and new_fit
 
     def _splicer(self) -> Splicer:
-        return Splicer(self._transcript, self._context.n_ctx_seq - 1, self._compute)
+        return Splicer(self._turns, self._context.n_ctx_seq - 1)
 
     def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
         """Take parts out of the transcript; count what was moved, and computed for that."""
@@ -192,9 +169,8 @@ class Collector:
 
         method = transcript.apply(removal, splice if move else None)
         if method == "shift":
-            self.n_shifted += max(0, n_cached - n_same - removal.n_removed - removal.n_new)
-        self.n_computed += splicer.n_computed
-        self.computed_ms += splicer.ms
+            n_moved = n_cached - n_same - removal.n_removed - removal.n_new
+            self._turns.work.moved += max(0, n_moved)
         return method
 
     def drop(self, indices: list[int]) -> None:
@@ -202,17 +178,14 @@ class Collector:
         removal = self._transcript.plan_removal(indices, remember=False)
         self._apply(removal, move=True)
 
-    def take_opening(self) -> tuple[int, float]:
-        """Keep a copy of the state after what opens the conversation, if it has one to keep.
-
-        Returns:
-            (n, ms): how many tokens were decoded for it, and how long that took.
-        """
-        parts, started = self._transcript.parts, time.perf_counter()
-        if parts[0].role != "system":
-            return 0, 0.0
-        n = self.checkpoints.take_opening(parts[0].n_tokens, self._compute)
-        return n, (time.perf_counter() - started) * 1e3 if n else 0.0
+    def take_opening(self) -> None:
+        """Keep a copy of the state after what opens the conversation, if it has one to keep."""
+        transcript, started = self._transcript, time.perf_counter()
+        first = transcript.parts[0]
+        if first.role == "system":
+            n = transcript.checkpoints.take_opening(first.n_tokens, self._turns.decode)
+            if n:
+                self._turns.work.add_computed(n, started)
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
         """Milliseconds at the speeds last seen."""
@@ -270,9 +243,34 @@ class Collector:
         n_ctx = self._context.n_ctx_seq
         return min(int(self._threshold * n_ctx), n_ctx - 1)
 
-    def pause_at(self) -> int:
-        """Ledger length at which a generation pauses to have room made."""
-        return max(self.limit, len(self._transcript.sequence) + 1)
+    def first_pause(self) -> int:
+        """Return the ledger length at which a generation pauses first."""
+        if self._transcript.checkpoints.wanted:
+            return len(self._turns.sequence) + 1  # after its prompt was computed
+        return self._next_pause()
+
+    def _next_pause(self) -> int:
+        return max(self.limit, len(self._turns.sequence) + 1)
+
+    def go_on(self, generation: Generation) -> None:
+        """Let a paused generation go on: keep a copy of its state, or make room for it.
+
+        Raises:
+            ContextFullError: All that could be evicted is pinned.
+        """
+        request, checkpoints = generation.request, self._transcript.checkpoints
+        if len(request.tokens) == 1 and checkpoints.wanted:
+            checkpoints.take()
+        if len(self._turns.sequence) < self.limit:
+            request.resume(self._next_pause())
+            return
+        before = self._turns.mark()
+        try:
+            self.make_room_while_generating(generation)
+        except BaseException:  # evict all that was to be evicted, or nothing
+            with suppress(LlamaError):  # the context may be broken, or closed
+                self._turns.restore(before)
+            raise
 
     def make_room_while_generating(self, generation: Generation) -> None:
         """Collect in the middle of an answer, and let it go on.
@@ -282,7 +280,7 @@ class Collector:
         """
         self._transcript.book_answer(None)
         if self._collect_by_itself():
-            generation.request.resume(self.pause_at())
+            generation.request.resume(self._next_pause())
             return
         n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
         if pinned and len(self._transcript.sequence) >= n_ctx - 1:

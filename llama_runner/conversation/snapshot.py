@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llama_runner._core import Sequence
 from llama_runner._support.files import about_file, at_home, open_regular
 from llama_runner.conversation.history import Part
 from llama_runner.conversation.transcript import Transcript
@@ -198,18 +197,19 @@ def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
     return Snapshot(header, sequence.tokens, state).to_bytes()
 
 
-def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str | None]:
-    """Fill a new sequence with a snapshot's tokens and cells.
+def open_snapshot(data: Any, transcript: Transcript) -> str | None:
+    """Fill a new transcript with a snapshot's spans, tokens and cells.
 
     Returns:
-        (parts, turn, name) of the transcript.
+        The name that was saved with it.
 
     Raises:
         SnapshotError: It is damaged, of a newer version, of another model or adapter.
         PromptTooLongError: It has more tokens than a sequence of this context holds.
     """
     snapshot = Snapshot.from_bytes(data)
-    header, context = snapshot.header, sequence.context
+    header, sequence = snapshot.header, transcript.sequence
+    context = sequence.context
     if header.model != context.model.fingerprint:
         raise SnapshotError(
             f"this snapshot was made with another model than {context.model.path!r}: load that one"
@@ -232,7 +232,7 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
     if header.n_cells and header.context == context.state_format:
         sequence.adopt_state(snapshot.state, header.n_cells, header.n_exact)
     try:
-        parts = [
+        transcript.parts = [
             Part(
                 record.role,
                 record.n_tokens,
@@ -246,7 +246,8 @@ def open_snapshot(data: Any, sequence: Sequence) -> tuple[list[Part], int, str |
         ]
     except of_the_call(ValueError):
         raise SnapshotError("this snapshot's header is not valid: parts.collected") from None
-    return parts, header.turn, header.name
+    transcript.turn = header.turn
+    return header.name
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

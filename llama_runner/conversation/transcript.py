@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llama_runner._core import Sequence
+from llama_runner._core import Request, Sequence
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
+from llama_runner.conversation.checkpoints import Checkpoint, Checkpoints
 from llama_runner.conversation.history import (
     Changes,
     Part,
@@ -22,6 +23,7 @@ from llama_runner.conversation.history import (
 )
 from llama_runner.conversation.removal import Removal, plan_removal, regions
 from llama_runner.errors import InvalidParameterError
+from llama_runner.generation.prompt_work import Difference
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.message_ends import MessageEnds
 from llama_runner.prompts.messages import as_text, begins_turn, is_step
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Transcript", "TranscriptMark"]
+__all__ = ["Added", "Transcript", "TranscriptMark"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +45,16 @@ class TranscriptMark:
     turn: int
     tokens: NDArray[np.int32]  # the ledger
     epoch: object
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of messages that were added."""
+
+    stops: tuple[str, ...] = ()
+    """Strings that end an answer in the format of the chat template."""
+    difference: Difference | None = None
+    """The first token and message that are not as they were; None if all are."""
 
 
 class Transcript:
@@ -61,6 +73,7 @@ class Transcript:
         # Another object after each shift: cells of before and after are not the same.
         self._epoch = object()
         self.chat = chat
+        self.checkpoints = Checkpoints(sequence)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -142,8 +155,7 @@ class Transcript:
         *,
         whole: bool,
         for_answer: bool,
-        before_cut: Callable[[int], object],
-    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+    ) -> Added:
         """Bring the ledger to what the template makes of the conversation.
 
         Args:
@@ -151,11 +163,6 @@ class Transcript:
             whole: They are the whole conversation, of which the common beginning stays in memory;
                 otherwise they are added to it.
             for_answer: End with what opens an assistant's message.
-            before_cut: Called with the number of tokens that stay, before others are cut off.
-
-        Returns:
-            (stops, difference): strings that end an answer in this format; and the first token
-            and message that are no longer as they were, None if all are.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
@@ -172,7 +179,7 @@ class Transcript:
 
         if not for_answer and self.chat.needs_question(messages):
             self.parts.append(Part("system", 0, self.turn, messages=given))
-            return (), None
+            return Added()
         text, stops = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         data = text.encode()
         aligned = Alignment(self.sequence, self.chat, base, data)
@@ -196,9 +203,10 @@ class Transcript:
         cut = end + n_same_tokens(self.sequence.tokens[end:], tokens)
         difference = None
         if cut < end + n_old:
-            difference = cut, index_in(given, messages, n_kept) if whole else n_kept
+            message = index_in(given, messages, n_kept) if whole else n_kept
+            difference = Difference(cut, message)
             # Where nothing follows, the last one is computed again, to know what comes next.
-            before_cut(cut if cut < end + len(tokens) else max(0, cut - 1))
+            self.checkpoints.go_back(cut if cut < end + len(tokens) else max(0, cut - 1))
             self.sequence.truncate(cut)
         self.sequence.append(tokens[cut - end :])
         self.parts = kept
@@ -209,7 +217,7 @@ class Transcript:
             self.parts.append(Part("assistant", rest, turn, n_opening=rest))
         elif rest:
             self.parts[-1].n_tokens += rest
-        return stops, difference
+        return Added(stops, difference)
 
     def last_of(self, n: int) -> int | None:
         """Return the last of the first n tokens, None if there are none."""
@@ -306,6 +314,17 @@ class Transcript:
         if pending:
             rest = len(self.sequence) - position
             self.parts.append(Part(role, rest, turn, pinned, pending, collected))
+
+    def end_answer(self, request: Request) -> None:
+        """Keep the answer of a request that is done. It may be done again if it is interrupted."""
+        end = request.stop_at
+        if end is not None:
+            self.checkpoints.go_back(end)
+            self.sequence.truncate(end)
+            # A stop string that began inside a token: the memory keeps what was shown of that one.
+            kept, last = request.kept_text, self.last_of(end)
+            self.sequence.append(self.chat.continue_text(kept, last, parse_special=False))
+        self.book_answer(request.text)
 
     def book_answer(self, text: str | None) -> None:
         """Count tokens that were generated to the part that opened the answer; once or again.
@@ -453,6 +472,7 @@ class Transcript:
         child = Transcript(self.sequence.fork(), self.chat)
         child.parts = [part.copy() for part in self.parts]
         child.turn, child._epoch = self.turn, self._epoch
+        child.checkpoints.adopt(self.checkpoints)
         return child
 
     def mark(self) -> TranscriptMark:
@@ -460,17 +480,23 @@ class Transcript:
         parts = tuple(part.copy() for part in self.parts)
         return TranscriptMark(parts, self.turn, self.sequence.tokens, self._epoch)
 
-    def n_as_at(self, mark: TranscriptMark) -> int:
-        """How many tokens of a mark can stay in the memory.
+    def _n_as_at(self, mark: TranscriptMark) -> int:
+        """Return how many tokens of a mark can stay in the memory.
 
         Cells that were moved since were computed with what had been between them.
         """
         n_same = self.sequence.common_prefix(mark.tokens)
         return n_same if mark.epoch is self._epoch else min(n_same, self.sequence.n_exact)
 
-    def go_back(self, mark: TranscriptMark) -> None:
-        """Be as at the mark. Tokens that were removed since are decoded again when needed."""
-        n_same = self.n_as_at(mark)
+    def go_back(self, mark: TranscriptMark, checkpoint: Checkpoint | None = None) -> None:
+        """Be as at the mark. Tokens that were removed since are decoded again when needed.
+
+        Args:
+            mark: Of this transcript, or of one that it was forked from or that was forked from it.
+            checkpoint: A copy of the state that was kept with it.
+        """
+        self.checkpoints.go_back(self._n_as_at(mark), checkpoint)
+        n_same = self._n_as_at(mark)
         self.sequence.truncate(n_same)
         self.sequence.append(mark.tokens[n_same:])
         self.parts = [part.copy() for part in mark.parts]

@@ -1,32 +1,27 @@
-"""What may be given as a prompt, and which of the three kinds it is."""
+"""Chat messages: which are valid, and which role they have in a conversation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_runner._support.strict import nearest
 from llama_runner.errors import (
     ChatTemplateError,
     InvalidParameterError,
-    TokenizationError,
     of_the_call,
 )
 from llama_runner.tokens.types import TokenIds
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from llama_runner._core import ChatTemplate
 
 __all__ = [
     "Message",
     "Prompt",
-    "as_prompt",
     "as_text",
     "begins_turn",
-    "is_messages",
     "is_step",
     "is_whole_conversation",
     "read_messages",
@@ -48,48 +43,6 @@ MAX_DEPTH = 100
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 """Raw text, token ids, or chat messages."""
-
-
-def as_prompt(prompt: Prompt | Iterable[Message]) -> Prompt:
-    """What was given as a prompt; of what can only be gone through, as a generator, a list."""
-    if isinstance(prompt, Iterable) and not hasattr(prompt, "__getitem__"):
-        return list(prompt)
-    return prompt  # type: ignore[return-value]
-
-
-def is_messages(prompt: Prompt) -> TypeIs[Sequence[Message]]:
-    """Whether a prompt is a list of messages.
-
-    Raises:
-        InvalidParameterError: It is a message that is in no list.
-        TokenizationError: It is of no kind that a prompt can be.
-    """
-    if isinstance(prompt, Mapping):
-        raise InvalidParameterError(
-            "prompt: a single message must be in a list: [message]", field="prompt"
-        )
-    if isinstance(prompt, bytes | bytearray) or not _has_items(prompt):
-        raise _no_prompt(type(prompt).__name__)
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or len(prompt) == 0:
-        return False
-    first = prompt[0]
-    if not isinstance(first, Mapping | SupportsIndex):
-        raise _no_prompt(f"{type(prompt).__name__} of {type(first).__name__}")
-    return isinstance(first, Mapping)
-
-
-def _has_items(prompt: object) -> bool:
-    try:
-        iter(prompt)  # type: ignore[call-overload]
-    except TypeError:
-        return False
-    return True
-
-
-def _no_prompt(kind: str) -> TokenizationError:
-    return TokenizationError(
-        f"prompt: must be text, token ids or a list of messages (got {kind})", field="prompt"
-    )
 
 
 def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:

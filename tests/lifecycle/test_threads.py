@@ -405,7 +405,7 @@ def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(model_path
         session.generate("1, 2, 3,", 4, temperature=0)
         before = session.info()
         answer = pool.submit(session.generate, "word " * 900, 900, **ENDLESS)
-        while session._conversation._call.request is None and not answer.done():
+        while session._conversation.turns.request is None and not answer.done():
             time.sleep(1e-4)
         session.cancel()
         completion = answer.result()

@@ -12,6 +12,7 @@ from talk import assistant, user
 from tiny_models import write_model
 
 from llama_runner import LlamaRunner
+from llama_runner.conversation.checkpoints import Checkpoint
 from llama_runner.conversation.transcript import Transcript, TranscriptMark
 from llama_runner.errors import DecodeError, LlamaError
 from llama_runner.results import Completion, ContextInfo
@@ -274,10 +275,12 @@ def interrupted_undo(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     due: list[BaseException] = []
     go_back = Transcript.go_back
 
-    def interrupted(self: Transcript, mark: TranscriptMark) -> None:
+    def interrupted(
+        self: Transcript, mark: TranscriptMark, checkpoint: Checkpoint | None = None
+    ) -> None:
         if due:
             raise due.pop()
-        go_back(self, mark)
+        go_back(self, mark, checkpoint)
 
     monkeypatch.setattr(Transcript, "go_back", interrupted)
     return due

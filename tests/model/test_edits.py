@@ -17,7 +17,7 @@ from talk import assistant, greedy, question, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import Request
-from llama_runner.conversation.conversation import CurrentCall
+from llama_runner.conversation.turns import Turns
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.results import Receipt
 
@@ -375,13 +375,13 @@ def test_a_message_that_becomes_too_long_makes_room_as_always(
 def computed_apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens were computed by themselves, each time."""
     counts: list[int] = []
-    decode = CurrentCall.decode
+    decode = Turns.decode
 
-    def counted(self: CurrentCall, request: Request) -> None:
+    def counted(self: Turns, request: Request) -> None:
         decode(self, request)
         counts.append(request.counts[-1])
 
-    monkeypatch.setattr(CurrentCall, "decode", counted)
+    monkeypatch.setattr(Turns, "decode", counted)
     return counts
 
 
@@ -461,7 +461,7 @@ def lengthened(history: list[Message]) -> list[Message]:
 
 def wait_until_computing(session: Session, ended: Callable[[], bool]) -> None:
     """Until a call of another thread computes on the session, or has ended."""
-    while session._conversation._call.request is None and not ended():
+    while session._conversation.turns.request is None and not ended():
         time.sleep(1e-4)
 
 
@@ -508,13 +508,13 @@ def test_computing_a_changed_message_is_interrupted(
 def test_an_error_before_the_changed_message_is_computed_is_the_one_that_comes(
     runner: LlamaRunner, history: list[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: CurrentCall, request: object) -> None:
+    def fail(self: Turns, request: object) -> None:
         raise KeyError("mine")
 
     with talked(runner, history) as session:
         before = session.messages
         with monkeypatch.context() as patched:
-            patched.setattr(CurrentCall, "decode", fail)
+            patched.setattr(Turns, "decode", fail)
             with pytest.raises(KeyError, match="mine"):
                 session.generate(changed(history, 3), 1, **greedy())
         assert session.messages == before

@@ -23,8 +23,9 @@ from tiny_models import WINDOW
 
 from llama_runner import Session
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.conversation.conversation import Conversation
+from llama_runner.conversation.conversation import Conversation, ConversationSettings
 from llama_runner.conversation.session import SessionMark
+from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import ContextFullError, InvalidParameterError
 from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summarize
 from llama_runner.prompts.chat_format import ChatFormat
@@ -157,7 +158,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
     @rule(system=st.none() | texts, reuse=st.sampled_from(["prefix", "chunks"]))
     def begin(self, system: str | None, reuse: Any) -> None:
-        session = Session(Conversation(self.context, self.chat, 0.8, reuse))
+        transcript = Transcript(self.context.new_sequence(), self.chat)
+        session = Session(Conversation(transcript, ConversationSettings(0.8, reuse)))
         model = Expected([])
         if system is not None:
             model.system.append({"role": "system", "content": system})

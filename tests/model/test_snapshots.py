@@ -17,8 +17,9 @@ from talk import question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
-from llama_runner.conversation.conversation import Conversation
+from llama_runner.conversation.conversation import Conversation, ConversationSettings
 from llama_runner.conversation.snapshot import Snapshot
+from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import (
     ContextBusyError,
     FileWriteError,
@@ -104,6 +105,12 @@ def test_a_snapshot_serves_other_conversations_that_begin_alike(runner: LlamaRun
         assert receipt.shared >= 100
 
 
+def new_session(context: Context, chat: ChatFormat) -> Session:
+    """A session without a runner."""
+    transcript = Transcript(context.new_sequence(), chat)
+    return Session(Conversation(transcript, ConversationSettings(0.8)))
+
+
 @pytest.mark.parametrize("kind", ["plain", "swa", "recurrent", "hybrid", "mrope"])
 @pytest.mark.parametrize("swa_full", [True, False])
 def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full: bool) -> None:
@@ -112,7 +119,7 @@ def test_every_kind_of_memory(tiny_models: dict[str, Model], kind: str, swa_full
 
     def begin() -> tuple[Context, Session]:
         context = Context(model, n_ctx=256, kv_type="f32", swa_full=swa_full)
-        return context, Session(Conversation(context, chat, 0.8))
+        return context, new_session(context, chat)
 
     first_context, first = begin()
     second_context, second = begin()
@@ -160,9 +167,7 @@ def restored_and_continued(
         Context(model, n_ctx=512, n_seq_max=2, **made_with) as first_context,
         Context(model, n_ctx=512, n_seq_max=2, **restored_with) as second_context,
     ):
-        first, second = (
-            Session(Conversation(c, chat, 0.8)) for c in (first_context, second_context)
-        )
+        first, second = (new_session(c, chat) for c in (first_context, second_context))
         first.generate("abc the a é漢字 " * 6, 10, **GREEDY)
         second.restore(first.snapshot())
         expected = first.generate(" go on", 4, **GREEDY)
