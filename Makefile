@@ -62,7 +62,7 @@ build: .venv/installed
 bench-tools: export PATH := $(CURDIR)/$(BIN):$(PATH)
 bench-tools: .venv/requirements
 	@echo "==> Compiling llama-bench into build/bench/bin"
-	@tree=$$(python llama_cpp_src/source.py) && \
+	@tree=$$(python -m llama_cpp_src.source) && \
 	cmake -S llama_cpp_src -B build/bench -G Ninja --log-level=ERROR \
 		-DLLAMA_RUNNER_BENCH=ON -DGGML_NATIVE=ON -DLLAMA_CPP_DIR="$$tree" && \
 	cmake --build build/bench --target llama-bench

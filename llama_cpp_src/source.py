@@ -4,7 +4,7 @@ In this order: a tree that ``LLAMA_RUNNER_LLAMA_CPP_DIR`` names; the tree alread
 this file (our own source distribution carries one); the pinned source distribution, fetched with
 pip, verified and pruned. Whatever the way, the tree must be of the pinned version.
 
-``python llama_cpp_src/source.py`` makes sure that there is one and prints its path.
+``python -m llama_cpp_src.source`` makes sure that there is one and prints its path.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from llama_cpp_src.patching import Change, PatchError, read_changes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
-    "Patch",
     "Pin",
     "SourceError",
-    "apply_patches",
     "exclusive",
     "find_tree",
     "read_pin",
@@ -80,20 +80,6 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True)
-class Patch:
-    """A change to one file of the tree; ``find`` must occur there exactly once.
-
-    With ``until``, what goes is all from there to the end of the first ``until`` that follows.
-    Without ``find``, ``replace`` is the whole file, which need not be there yet.
-    """
-
-    file: str
-    find: str
-    replace: str
-    until: str = ""
-
-
-@dataclass(frozen=True)
 class Pin:
     """The llama.cpp tree that this package is built with (PIN.toml, patches/)."""
 
@@ -104,7 +90,7 @@ class Pin:
     sdist_version: str
     sdist_sha256: str
     sdist_tree: str
-    patches: tuple[Patch, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -116,18 +102,6 @@ def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
     """Read the pin from its TOML file, and the patches from the folder beside it."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     llama_cpp, sdist = content["llama_cpp"], content["sdist"]
-    patches = path.parent / "patches"
-    changes = [
-        Patch(**patch)
-        for subject in sorted(patches.glob("*.toml"))
-        for patch in tomllib.loads(subject.read_text(encoding="utf-8"))["patch"]
-    ]
-    files = patches / "files"
-    whole = [
-        Patch(file.relative_to(files).as_posix(), "", file.read_text(encoding="utf-8"))
-        for file in sorted(files.rglob("*"))
-        if file.is_file()
-    ]
     return Pin(
         commit=llama_cpp["commit"],
         version=llama_cpp["version"],
@@ -136,7 +110,7 @@ def read_pin(path: Path = HERE / "PIN.toml") -> Pin:
         sdist_version=sdist["version"],
         sdist_sha256=sdist["sha256"],
         sdist_tree=sdist["tree"],
-        patches=(*changes, *whole),
+        changes=read_changes(path.parent / "patches"),
     )
 
 
@@ -181,7 +155,7 @@ def _fail(reason: str, pin: Pin) -> SourceError:
 
 def _wanted_stamp(pin: Pin) -> str:
     # A tree that was unpacked with other paths or patches is not what is needed now.
-    recipe = "\n".join((*BUILD_PATHS, *DEVELOPMENT_PATHS, *map(repr, pin.patches)))
+    recipe = "\n".join((*BUILD_PATHS, *DEVELOPMENT_PATHS, *map(repr, pin.changes)))
     return f"{pin.commit} {hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 
@@ -231,18 +205,26 @@ def _fetch(pin: Pin, tree: Path) -> None:
             _say("Unpacking llama.cpp ...")
             unpacked = scratch / "tree"
             unpack(archive, unpacked, pin)
-            apply_patches(unpacked, pin)
+            for change in pin.changes:
+                change.apply(unpacked)
             (unpacked / STAMP).write_text(_wanted_stamp(pin) + "\n", encoding="utf-8")
             if tree.exists():
                 tree.rename(scratch / "replaced")
             unpacked.rename(tree)
+    except PatchError as error:
+        raise _fail(f"A change in patches/ does not fit: {error}.", pin) from error
     except OSError as error:
         raise _fail(f"{tree} could not be written: {error}.", pin) from error
 
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Let one process at a time through; the system frees the lock of a process that died."""
+    """Let one process at a time through; the system frees the lock of a process that died.
+
+    Two builds of one checkout may run at once, and each would fetch and replace the tree. ``fcntl``
+    is in the standard library wherever this package builds (Linux and macOS). A lock file that
+    counts by existing would outlive a build that is killed.
+    """
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -312,38 +294,6 @@ def unpack(archive: Path, destination: Path, pin: Pin) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as out:
                 shutil.copyfileobj(content, out)
-
-
-def apply_patches(tree: Path, pin: Pin) -> None:
-    """Make the pin's changes to an unpacked tree.
-
-    Raises:
-        SourceError: A patch does not fit the tree.
-    """
-    for patch in pin.patches:
-        path = tree / patch.file
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
-        start, end = _place(patch, text)
-        if end < 0:
-            raise _fail(f"A patch of {patch.file} in patches/ does not fit the tree.", pin)
-        path.write_text(text[:start] + patch.replace + text[end:], encoding="utf-8")
-
-
-def _place(patch: Patch, text: str) -> tuple[int, int]:
-    """Where in a file the text begins and ends that a patch replaces; -1 if it does not fit."""
-    if not patch.find:
-        return 0, len(text)
-    if text.count(patch.find) != 1:
-        return -1, -1
-    start = text.index(patch.find)
-    end = start + len(patch.find)
-    if not patch.until:
-        return start, end
-    until = text.find(patch.until, end)
-    return start, until if until < 0 else until + len(patch.until)
 
 
 def _is_wanted(path: PurePosixPath, patterns: Iterable[str]) -> bool:

@@ -17,12 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_cpp_src.patching import Patch, WholeFile
 from llama_cpp_src.source import (
     TREE_VARIABLE,
-    Patch,
     Pin,
     SourceError,
-    apply_patches,
     find_tree,
     read_pin,
     unpack,
@@ -82,6 +81,15 @@ def tree_files(version: str = PIN.version, ggml_version: str = PIN.ggml_version)
         "docs/readme.md": "not built",
         ".git": "gitdir: ../nowhere\n",
     }
+
+
+def patch(line: str) -> Patch:
+    """Return a patch that replaces the only line of ggml.c."""
+    head = "diff --git a/{0} b/{0}\nindex 1..2\n--- a/{0}\n+++ b/{0}\n".format("ggml/src/ggml.c")
+    return Patch("01-line.patch", f"{head}@@ -1 +1 @@\n-int ggml;\n+{line}\n")
+
+
+ADDED = WholeFile("ggml/src/added.c", "int added;\n")
 
 
 def write_tree(tree: Path, files: Mapping[str, str]) -> Path:
@@ -209,6 +217,23 @@ class TestFetchedTree:
         assert not (tree / "left-over").exists()
         assert [path.name for path in home.iterdir() if path.is_dir()] == ["llama.cpp"]
 
+    def test_is_patched(self, published: Pin, home: Path) -> None:
+        tree = find_tree(replace(published, changes=(patch("int more;"), ADDED)), home)
+        assert (tree / "ggml/src/ggml.c").read_text() == "int more;"
+        assert (tree / "ggml/src/added.c").read_text() == ADDED.text
+
+    def test_with_other_patches_is_replaced(self, published: Pin, home: Path) -> None:
+        find_tree(replace(published, changes=(patch("int more;"),)), home)
+        tree = find_tree(replace(published, changes=(patch("int other;"),)), home)
+        assert (tree / "ggml/src/ggml.c").read_text() == "int other;"
+
+    def test_that_a_patch_does_not_fit_is_not_kept(self, published: Pin, home: Path) -> None:
+        misfit = replace(published, changes=(patch("int more;"), patch("int other;")))
+        with pytest.raises(SourceError, match=r"hunk 1 of ggml/src/ggml\.c does not fit") as caught:
+            find_tree(misfit, home)
+        assert_names_three_ways_out(str(caught.value))
+        assert files_below(home) <= {".fetching.lock"}
+
     def test_that_was_never_completed_is_not_taken(self, published: Pin, home: Path) -> None:
         write_tree(home / "llama.cpp", {"CMakeLists.txt": "half a file"})
         tree = find_tree(published, home)
@@ -329,38 +354,3 @@ def test_no_archive_writes_outside_its_folder(
 
 def walk(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def test_patches_change_the_tree_and_fit_exactly_once(tmp_path: Path) -> None:
-    (tmp_path / "a.c").write_text("one two two\n")
-    apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "one", "three"),)))
-    assert (tmp_path / "a.c").read_text() == "three two two\n"
-    for misfit in (Patch("a.c", "two", "four"), Patch("a.c", "five", ""), Patch("b.c", "x", "y")):
-        with pytest.raises(SourceError, match="does not fit"):
-            apply_patches(tmp_path, replace(PIN, patches=(misfit,)))
-    assert (tmp_path / "a.c").read_text() == "three two two\n"
-
-
-def test_a_patch_may_replace_all_up_to_a_text_that_follows(tmp_path: Path) -> None:
-    file = tmp_path / "a.c"
-    file.write_text("end begin one end two end\n")
-    for until in ("begin", "four"):
-        with pytest.raises(SourceError, match="does not fit"):
-            apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "begin", "", until),)))
-    apply_patches(tmp_path, replace(PIN, patches=(Patch("a.c", "begin", "three", "end"),)))
-    assert file.read_text() == "end three two end\n"
-
-
-def test_a_patch_may_be_a_whole_file(tmp_path: Path) -> None:
-    (tmp_path / "a.c").write_text("one\n")
-    apply_patches(
-        tmp_path, replace(PIN, patches=(Patch("a.c", "", "2\n"), Patch("b.c", "", "3\n")))
-    )
-    assert (tmp_path / "a.c").read_text() == "2\n"
-    assert (tmp_path / "b.c").read_text() == "3\n"
-
-
-@pytest.mark.skipif(TREE_VARIABLE in os.environ, reason="a named tree is used as it is")
-def test_the_pinned_patches_are_in_the_unpacked_tree() -> None:
-    for patch in read_pin().patches:
-        assert patch.replace in (find_tree() / patch.file).read_text(encoding="utf-8")

@@ -1,73 +1,58 @@
-# The template engine runs statements as Jinja2 does.
-
-# What is written goes to one place, so that `continue` and `break` lose nothing of it. Blocks have scopes
-# that look outwards: what a loop's body sets lasts for one round, and a macro sees what is around it,
-# not what is around its call. Both copied all variables before. A macro takes fewer arguments than it
-# has parameters, and more if it asks for `varargs` or `kwargs`. What is undefined has no attributes.
-
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-#include "lexer.h"
-"""
-replace = """
 #include "lexer.h"
 #include "python.h"
-"""
+#include "runtime.h"
+#include "value.h"
+#include "utils.h"
 
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-#include <cmath>
-"""
-replace = """
+#include <string>
+#include <vector>
+#include <memory>
 #include <cstdint>
-"""
 
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-    auto result = mk_val<value_array>();
-    for (const auto & stmt : stmts) {
-        JJ_DEBUG("Executing statement of type %s", stmt->type().c_str());
-        result->push_back(stmt->execute(ctx));
-    }
-    // convert to string parts
-    value_string str = mk_val<value_string>();
-    gather_string_parts_recursive(result, str);
-    return str;
-"""
-replace = """
+#define FILENAME "jinja-runtime"
+
+bool g_jinja_debug = false;
+
+namespace jinja {
+
+void enable_debug(bool enable) {
+    g_jinja_debug = enable;
+}
+
+static value_string exec_statements(const statements & stmts, context & ctx) {
     value_string written = mk_val<value_string>();
     ctx.out = &written->val_str;
     for (const auto & stmt : stmts) {
         stmt->execute(ctx);
     }
     return written;
-"""
-
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-static void ensure_key_type_allowed(const value & val) {
-    if (!val->is_hashable()) {
-        throw std::runtime_error("Type: " + val->type() + " is not allowed as object key");
-    }
 }
 
-"""
-replace = ""
-
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-    } catch (const not_implemented_exception & /* ex */) {
-"""
-until = """
-        return mk_val<value_undefined>(val);
+static std::string get_line_col(const std::string & source, size_t pos) {
+    size_t line = 1;
+    size_t col = 1;
+    for (size_t i = 0; i < pos && i < source.size(); i++) {
+        if (source[i] == '\n') {
+            line++;
+            col = 1;
+        } else {
+            col++;
+        }
     }
-"""
-replace = '''
+    return "line " + std::to_string(line) + ", column " + std::to_string(col);
+}
+
+// execute with error handling
+value statement::execute(context & ctx) const {
+    try {
+        spend(1);
+        return execute_impl(ctx);
+    } catch (const continue_statement::signal & /* ex */) {
+        throw;
+    } catch (const break_statement::signal & /* ex */) {
+        throw;
+    } catch (const rethrown_exception & /* ex */) {
+        throw;
     } catch (const std::exception & e) {
         const std::string & source = *ctx.src;
         std::ostringstream oss;
@@ -261,30 +246,19 @@ value identifier::execute_impl(context & ctx) const {
         not_supported("'" + val + "'");
     }
     return mk_val<value_undefined>(val);
-'''
+}
 
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-        value val = pair.second->execute(ctx);
-        JJ_DEBUG("Object literal: setting key '%s' with value type %s", key->as_string().str().c_str(), val->type().c_str());
-        obj->insert(key, val);
-"""
-replace = """
+value object_literal::execute_impl(context & ctx) const {
+    auto obj = mk_val<value_object>();
+    for (const auto & pair : val) {
+        value key = pair.first->execute(ctx);
         obj->insert(key, pair.second->execute(ctx));
-"""
-
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-
-    // Logical operators
-"""
-until = """
-        throw std::runtime_error("Invalid filter expression");
     }
-"""
-replace = """
+    return obj;
+}
+
+value binary_expression::execute_impl(context & ctx) const {
+    value left_val = left->execute(ctx);
     if (op.value == "and") {
         return py_truth(left_val) ? right->execute(ctx) : left_val;
     }
@@ -313,17 +287,12 @@ value ternary_expression::execute_impl(context & ctx) const {
         return true_expr->execute(ctx);
     }
     return false_expr ? false_expr->execute(ctx) : mk_val<value_undefined>("the condition was false and there is no else", true);
-"""
+}
 
-[[patch]]
-file = "common/jinja/runtime.cpp"
-find = """
-value filter_statement::execute_impl(context & ctx) const {
-"""
-until = """
-    return mk_val<value_kwarg>(k, v);
-"""
-replace = """
+value filter_expression::execute_impl(context & ctx) const {
+    return apply_filter(ctx, filter, operand->execute(ctx));
+}
+
 value test_expression::execute_impl(context & ctx) const {
     const auto * call = cast_stmt<call_expression>(test);
     const auto & name = cast_stmt<identifier>(call ? call->callee : test)->val;
@@ -592,403 +561,52 @@ value call_statement::execute_impl(context & ctx) const {
     args.push_back(mk_val<value_kwarg>("caller", make_macro(ctx, "caller", sig, body)));
     ctx.out->append(py_str(callee_val->invoke(args)));
     return nullptr;
-"""
+}
 
-# The scopes, and the nodes that the parser makes. A scope pays for its variables out of the budget.
+std::string runtime::debug_dump_program(const program & prog, const std::string & src) {
+    std::ostringstream oss;
+    size_t lvl = 0;
+    context ctx;
+    ctx.src.reset(new std::string(src));
 
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-#include <string>
-"""
-replace = """
-#include <string>
-#include <unordered_map>
-"""
+    auto indent = [](size_t lvl) -> std::string {
+        return std::string(lvl * 2, ' ');
+    };
 
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-
-struct context {
-"""
-replace = """
-
-// The variables that a block has set, and where it lies.
-struct scope {
-    std::unordered_map<std::string, value> vars;
-    std::shared_ptr<scope> parent;
-    size_t n_paid = 0; // of the budget, given back at the end
-
-    explicit scope(std::shared_ptr<scope> parent = nullptr) : parent(std::move(parent)) {}
-    scope(const scope &) = delete;
-    ~scope() {
-        the_budget.values += static_cast<int64_t>(n_paid);
-    }
-    const value * find(const std::string & name) const {
-        for (const scope * here = this; here; here = here->parent.get()) {
-            const auto found = here->vars.find(name);
-            if (found != here->vars.end()) {
-                return &found->second;
+    ctx.visitor = [&](bool is_leaf, const statement * node, std::vector<visitor_pair> children) {
+        oss << indent(lvl) << node->type() << ":\n";
+        lvl++;
+        if (is_leaf) {
+            const auto & pos = node->pos;
+            oss << indent(lvl) << "(leaf) at " << get_line_col(src, pos) << " in source:\n";
+            std::string snippet = peak_source(src, pos);
+            string_replace_all(snippet, "\n", "\n" + indent(lvl));
+            oss << indent(lvl) << snippet << "\n";
+        } else {
+            for (auto & [label, children_vec] : children) {
+                oss << indent(lvl) << label << ":\n";
+                lvl++;
+                if (children_vec.empty()) {
+                    oss << indent(lvl) << "<empty>\n\n";
+                } else {
+                    for (auto * child : children_vec) {
+                        if (!child) {
+                            continue;
+                        }
+                        child->visit(ctx);
+                    }
+                }
+                lvl--;
             }
         }
-        return nullptr;
-    }
-    void set(const std::string & name, const value & val) {
-        spend(1);
-        value & place = vars[name];
-        if (!place) {
-            spend_values(1);
-            ++n_paid;
-        }
-        place = val;
-    }
-};
+        lvl--;
+    };
 
-struct context {
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    // src is optional, used for error reporting
-"""
-until = """
-    value_object env;
-"""
-replace = """
-    std::shared_ptr<scope> here;
-    // Scopes that macros see. Macros themselves do not hold them, since they lie in them.
-    std::shared_ptr<std::vector<std::shared_ptr<scope>>> kept;
-    string * out = nullptr; // what is written
-
-    // src is optional, used for error reporting
-    context(std::string src = "")
-        : src(std::make_shared<std::string>(std::move(src))), current_time(std::time(nullptr)), here(std::make_shared<scope>()),
-          kept(std::make_shared<std::vector<std::shared_ptr<scope>>>()) {}
-    ~context() = default;
-
-    // a new scope inside of the parent's; `outside` where it lies inside of another one
-    context(const context & parent) : context(parent, parent.here) {}
-    context(const context & parent, std::shared_ptr<scope> outside)
-        : src(parent.src), current_time(parent.current_time), is_get_stats(parent.is_get_stats),
-          here(std::make_shared<scope>(std::move(outside))), kept(parent.kept), out(parent.out) {}
-
-    value get_val(const std::string & name) {
-        const value * found = here->find(name);
-        return found ? *found : mk_val<value_undefined>(name);
+    for (const auto & stmt : prog.body) {
+        stmt->visit(ctx);
     }
 
-    void set_val(const std::string & name, const value & val) {
-        here->set(name, val);
-    }
-"""
+    return oss.str();
+}
 
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    statements body;
-    statements default_block; // if no iteration took place
-
-    for_statement(statement_ptr && loopvar, statement_ptr && iterable, statements && body, statements && default_block)
-        : loopvar(std::move(loopvar)), iterable(std::move(iterable)),
-"""
-replace = """
-    statement_ptr test; // optional
-    bool is_recursive;
-    statements body;
-    statements default_block; // if no iteration took place
-
-    for_statement(statement_ptr && loopvar, statement_ptr && iterable, statement_ptr && test, bool is_recursive,
-                  statements && body, statements && default_block)
-        : loopvar(std::move(loopvar)), iterable(std::move(iterable)), test(std::move(test)), is_recursive(is_recursive),
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    std::string type() const override { return "For"; }
-    value execute_impl(context & ctx) const override;
-    void visit(context & ctx) const override {
-"""
-replace = """
-    std::string type() const override { return "For"; }
-    value execute_impl(context & ctx) const override;
-    void run(context & ctx, const value & over, int64_t depth0) const;
-    void visit(context & ctx) const override {
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-
-    set_statement(statement_ptr && assignee, statement_ptr && value, statements && body)
-        : assignee(std::move(assignee)), val(std::move(value)), body(std::move(body)) {
-"""
-replace = """
-    statements filters; // of the body
-
-    set_statement(statement_ptr && assignee, statement_ptr && value, statements && body, statements && filters)
-        : assignee(std::move(assignee)), val(std::move(value)), body(std::move(body)), filters(std::move(filters)) {
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-struct macro_statement : public statement {
-    statement_ptr name;
-    statements args;
-    statements body;
-
-    macro_statement(statement_ptr && name, statements && args, statements && body)
-        : name(std::move(name)), args(std::move(args)), body(std::move(body)) {
-        chk_type<identifier>(this->name);
-        for (const auto& arg : this->args) chk_type<expression>(arg);
-"""
-replace = """
-// Of a macro, or of a call block.
-struct signature {
-    statements args;
-    bool uses_varargs = false;
-    bool uses_kwargs  = false;
-    bool uses_caller  = false;
-};
-
-struct macro_statement : public statement {
-    statement_ptr name;
-    signature  sig;
-    statements body;
-
-    macro_statement(statement_ptr && name, signature && sig, statements && body)
-        : name(std::move(name)), sig(std::move(sig)), body(std::move(body)) {
-        chk_type<identifier>(this->name);
-        for (const auto& arg : this->sig.args) chk_type<expression>(arg);
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-            {"args", stmts_to_ptr(args)},
-"""
-until = """
-    std::string type() const override { return "BlankExpression"; }
-    value execute_impl(context &) const override {
-        return mk_val<value_undefined>();
-    }
-};
-"""
-replace = """
-            {"args", stmts_to_ptr(sig.args)},
-            {"body", stmts_to_ptr(body)}
-        });
-    }
-};
-
-struct text_statement : public statement {
-    std::string val;
-    explicit text_statement(const std::string & v) : val(v) {}
-    std::string type() const override { return "Text"; }
-    value execute_impl(context & ctx) const override;
-};
-
-struct print_statement : public statement {
-    statement_ptr val;
-    explicit print_statement(statement_ptr && val) : val(std::move(val)) {
-        chk_type<expression>(this->val);
-    }
-    std::string type() const override { return "Print"; }
-    value execute_impl(context & ctx) const override;
-    void visit(context & ctx) const override {
-        ctx.visitor(false, this, {{"value", {val.get()}}});
-    }
-};
-
-// Variables for a block: {% with a = 1, b = 2 %}
-struct with_statement : public statement {
-    statements targets;
-    statements values;
-    statements body;
-
-    with_statement(statements && targets, statements && values, statements && body)
-        : targets(std::move(targets)), values(std::move(values)), body(std::move(body)) {}
-    std::string type() const override { return "With"; }
-    value execute_impl(context & ctx) const override;
-    void visit(context & ctx) const override {
-        ctx.visitor(false, this, {
-            {"targets", stmts_to_ptr(targets)},
-            {"values", stmts_to_ptr(values)},
-            {"body", stmts_to_ptr(body)}
-        });
-    }
-};
-
-// Expressions
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-// Literals
-"""
-replace = """
-// Literals
-
-struct constant : public expression {
-    std::string name; // true, false or none
-    explicit constant(const std::string & name) : name(name) {}
-    std::string type() const override { return "Constant"; }
-    value execute_impl(context &) const override {
-        const char c = name[0];
-        if (c == 'n' || c == 'N') {
-            return mk_val<value_none>();
-        }
-        return mk_val<value_bool>(c == 't' || c == 'T');
-    }
-};
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-        return mk_val<value_tuple>(std::move(arr->as_array()));
-"""
-replace = """
-        return mk_val<value_tuple>(arr->as_array());
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-};
-
-/**
- * An operation with two sides, separated by the | operator.
-"""
-replace = """
-};
-
-// A chain of comparisons, of which each begins with what the one before ends with: a < b < c
-struct compare_expression : public expression {
-    statement_ptr first;
-    std::vector<std::pair<std::string, statement_ptr>> others;
-
-    compare_expression(statement_ptr && first, std::vector<std::pair<std::string, statement_ptr>> && others)
-        : first(std::move(first)), others(std::move(others)) {}
-    std::string type() const override { return "Comparison"; }
-    value execute_impl(context & ctx) const override;
-};
-
-/**
- * An operation with two sides, separated by the | operator.
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    statement_ptr filter;
-    statements body;
-"""
-until = """
-            {"test", {test.get()}}
-"""
-replace = """
-    statements filters;
-    statements body;
-
-    filter_statement(statements && filters, statements && body)
-        : filters(std::move(filters)), body(std::move(body)) {}
-    std::string type() const override { return "FilterStatement"; }
-    value execute_impl(context & ctx) const override;
-    void visit(context & ctx) const override {
-        ctx.visitor(false, this, {
-            {"filters", stmts_to_ptr(filters)},
-            {"body", stmts_to_ptr(body)}
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    explicit spread_expression(statement_ptr && argument) : argument(std::move(argument)) {
-"""
-replace = """
-    bool is_mapping; // **argument
-    spread_expression(statement_ptr && argument, bool is_mapping) : argument(std::move(argument)), is_mapping(is_mapping) {
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    statements caller_args;
-    statements body;
-
-    call_statement(statement_ptr && call, statements && caller_args, statements && body)
-        : call(std::move(call)), caller_args(std::move(caller_args)), body(std::move(body)) {
-        chk_type<call_expression>(this->call);
-        for (const auto & arg : this->caller_args) chk_type<expression>(arg);
-"""
-replace = """
-    signature  sig;
-    statements body;
-
-    call_statement(statement_ptr && call, signature && sig, statements && body)
-        : call(std::move(call)), sig(std::move(sig)), body(std::move(body)) {
-        chk_type<call_expression>(this->call);
-        for (const auto & arg : this->sig.args) chk_type<expression>(arg);
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-            {"caller_args", stmts_to_ptr(caller_args)},
-"""
-replace = """
-            {"caller_args", stmts_to_ptr(sig.args)},
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-    value execute_impl(context & ctx) const override {
-        value cond_val = condition->execute(ctx);
-        if (cond_val->as_bool()) {
-            return true_expr->execute(ctx);
-        } else {
-            return false_expr->execute(ctx);
-        }
-    }
-"""
-replace = """
-    value execute_impl(context & ctx) const override;
-"""
-
-[[patch]]
-file = "common/jinja/runtime.h"
-find = """
-static void gather_string_parts_recursive(const value & val, value_string & parts) {
-"""
-until = """
-        p.resize(w + 1);
-"""
-replace = """
-struct runtime {
-    context & ctx;
-    explicit runtime(context & ctx) : ctx(ctx) {}
-
-    value_array execute(const program & prog) {
-        value_string written = mk_val<value_string>();
-        ctx.out = &written->val_str;
-        for (const auto & stmt : prog.body) {
-            stmt->execute(ctx);
-        }
-        ctx.out = nullptr;
-        value_array results = mk_val<value_array>();
-        results->push_back(written);
-        return results;
-    }
-
-    static value_string gather_string_parts(const value & results) {
-        value_string parts = mk_val<value_string>();
-        for (const auto & written : results->as_array()) {
-            parts->val_str.append(written->val_str);
-        }
-"""
+} // namespace jinja

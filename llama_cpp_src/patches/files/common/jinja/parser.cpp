@@ -1,103 +1,59 @@
-# The template engine reads what Jinja2 reads, as Jinja2 reads it. Templates are written and tested with
-# transformers, which sets up Jinja2 with trim_blocks, lstrip_blocks and loop controls. Where the engine
-# took something else for a tag, a text or an operand, a model got a prompt that it was not trained on,
-# and nothing said so. What still differs is refused.
+#include "lexer.h"
+#include "runtime.h"
+#include "parser.h"
 
-# The lexer itself is replaced by files/common/jinja/lexer.cpp: raw blocks, all of Python's escapes, signs
-# that keep white space, brackets in which nothing ends a tag, and a text of one character before the
-# first tag, which was lost. The parser tells operators apart by what they are.
-
-[[patch]]
-file = "common/jinja/lexer.h"
-find = """
-#include <cctype>
-#include <map>
-"""
-replace = ""
-
-[[patch]]
-file = "common/jinja/lexer.h"
-find = """
-        numeric_literal, // e.g., 123, 1.0
-"""
-until = """
-    }
-}
-"""
-replace = """
-        integer_literal, // e.g., 123
-        float_literal, // e.g., 1.0
-        string_literal, // 'string'
-        identifier, // Variables, functions, statements, booleans, etc.
-        symbol, // Operators, brackets, and what separates
-        open_statement, // {%
-        close_statement, // %}
-        open_expression, // {{
-        close_expression, // }}
-    };
-    type t;
-    std::string value;
-    size_t pos;
-};
-"""
-
-[[patch]]
-file = "common/jinja/lexer.h"
-find = """
-    const std::map<char, char> escape_chars = {
-"""
-until = """
-        {"=", token::equals},
-    };
-
-"""
-replace = ""
-
-# Jinja2's grammar, and how its operators bind: `~` more than `+`, and comparisons chain. A loop's
-# condition is a part of it, and not an inline if without else, so that `1 if -1 else 2` is one
-# expression. `with`, `print`, `recursive`, `*args`, `**`, `//`, filters of blocks, and targets in
-# parentheses were missing; `none` and `true` were variables that could be set.
-
-[[patch]]
-file = "common/jinja/parser.cpp"
-find = """
-#include <algorithm>
-"""
-replace = """
 #include <algorithm>
 #include <cstdlib>
-"""
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
-[[patch]]
-file = "common/jinja/parser.cpp"
-find = """
-    std::string source; // for error reporting
-"""
-replace = """
+#define FILENAME "jinja-parser"
+
+namespace jinja {
+
+// Helper to check type without asserting (useful for logic)
+template<typename T>
+static bool is_type(const statement_ptr & ptr) {
+    return dynamic_cast<const T*>(ptr.get()) != nullptr;
+}
+
+class parser {
+    const std::vector<token> & tokens;
+    size_t current = 0;
+
     std::string source; // for error reporting
     std::vector<signature *> signatures; // of the macros that are open
-"""
 
-[[patch]]
-file = "common/jinja/parser.cpp"
-find = """
-        assert(start_pos < tokens.size());
-        ptr->pos = tokens[start_pos].pos;
-"""
-replace = """
-        ptr->pos = start_pos < tokens.size() ? tokens[start_pos].pos : source.size();
-"""
+public:
+    parser(const std::vector<token> & t, const std::string & src) : tokens(t), source(src) {}
 
-[[patch]]
-file = "common/jinja/parser.cpp"
-find = """
-    const token & next() {
-"""
-until = """
-                throw std::runtime_error("Unexpected token: " + t.value + " of type " + std::to_string(t.t));
+    program parse() {
+        statements body;
+        while (current < tokens.size()) {
+            body.push_back(parse_any());
         }
-"""
-replace = """
+        return program(std::move(body));
+    }
+
+    // NOTE: start_pos is the token index, used for error reporting
+    template<typename T, typename... Args>
+    std::unique_ptr<T> mk_stmt(size_t start_pos, Args&&... args) {
+        auto ptr = std::make_unique<T>(std::forward<Args>(args)...);
+        ptr->pos = start_pos < tokens.size() ? tokens[start_pos].pos : source.size();
+        return ptr;
+    }
+
+private:
+    const token & peek(size_t offset = 0) const {
+        if (current + offset >= tokens.size()) {
+            static const token end_token{token::eof, "", 0};
+            return end_token;
+        }
+        return tokens[current + offset];
+    }
+
     [[noreturn]] void fail(const std::string & message) const {
         const size_t last = tokens.empty() ? 0 : tokens.back().pos;
         throw parser_exception("Parser Error: " + message, source, peek().t == token::eof ? last : peek().pos);
@@ -775,4 +731,11 @@ replace = """
             return mk_stmt<object_literal>(start_pos, std::move(pairs));
         }
         fail("Unexpected token: " + peek().value);
-"""
+    }
+};
+
+program parse_from_tokens(const lexer_result & lexer_res) {
+    return parser(lexer_res.tokens, lexer_res.source).parse();
+}
+
+} // namespace jinja
