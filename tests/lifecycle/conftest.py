@@ -16,6 +16,7 @@ Python = Callable[..., str]
 PRELUDE = '''
 import gc, os, signal, sys, threading, time
 from llama_runner import LlamaRunner
+from tests import inside
 from llama_runner.errors import *
 
 def new_runner(**options):

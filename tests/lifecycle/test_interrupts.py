@@ -9,7 +9,7 @@ import pytest
 CONVERSATION = """
 from dataclasses import replace
 runner = new_runner(n_ctx=2048, n_ubatch=128)
-ledger = runner._session._sequence
+ledger = inside.sequence(runner)
 LONG = "The sky is blue. " * 100
 first = runner.generate_stateful("1, 2, 3, 4,", 8, **GREEDY)
 
@@ -40,7 +40,7 @@ def test_ctrl_c_stops_a_prompt_in_the_middle_of_a_batch(python) -> None:
 from llama_runner._core import Request
 from llama_runner.params import GenerationParams
 
-other = runner._context.new_sequence()
+other = inside.context(runner).new_sequence()
 other.append(runner.tokenize(LONG))
 request = Request(other, GenerationParams(seed=1))
 signal_when(lambda: other.n_cached == 128)
@@ -75,7 +75,7 @@ signal_when(lambda: {condition})
 try:
     runner.{call}
 except KeyboardInterrupt:
-    assert runner._context.n_resident <= before.used
+    assert inside.n_resident(runner) <= before.used
 else:
     raise AssertionError("not interrupted")
 """
@@ -137,7 +137,7 @@ def test_ctrl_c_while_another_thread_computes(python) -> None:
         except KeyboardInterrupt:
             print("interrupted", thread.is_alive())
         thread.join()
-        print(answers == [expected], runner._context.n_resident)
+        print(answers == [expected], inside.n_resident(runner))
         runner.close()
         """
     )
@@ -155,7 +155,7 @@ def test_ctrl_c_while_another_thread_has_the_memory(python, call: str) -> None:
 
         runner = new_runner(n_ctx=4096, n_ubatch=2048)
         runner.generate_stateful("The sky is", 1)
-        other = runner._context.new_sequence()
+        other = inside.context(runner).new_sequence()
         other.append(runner.tokenize("The sky is blue. " * 400))
         request = Request(other, GenerationParams(seed=1, max_tokens=1))
         errors = []
@@ -281,7 +281,7 @@ def cancel_other(*_):
     other.cancel()
 
 signal.signal(signal.SIGALRM, cancel_other)
-ledger = runner._session._sequence
+ledger = inside.sequence(runner)
 ledger.append([504 + i % 1000 for i in range(1200)])
 ledger.next_logits()
 for i in range(40):
@@ -302,7 +302,7 @@ def test_ctrl_c_in_an_operation_on_the_memory_is_not_kept_for_later(python) -> N
     answer = python(
         """
 runner = new_runner(n_ctx=2048, n_seq_max=1, parking_ram=2**30)
-ledger = runner._session._sequence
+ledger = inside.sequence(runner)
 ledger.append([504 + i % 1000 for i in range(1800)])
 ledger.next_logits()  # signal handlers ran in the midst of this one
 late = 0
@@ -337,7 +337,7 @@ def fork():
     if child == 0:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         with new_runner() as own:
-            sequence = own._context.new_sequence()
+            sequence = inside.context(own).new_sequence()
             sequence.append(own.tokenize("Why?"))
             request = Request(sequence, GenerationParams(seed=1, max_tokens=900, ignore_eos=True))
             try:

@@ -12,6 +12,7 @@ import pytest
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError, ModelLoadError
+from tests import inside
 from tests.unit.loaders.model_files import tiny_llama
 
 MB = 1_000_000
@@ -124,7 +125,7 @@ def test_threads_of_a_context_end_with_it(model_path: Path) -> None:
     before = PROCESS.num_threads()
     with new_runner(model_path, n_threads=None) as runner:
         runner.generate_stateless("The sky is", 1)
-        n_compute = runner._context.n_threads
+        n_compute = inside.context(runner).n_threads
         # The caller is one of those that compute.
         assert PROCESS.num_threads() == before + n_compute - 1
     assert PROCESS.num_threads() == before
@@ -153,7 +154,7 @@ def test_peak_is_little_more_than_weights_and_context(
         from llama_runner._support.hardware import peak_rss
         runner = new_runner(n_ctx=2048, **{options})
         runner.generate_stateless("The sky is " * 100, 10)
-        context = runner._context
+        context = inside.context(runner)
         print(peak_rss(), context.weights_bytes + context.kv_bytes + context.compute_bytes)
         """
     )

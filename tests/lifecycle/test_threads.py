@@ -16,6 +16,7 @@ from llama_runner._core import Request
 from llama_runner.conversation.collector import Collector
 from llama_runner.errors import ClosedError, ContextBusyError, ContextFullError, LlamaError
 from llama_runner.prompts.chat_format import ChatFormat
+from tests import inside
 
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -46,8 +47,8 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
 def resident(runner: LlamaRunner) -> Iterator[Callable[[], int]]:
     """Tokens in the runner's memory, which is empty before the test."""
     runner.clear_context()
-    assert runner._context.n_resident == 0
-    yield lambda: runner._context.n_resident
+    assert inside.n_resident(runner) == 0
+    yield lambda: inside.n_resident(runner)
     runner.clear_context()
 
 
@@ -125,7 +126,7 @@ def test_dropped_stateful_stream_keeps_what_was_read(runner, resident) -> None:
     del stream
     info = runner.get_context_info()
     assert sum(span.tokens for span in info.spans) == info.used
-    assert runner.detokenize(runner._session._sequence.tokens) == "The sky is" + text
+    assert runner.detokenize(inside.ledger(runner)) == "The sky is" + text
 
 
 def test_stream_cancelled_while_another_thread_reads_it(runner, resident) -> None:
@@ -216,7 +217,7 @@ def test_close_stops_a_computation_in_its_middle(python) -> None:
         from llama_runner.params import GenerationParams
 
         runner = new_runner(n_ctx=4096, n_ubatch=2048)
-        sequence = runner._context.new_sequence()
+        sequence = inside.context(runner).new_sequence()
         sequence.append(runner.tokenize("The sky is blue. " * 400))
         request = Request(sequence, GenerationParams(seed=1, max_tokens=1))
 
@@ -288,7 +289,7 @@ def test_stateful_calls_of_threads_take_turns(runner, resident) -> None:
         texts = [call.result().text for call in calls]
     info = runner.get_context_info()
     assert [span.turn for span in info.spans] == [turn for turn in range(8) for _ in range(2)]
-    conversation = runner.detokenize(runner._session._sequence.tokens)
+    conversation = runner.detokenize(inside.ledger(runner))
     assert sorted(conversation.split("One two")[1:]) == sorted(texts)
 
 
@@ -313,7 +314,7 @@ def test_one_stream_read_by_two_threads_is_refused_or_whole(runner, resident) ->
 
 
 def test_request_is_watched_by_a_thread_while_another_computes(runner, resident) -> None:
-    sequence = runner._context.new_sequence()
+    sequence = inside.context(runner).new_sequence()
     sequence.append(runner.tokenize("The sky is"))
     request = Request(sequence, GenerationParams(seed=1, max_tokens=50, ignore_eos=True))
     with ThreadPoolExecutor() as pool:
@@ -366,7 +367,7 @@ def test_a_conversation_is_cancelled_by_another_thread(
             return stream.completion
 
         answer = pool.submit(generate)
-        while len(session._sequence) < n_before + 10:
+        while len(inside.sequence(session)) < n_before + 10:
             time.sleep(0.01)
         session.cancel()
         completion = answer.result()
@@ -405,7 +406,7 @@ def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(model_path
         session.generate("1, 2, 3,", 4, temperature=0)
         before = session.info()
         answer = pool.submit(session.generate, "word " * 900, 900, **ENDLESS)
-        while session._conversation.turns.request is None and not answer.done():
+        while not inside.is_computing(session) and not answer.done():
             time.sleep(1e-4)
         session.cancel()
         completion = answer.result()
@@ -450,7 +451,7 @@ def test_a_stream_that_rests_because_its_context_is_full_is_cancelled(python) ->
             session.generate([{"role": "user", "content": f"Number {i}"}], 20, **ENDLESS)
         stream = session.stream([{"role": "user", "content": "Why?"}], 400, **ENDLESS)
         for chunk in stream:
-            if stream._generation.request.paused:
+            if inside.request(stream).paused:
                 session.cancel()
         print(chunk.finish_reason, session.messages[-1]["content"] == stream.completion.text)
         """

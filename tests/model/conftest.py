@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oracle import Oracle, compile_oracle
-from tiny_models import ARCHITECTURES, write_model
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import Model
+from tests import inside
+from tests.model.oracle import Oracle, compile_oracle
+from tests.model.tiny_models import ARCHITECTURES, write_model
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if "runner" in request.fixturenames:
         runner: LlamaRunner = request.getfixturevalue("runner")
         runner.clear_context()
-        assert runner._context is not None
-        assert runner._context.n_resident == 0
+        assert inside.n_resident(runner) == 0
 
 
 @pytest.fixture(scope="session")

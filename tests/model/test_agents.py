@@ -11,6 +11,7 @@ import pytest
 from llama_runner import LlamaRunner, Session
 from llama_runner.memory import summarize, tool_results
 from llama_runner.prompts.chat_format import ChatFormat
+from tests import inside
 
 Message = dict[str, Any]
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -108,7 +109,7 @@ def test_each_step_is_rendered_with_the_question_and_one_step(
     for i in range(12):
         history += [call(i), result(i)]
     with runner.session() as session:
-        assert runner._chat.implied_header
+        assert inside.chat(runner).implied_header
         monkeypatch.setattr(ChatFormat, "text_of", counted)
         session.append(history)
         assert n_rendered < 10 * len(history)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talk import user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import InvalidParameterError
 from llama_runner.memory import summarize, tool_results
 from llama_runner.results import Span
+from tests.model.talk import user
 
 ANSWER: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 WORDS = "the sea and the sky " * 8

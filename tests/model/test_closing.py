@@ -10,7 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from tiny_models import ARCHITECTURES, D_INNER, N_EMBD, N_FF
+
+from tests.model.tiny_models import ARCHITECTURES, D_INNER, N_EMBD, N_FF
 
 PROGRAM = Path(__file__).with_name("close_everything.py")
 KINDS = ["plain", "swa", "recurrent", "hybrid", "mrope"]
@@ -43,6 +44,7 @@ CLOSED_INSIDE = """
 import sys
 from llama_runner import LlamaRunner
 from llama_runner.errors import ClosedError
+from tests import inside
 
 class Closer:
     def __init__(self, runner):
@@ -52,7 +54,7 @@ class Closer:
         return 5
 
 def tries(runner):
-    vocab, sequence = runner.tokenizer.vocab, runner._session._sequence
+    vocab, sequence = runner.tokenizer.vocab, inside.sequence(runner)
     sequence.append([5, 6])
     closer = Closer(runner)
     return {

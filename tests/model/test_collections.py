@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.memory import oldest_turns, sliding_window, summarize
 from llama_runner.results import Span
+from tests import inside
+from tests.model.talk import greedy, question
 
 N_CTX = 512
 
@@ -61,10 +62,10 @@ def test_an_exact_collection_is_as_if_the_turns_had_never_been(
     session.append(question("And now?"))
     with runner.session() as fresh:
         fresh.append(session.messages)
-        assert (fresh._sequence.tokens == session._sequence.tokens).all()
-        expected = fresh._sequence.next_logits()
+        assert inside.ledger(fresh) == inside.ledger(session)
+        expected = inside.sequence(fresh).next_logits()
     np.testing.assert_allclose(
-        session._sequence.next_logits(), expected, rtol=0, atol=0.05 * np.ptp(expected)
+        inside.sequence(session).next_logits(), expected, rtol=0, atol=0.05 * np.ptp(expected)
     )
 
 
@@ -128,7 +129,7 @@ def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
     assert (span.role, span.pinned) == ("summary", True)
     answer = session.generate(question("Go on."), 8, **greedy())
     # The same as saying it all at once.
-    whole = session._sequence.tokens[: answer.usage.total].tolist()
+    whole = inside.ledger(session)[: answer.usage.total]
     runner_prompt = whole[: answer.usage.prompt_tokens]
     assert session.messages[-1]["content"] == answer.text
     with_summary = session.gc(0.0, policy=summarize(write))
@@ -164,14 +165,14 @@ def test_a_summary_stands_behind_what_the_template_writes_by_itself(runner: Llam
         for i in range(3):
             session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
         opening = session.info().spans[0]
-        header = session._sequence.tokens[: opening.tokens].tolist()
+        header = inside.ledger(session)[: opening.tokens]
         session.gc(0.0, policy=summarize(lambda text: "We spoke of numbers."))
         n_left = session.info().used
         receipt = session.generate(question("Go on."), 4, **greedy(ignore_eos=True)).receipt
         assert receipt.first_difference is None
         roles = [span.role for span in session.info().spans]
         assert roles == ["system", "summary", "user", "assistant", "user", "assistant"]
-        assert session._sequence.tokens[: opening.tokens].tolist() == header
+        assert inside.ledger(session)[: opening.tokens] == header
         answer = session.generate([*session.messages, *question("And?")], 4, **greedy())
         assert answer.receipt.first_difference is None
         assert answer.receipt.reused >= n_left
@@ -247,7 +248,7 @@ def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
         for i in range(4):
             session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
         runner.generate_stateless("The sky is", 1)
-        assert session._sequence.n_cached == 0
+        assert inside.sequence(session).n_cached == 0
         plan = session.gc(0.1, dry_run=True)
         done = session.gc(0.1)
         assert (plan.method, plan.tokens_recomputed) == (done.method, done.tokens_recomputed)
@@ -343,13 +344,13 @@ def test_an_exact_collection_mends_what_earlier_ones_moved(session: Session) -> 
     for i in range(4):
         session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
     assert session.gc(0.1).method == "shift"
-    n_moved = len(session._sequence) - session._sequence.n_exact
+    n_moved = len(inside.sequence(session)) - inside.sequence(session).n_exact
     assert n_moved > 0
     planned = session.gc(0.9, exact=True, dry_run=True)
     report = session.gc(0.9, exact=True)
     assert report.method == planned.method == "rebuild"
     assert (report.spans_removed, report.tokens_recomputed) == (0, n_moved)
-    assert session._sequence.n_exact == len(session._sequence)
+    assert inside.sequence(session).n_exact == len(inside.sequence(session))
     assert session.gc(0.9, exact=True).method == "none"
 
 
@@ -358,7 +359,7 @@ def test_bytes_are_those_in_the_memory_now(session: Session) -> None:
     assert session.info().bytes == 0
     session.generate(question("Go on."), 8, **greedy(ignore_eos=True))
     assert session.info().bytes > 0
-    session._sequence.evict()
+    inside.sequence(session).evict()
     assert session.info().bytes == 0
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import Oracle
-from talk import assistant, user
-from tiny_models import write_model
 
 from llama_runner import LlamaRunner
 from llama_runner.conversation.checkpoints import Checkpoint
 from llama_runner.conversation.transcript import Transcript, TranscriptMark
 from llama_runner.errors import DecodeError, LlamaError
 from llama_runner.results import Completion, ContextInfo
+from tests import inside
+from tests.model.oracle import Oracle
+from tests.model.talk import assistant, user
+from tests.model.tiny_models import write_model
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 
@@ -43,12 +44,6 @@ SERIES = [
 ]
 
 
-def ledger(runner: LlamaRunner) -> list[int]:
-    assert runner._session is not None
-    tokens: list[int] = runner._session._sequence.tokens.tolist()
-    return tokens
-
-
 def as_messages(_: LlamaRunner, i: int) -> Any:
     return [user(f"Repeat: {LISTS[i]}")]
 
@@ -67,7 +62,7 @@ def test_five_turns_equal_one_call_over_the_transcript(
 ) -> None:
     for i in range(5):
         completion = runner.generate_stateful(prompt_of(runner, i), 16, **GREEDY)
-    whole = ledger(runner)
+    whole = inside.ledger(runner)
     transcript, answer = whole[: completion.usage.prompt_tokens], completion.tokens
     assert tuple(whole[len(transcript) :]) == answer
     # In pieces the prompt is added up in another order; this answer does not depend on that.
@@ -104,7 +99,7 @@ def assert_spans_are_in_order(info: ContextInfo) -> None:
 def test_messages_alone_or_with_all_that_came_before(runner: LlamaRunner) -> None:
     """A new message is added; with the answers among them, messages are the conversation."""
     alone = [runner.generate_stateful([user(question)], 8, **GREEDY) for question in QUESTIONS]
-    in_memory = ledger(runner)
+    in_memory = inside.ledger(runner)
     runner.clear_context()
 
     history: list[dict[str, str]] = []
@@ -114,7 +109,7 @@ def test_messages_alone_or_with_all_that_came_before(runner: LlamaRunner) -> Non
         history.append(assistant(completion.text))
         assert completion.tokens == expected.tokens
         assert completion.receipt == expected.receipt
-    assert ledger(runner) == in_memory
+    assert inside.ledger(runner) == in_memory
 
 
 def test_a_stateless_call_gets_the_same_prompt(runner: LlamaRunner) -> None:
@@ -155,7 +150,7 @@ def test_an_edit_in_the_middle_recomputes_from_there(runner: LlamaRunner) -> Non
     tokens = runner.tokenize("I have a", add_special=False)
     same = completion.receipt.first_difference
     assert same is not None
-    assert ledger(runner)[same - len(tokens) : same] == tokens.tolist()
+    assert inside.ledger(runner)[same - len(tokens) : same] == tokens.tolist()
     assert edited.start < same < edited.start + edited.tokens
     assert completion.receipt.reused == same
     assert completion.receipt.first_message == 2
@@ -193,7 +188,7 @@ def test_raw_text_and_messages_may_alternate(runner: LlamaRunner) -> None:
     assert_spans_are_in_order(info)
     assert info.used == last.usage.total + (last.finish_reason == "stop")
     assert last.receipt.reused > first.usage.total
-    text = runner.detokenize(ledger(runner))
+    text = runner.detokenize(inside.ledger(runner))
     assert text.startswith("Notes: the boat is red." + first.text)
     assert text.count("What colour is the boat?") == 1
     assert "\nNotes: the sea is" + last.text in text
@@ -204,7 +199,7 @@ def test_stop_strings_leave_nothing_of_themselves(runner: LlamaRunner) -> None:
     assert completion.finish_reason == "stop"
     assert completion.stop_string == " 9"
     assert completion.text == " 5, 6, 7, 8,"
-    assert runner.detokenize(ledger(runner)) == "1, 2, 3, 4, 5, 6, 7, 8,"
+    assert runner.detokenize(inside.ledger(runner)) == "1, 2, 3, 4, 5, 6, 7, 8,"
     # The memory is that of a conversation in which it was never said.
     assert runner.generate_stateful(" 9,", 3, **GREEDY).text == " 10"
 
@@ -230,8 +225,7 @@ BAD_CALLS: list[tuple[Any, dict[str, Any]]] = [
 
 
 def snapshot(runner: LlamaRunner) -> tuple[list[int], ContextInfo, Sequence[Any]]:
-    assert runner._session is not None
-    return ledger(runner), runner.get_context_info(), runner._session.messages
+    return inside.ledger(runner), runner.get_context_info(), inside.own_session(runner).messages
 
 
 @pytest.mark.parametrize("prompt", [None, "The sea is", [user("Hello.")]])
@@ -339,4 +333,4 @@ def test_stateless_calls_do_not_show(model_path: Path, n_seq_max: int, kv_layout
         # The last answer is clear; before, a recomputed memory may round differently.
         assert answers[-1] == expected[-1]
         used = runner.get_context_info().used
-        assert used == len(ledger(runner))
+        assert used == len(inside.ledger(runner))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_model
 
 from llama_runner import (
     ChatTemplateError,
@@ -15,6 +14,7 @@ from llama_runner import (
     LlamaRunner,
     ModelMetadataError,
 )
+from tests.model.tiny_models import write_model
 
 GREETING = [{"role": "user", "content": "abc"}]
 

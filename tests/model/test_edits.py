@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from talk import assistant, greedy, question, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import Request
 from llama_runner.conversation.turns import Turns
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
 from llama_runner.results import Receipt
+from tests import inside
+from tests.model.talk import assistant, greedy, question, user
 
 N_CTX = 768
 SYSTEM = {"role": "system", "content": "You are helpful. It is 10:15."}
@@ -97,7 +98,7 @@ def test_the_changed_message_is_computed_as_if_it_had_always_been(
     with talked(runner, history) as session, runner.session() as fresh:
         session.generate(given, 1, **greedy())
         fresh.append(given)
-        sequence, expected = session._sequence, fresh._sequence
+        sequence, expected = inside.sequence(session), inside.sequence(fresh)
         assert (sequence.tokens[: len(expected)] == expected.tokens).all()
         n_exact = sequence.n_exact
         assert session.info().spans[4].start == n_exact
@@ -192,7 +193,7 @@ def receipt_of_an_edit(path: Path, **options: Any) -> Receipt:
         assert session.messages == [*edited, assistant(completion.text)]
         fresh = runner.session()
         fresh.generate(edited, 1, **greedy())
-        sequence, expected = session._sequence, fresh._sequence
+        sequence, expected = inside.sequence(session), inside.sequence(fresh)
         n = completion.usage.prompt_tokens
         assert sequence.tokens[:n].tolist() == expected.tokens[:n].tolist()
         if completion.receipt.shifted == 0:
@@ -228,26 +229,26 @@ def test_shared_cells_stay_where_they_are(runner: LlamaRunner, history: list[Mes
     """A fork has them, too, and goes on as before."""
     with talked(runner, history) as session, session.fork() as fork, session.fork() as other:
         other.append(question("Why?"))
-        expected = other._sequence.next_logits()
+        expected = inside.sequence(other).next_logits()
         assert session.generate(changed(history, 3), 4, **greedy()).receipt.shifted == 0
         fork.append(question("Why?"))
-        assert fork._sequence.n_cached > 0
-        logits = fork._sequence.next_logits()
+        assert inside.sequence(fork).n_cached > 0
+        logits = inside.sequence(fork).next_logits()
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.ptp(expected))
 
 
 def test_a_call_that_raises_changes_nothing(runner: LlamaRunner, history: list[Message]) -> None:
     with talked(runner, history) as session, session.fork() as other:
         other.append(question("Why?"))
-        expected = other._sequence.next_logits()
+        expected = inside.sequence(other).next_logits()
         other.close()
         before = session.messages, session.info().spans
         with pytest.raises(PromptTooLongError):
             session.generate([*changed(history, 3), user("word " * N_CTX)], 1, **greedy())
         assert (session.messages, session.info().spans) == before
-        assert session._sequence.n_exact == len(session._sequence)
+        assert inside.sequence(session).n_exact == len(inside.sequence(session))
         session.append(question("Why?"))
-        logits = session._sequence.next_logits()
+        logits = inside.sequence(session).next_logits()
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.ptp(expected))
 
 
@@ -282,10 +283,13 @@ def test_what_the_fork_took_over_from_others_stays_where_it_is(
         sessions[moved].generate(given, 1, **greedy())
         for session in sessions:
             fresh = afresh.session()
-            fresh.append([int(token) for token in session._sequence.tokens])
-            expected = fresh._sequence.next_logits()
+            fresh.append(inside.ledger(session))
+            expected = inside.sequence(fresh).next_logits()
             np.testing.assert_allclose(
-                session._sequence.next_logits(), expected, rtol=0, atol=2e-3 * np.ptp(expected)
+                inside.sequence(session).next_logits(),
+                expected,
+                rtol=0,
+                atol=2e-3 * np.ptp(expected),
             )
 
 
@@ -308,7 +312,7 @@ def test_sessions_that_begin_alike(tiny_paths: dict[str, Path]) -> None:
         session.append([system, *said(6)[1:]])
         session.generate([*session.messages, user("?")], 1, **greedy())
         other.generate([system, user("b")], 1, **greedy())
-        assert session._sequence.n_shared > session.info().spans[0].tokens
+        assert inside.sequence(session).n_shared > session.info().spans[0].tokens
         receipt = session.generate([changed, *session.messages[1:], user("x")], 1, **greedy())
         assert receipt.receipt.shifted > 100
 
@@ -444,7 +448,7 @@ def test_a_parked_conversation_is_moved_as_one_in_memory(
     for parked in (False, True):
         with talked(runner, history) as session:
             if parked:
-                session._sequence.evict()
+                inside.sequence(session).evict()
             given = changed(history, 5)
             del given[1:3]
             receipts.append(session.generate(given, 1, **greedy()).receipt)
@@ -461,7 +465,7 @@ def lengthened(history: list[Message]) -> list[Message]:
 
 def wait_until_computing(session: Session, ended: Callable[[], bool]) -> None:
     """Until a call of another thread computes on the session, or has ended."""
-    while session._conversation.turns.request is None and not ended():
+    while not inside.is_computing(session) and not ended():
         time.sleep(1e-4)
 
 
@@ -523,7 +527,7 @@ def test_an_error_before_the_changed_message_is_computed_is_the_one_that_comes(
 
 def test_a_branch_that_is_none_is_refused(runner: LlamaRunner, history: list[Message]) -> None:
     with talked(runner, history) as session, runner.session("Another.") as other:
-        for branch in (session._sequence, other._sequence):
+        for branch in (inside.sequence(session), inside.sequence(other)):
             with pytest.raises(InvalidParameterError):
-                session._sequence.graft(branch, 20, 40)
+                inside.sequence(session).graft(branch, 20, 40)
         assert session.generate(changed(history, 3), 1, **greedy()).receipt.shifted > 0

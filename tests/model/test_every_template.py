@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talk import assistant, greedy, question, user
-from tiny_models import PIECES, write_model
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Model
@@ -23,6 +21,9 @@ from llama_runner.errors import ChatTemplateError, PromptTooLongError
 from llama_runner.memory import summarize
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.tokens import Tokenizer
+from tests import inside
+from tests.model.talk import assistant, greedy, question, user
+from tests.model.tiny_models import PIECES, write_model
 
 FOLDER = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"
 TEMPLATES = sorted(FOLDER.glob("*.jinja"))
@@ -65,17 +66,18 @@ def history(n: int, *, thoughts: bool, padding: str = "") -> list[dict[str, Any]
 
 
 def memory(runner: LlamaRunner, session: Session) -> str:
-    return runner._chat.vocab.detokenize(session._sequence.tokens).decode("utf-8", "replace")
+    return inside.chat(runner).vocab.detokenize(inside.ledger(session)).decode("utf-8", "replace")
 
 
 def check_text(runner: LlamaRunner, session: Session) -> None:
     """The memory begins with what the template makes of the messages, up to the last answer."""
     *asked, _ = session.messages
-    expected = runner._chat.render(asked)[0].encode()
-    assert Alignment(session._sequence, runner._chat, 0, expected).n_bytes == len(expected)
+    chat = inside.chat(runner)
+    expected = chat.render(asked)[0].encode()
+    assert Alignment(inside.sequence(session), chat, 0, expected).n_bytes == len(expected)
     spans = session.info().spans
-    assert sum(span.tokens for span in spans) == len(session._sequence)
-    for part in session._conversation.transcript.parts:
+    assert sum(span.tokens for span in spans) == len(inside.sequence(session))
+    for part in inside.parts(session):
         assert 0 <= (part.n_opening or 0) <= part.n_tokens
 
 

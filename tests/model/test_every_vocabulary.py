@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from talk import assistant, greedy, question, user
-from tiny_models import write_model
 
 from llama_runner import LlamaRunner, Session
+from tests import inside
+from tests.model.talk import assistant, greedy, question, user
+from tests.model.tiny_models import write_model
 
 MODELS = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
 # They drop accents, white space and what they do not know.
@@ -61,7 +62,7 @@ def runner(
 
 
 def check_sum(session: Session) -> None:
-    assert sum(span.tokens for span in session.info().spans) == len(session._sequence)
+    assert sum(span.tokens for span in session.info().spans) == len(inside.sequence(session))
 
 
 @each(VOCABULARIES)
@@ -78,7 +79,7 @@ def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -
         assert report.spans_removed == 2 * (len(said) - 1)
         assert [m["role"] for m in session.messages] == ["user", "assistant"]
         assert session.messages[0] == user(said[-1])
-        n_left = len(session._sequence)
+        n_left = len(inside.sequence(session))
         # The conversation that is left, given whole, is what is in memory.
         with runner.session() as fresh:
             fresh.generate(question(said[-1]), 1, **greedy(ignore_eos=True))
@@ -97,8 +98,8 @@ def test_tokens_spell_the_text_that_they_were_made_of(runner: LlamaRunner, text:
     assume(runner.detokenize(tokens).removeprefix(" ") == text)
     with runner.session() as session:
         session.append(tokens)
-        ends = session._sequence.match_text(0, text.encode())
-        assert len(ends) == len(session._sequence)
+        ends = inside.sequence(session).match_text(0, text.encode())
+        assert len(ends) == len(inside.sequence(session))
         assert ends[-1] == len(text.encode())
 
 

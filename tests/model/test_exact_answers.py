@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.params import RunnerOptions
+from tests import inside
 
 # As in the README.
 EXACT: RunnerOptions = {"n_ubatch": 1, "kv_layout": "streams"}
@@ -19,7 +20,7 @@ QUESTIONS = ("the a abc", " ab<é", " c 漢字 the", " b")
 
 
 def logits(session: Session) -> NDArray[np.float32]:
-    return np.array(session._sequence.next_logits())
+    return np.array(inside.sequence(session).next_logits())
 
 
 def talk(session: Session, n: int = 6) -> None:
@@ -30,7 +31,7 @@ def talk(session: Session, n: int = 6) -> None:
 def afresh(path: Path, session: Session, **options: Any) -> NDArray[np.float32]:
     """What a runner of its own computes for the same tokens, all of them new to it."""
     with LlamaRunner(path, n_ctx=1024, n_seq_max=2, **(EXACT | options)) as other:
-        return logits_of(other, session._sequence.tokens)
+        return logits_of(other, inside.ledger(session))
 
 
 def logits_of(runner: LlamaRunner, tokens: Any) -> NDArray[np.float32]:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from oracle import ROOT, compile_oracle
-from plain_tokenizer import (
+
+from llama_runner._core import Model, TokenizedText, Vocab
+from llama_runner.errors import TokenizationError
+from tests.model.oracle import ROOT, compile_oracle
+from tests.model.plain_tokenizer import (
     ATOMS,
     SPECIAL,
     PlainTokenizer,
@@ -24,9 +27,6 @@ from plain_tokenizer import (
     random_text,
     write_vocabulary,
 )
-
-from llama_runner._core import Model, TokenizedText, Vocab
-from llama_runner.errors import TokenizationError
 
 TREE = ROOT / "llama_cpp_src" / "llama.cpp"
 VOCABULARIES = sorted((TREE / "models").glob("ggml-vocab-*.gguf"))

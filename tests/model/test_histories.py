@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from talk import assistant, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.errors import ContextBusyError, InvalidParameterError, LlamaError
 from llama_runner.memory import summarize
+from tests.model.talk import assistant, user
 
 Message = dict[str, Any]
 GREEDY: dict[str, Any] = {"temperature": 0}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import ARCHITECTURES, KINDS, write_model
 
 from llama_runner import LlamaRunner, ModelMetadata, UnsupportedModelError, read_gguf
+from tests.model.tiny_models import ARCHITECTURES, KINDS, write_model
 from tests.unit.loaders.gguf_writer import GgufFile
 from tests.unit.loaders.model_files import (
     tiny_bert,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import OVERFLOWING, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import DecodeError
+from tests import inside
+from tests.model.tiny_models import OVERFLOWING, write_model
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 # As many as there are slots, so that each is given the cells of one that failed.
@@ -79,7 +80,7 @@ def test_a_conversation_goes_on_after_it(tmp_path: Path) -> None:
             session.generate(BAD, 4, **GREEDY)
         assert session.info().spans == before
         after = session.generate([44, 45], 6, **GREEDY)
-        ledger = [int(token) for token in session._sequence.tokens[:-6]]
+        ledger = inside.ledger(session)[:-6]
     with open_model(tmp_path, "plain", "key", {}) as runner:
         assert runner.generate_stateless(ledger, 6, **GREEDY).tokens == after.tokens
 

@@ -10,7 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
-from tiny_models import BOS, EOS, KINDS, N_VOCAB, WINDOW
 
 from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.errors import (
@@ -20,6 +19,7 @@ from llama_runner.errors import (
     PromptTooLongError,
 )
 from llama_runner.params import GenerationParams
+from tests.model.tiny_models import BOS, EOS, KINDS, N_VOCAB, WINDOW
 
 N_CTX, N_SEQ_MAX = 256, 3
 WORTH_SHARING = 32  # tokens more than a sequence has in the memory already

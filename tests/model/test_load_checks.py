@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import KINDS, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model
@@ -34,6 +33,7 @@ from llama_runner.loaders.estimate import fitting_n_ctx
 from llama_runner.loading.isolated import probe
 from llama_runner.params import ContextParams, ModelParams, RunnerOptions
 from tests.fuzz.attacks import ATTACKS
+from tests.model.tiny_models import KINDS, write_model
 from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.unit.loaders.model_files import (
     tiny_bert,

@@ -14,7 +14,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import ARCHITECTURES, N_EMBD, write_model
 
 from llama_runner import GenerationParams, LlamaRunner
 from llama_runner._core import Context, Model
@@ -30,6 +29,8 @@ from llama_runner.errors import (
     UnsupportedModelError,
 )
 from llama_runner.loaders import validate_lora
+from tests import inside
+from tests.model.tiny_models import ARCHITECTURES, N_EMBD, write_model
 
 CHANGED = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")
 RANK, ALPHA = 4, 8.0
@@ -244,7 +245,7 @@ def test_going_back_minds_what_the_cells_were_computed_with(
         session.rewind(mark)
         found = session.generate("c", 6, **GREEDY)
         fresh = runner.generate_stateless(
-            session._sequence.tokens[: found.usage.prompt_tokens], 6, **GREEDY
+            inside.ledger(session)[: found.usage.prompt_tokens], 6, **GREEDY
         )
         assert found.tokens == fresh.tokens
 
@@ -263,7 +264,7 @@ def test_a_call_that_raises_leaves_no_adapter_behind(tuned: LlamaRunner, base: P
     session.pin(0)
     with pytest.raises(ContextFullError):
         session.generate("the a abc " * 50, 2000, lora={"pirate": 1}, **GREEDY)
-    assert session._sequence.adapters == ()
+    assert inside.sequence(session).adapters == ()
     with LlamaRunner(base, n_ctx=1024, n_threads=1) as other:  # which has no adapter
         copy = other.session()
         copy.restore(session.snapshot())
@@ -450,7 +451,7 @@ def test_a_conversation_is_computed_again_without_an_unloaded_adapter(
         session = runner.session()
         session.generate("ab", 8, lora={"it": 1.0}, **GREEDY)
         runner.unload_lora("it")
-        assert len(session._sequence) > 8  # what was said is still there
+        assert len(inside.sequence(session)) > 8  # what was said is still there
         go_on = session.generate("c", 8, **GREEDY)
         assert go_on.receipt.reused == 0
         runner.load_lora(files[1], "it")
@@ -463,7 +464,7 @@ def test_unloading_waits_for_no_conversation_and_loses_none(tuned: LlamaRunner) 
     for session in sessions:
         session.generate(PROMPT, 40, lora={"pirate": 1}, **GREEDY)
     tuned.unload_lora("pirate")
-    assert [session._sequence.adapters for session in sessions] == [()] * 6
+    assert [inside.sequence(session).adapters for session in sessions] == [()] * 6
     for session in sessions:
         assert session.generate(" abc", 4, **GREEDY).receipt.reused == 0
         session.close()

@@ -6,11 +6,11 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from oracle import Oracle
-from texts import text_of
 
 from llama_runner import LlamaRunner
 from llama_runner._support.hardware import thread_counts
+from tests.model.oracle import Oracle
+from tests.model.texts import text_of
 
 N_PREDICT = 40
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_models import EOS, N_VOCAB
 
 from llama_runner._core import Context, Model, Sequence
 from llama_runner.params import ContextParams
+from tests.model.tiny_models import EOS, N_VOCAB
 
 N_TOKENS = 64
 

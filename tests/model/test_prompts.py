@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import BOS, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner.errors import InvalidParameterError, ModelValidationError
 from llama_runner.loaders import read_gguf
+from tests import inside
+from tests.model.tiny_models import BOS, write_model
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 # Shows calls of tools and two roles, and leaves out all others.
@@ -40,7 +41,7 @@ def prompt_of(runner: LlamaRunner, prompt: Any, **options: Any) -> list[int]:
     """The tokens that a generation begins from."""
     with runner.session() as session:
         session.generate(prompt, 1, **GREEDY, **options)
-        return list(map(int, session._sequence.tokens[:-1]))
+        return inside.ledger(session)[:-1]
 
 
 # ---- the BOS -----------------------------------------------------------------------------------

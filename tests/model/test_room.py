@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import EOS, N_VOCAB
 
 from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.params import GenerationParams
+from tests.model.tiny_models import EOS, N_VOCAB
 
 ENOUGH = 1 << 24
 

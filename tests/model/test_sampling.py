@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import EOS, N_VOCAB, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Sampler
 from llama_runner.errors import DecodeError
 from llama_runner.params import GenerationParams
+from tests import inside
+from tests.model.tiny_models import EOS, N_VOCAB, write_model
 
 PROMPT = "Once upon a time, in a village between two rivers,"
 EVERYTHING = {"temperature": 20.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -36,8 +37,7 @@ def test_a_generation_samples_as_the_sampler_does(
 ) -> None:
     """Token by token: the penalties see prompt and answer, each token takes one random number."""
     params = GenerationParams(seed=7, max_tokens=20, ignore_eos=True, **recipe)
-    assert runner._context is not None
-    sequence = runner._context.new_sequence()
+    sequence = inside.context(runner).new_sequence()
     sequence.append(runner.tokenize(PROMPT))
     sampler = Sampler(params)
     ends = [token for token in range(len(runner.model.vocab)) if runner.model.vocab.is_eog(token)]
@@ -123,6 +123,5 @@ def test_broken_weights_are_an_error(tmp_path: Path, options: dict[str, Any]) ->
             assert "\n" not in str(caught.value)
         with pytest.raises(DecodeError):
             next(runner.stream_stateless([1, 2, 3], 5, **options))
-        assert runner._context is not None
         assert runner.get_context_info().used == 0
-        assert runner._context.n_resident == 0
+        assert inside.n_resident(runner) == 0

@@ -19,7 +19,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
-from tiny_models import WINDOW
 
 from llama_runner import Session
 from llama_runner._core import ChatTemplate, Context, Model
@@ -31,6 +30,8 @@ from llama_runner.memory import GcPolicy, attention_sinks, sliding_window, summa
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Span
 from llama_runner.tokens import Tokenizer
+from tests import inside
+from tests.model.tiny_models import WINDOW
 
 N_CTX, N_SEQ_MAX, MAX_SESSIONS = 256, 3, 4
 EXAMPLES = int(os.environ.get("LLAMA_RUNNER_EXAMPLES", "200"))
@@ -116,12 +117,12 @@ class Pair:
 
     def pinned(self) -> list[Message]:
         """Messages that may not go."""
-        parts = self.session._conversation.transcript.parts
+        parts = inside.parts(self.session)
         return [m for part in parts if part.pinned for m in part.messages]
 
     def pinned_opening(self) -> list[Message]:
         """The system message that a conversation without one, given whole, keeps."""
-        first = self.session._conversation.transcript.parts[:1]
+        first = inside.parts(self.session)[:1]
         return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
 
 
@@ -172,7 +173,7 @@ class Machine(RuleBasedStateMachine):
         opening = pair.pinned_opening()
         known = before[len(opening) :]
         is_answered = known[-1:] and known[-1]["role"] == "assistant"
-        parts = pair.session._conversation.transcript.parts
+        parts = inside.parts(pair.session)
         is_all = not any(part.collected for part in parts)  # nothing was evicted
         again = is_all and added in (known, known[:-1] if is_answered else known)
         said = Expected(opening) if again else pair.model.copy()
@@ -185,7 +186,7 @@ class Machine(RuleBasedStateMachine):
                 stream = pair.session.stream(added, n, temperature=0)
                 for _ in islice(stream, streamed):
                     pass
-                request = stream._generation.request
+                request = inside.request(stream)
                 if streamed % 2:
                     stream.close()
                 del stream
@@ -343,7 +344,7 @@ class Machine(RuleBasedStateMachine):
         """Take over the turns that are left."""
         turns: dict[int, Turn] = {}
         system: list[Message] = []
-        for part in pair.session._conversation.transcript.parts:
+        for part in inside.parts(pair.session):
             if part.role == "system":
                 system += part.messages
             else:
@@ -371,7 +372,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def leave_the_memory(self, data: st.DataObject) -> None:
-        self.chosen(data).session._sequence.evict()
+        inside.sequence(self.chosen(data).session).evict()
 
     @rule(data=st.data())
     def pause(self, data: st.DataObject) -> None:
@@ -382,7 +383,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def mark(self, data: st.DataObject) -> None:
         pair = self.chosen(data)
-        sequence = pair.session._sequence
+        sequence = inside.sequence(pair.session)
         is_exact = sequence.n_exact == len(sequence)
         pair.mark = pair.session.mark(), pair.model.copy(), is_exact
 
@@ -393,7 +394,7 @@ class Machine(RuleBasedStateMachine):
             mark, model, is_exact = pair.mark
             pair.session.rewind(mark)
             pair.model = model.copy()
-            sequence = pair.session._sequence
+            sequence = inside.sequence(pair.session)
             assert sequence.n_exact == len(sequence) or not is_exact
 
     @precondition(lambda self: len(self.pairs) < MAX_SESSIONS)
@@ -423,7 +424,7 @@ class Machine(RuleBasedStateMachine):
 
     def says_the_same(self, pair: Pair) -> None:
         """The logits of the next token are those after the same tokens computed afresh."""
-        sequence = pair.session._sequence
+        sequence = inside.sequence(pair.session)
         exact = sequence.n_exact == len(sequence) or "shallow" in self.weights.path
         if not 0 < len(sequence) < N_CTX or not exact:
             return
@@ -453,7 +454,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def ledgers_agree_with_llama_cpp(self) -> None:
         for pair in getattr(self, "pairs", []):
-            sequence = pair.session._sequence
+            sequence = inside.sequence(pair.session)
             first, last = sequence.positions
             assert last == sequence.n_cached - 1
             if sequence.n_cached == 0:

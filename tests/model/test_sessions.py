@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from talk import greedy, question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.conversation.collector import Collector
@@ -23,6 +22,8 @@ from llama_runner.errors import (
 )
 from llama_runner.generation.generation import Generation
 from llama_runner.memory import summarize
+from tests import inside
+from tests.model.talk import greedy, question
 
 N_CTX = 512
 
@@ -111,7 +112,7 @@ def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> 
     session.gc(0.0)
     session.rewind(mark)
     assert session.messages == before[1]
-    assert session._sequence.n_exact == len(session._sequence)
+    assert inside.sequence(session).n_exact == len(inside.sequence(session))
     assert session.generate(question("And of Italy?"), 12, **greedy()).tokens == first.tokens
 
 
@@ -138,12 +139,12 @@ def test_a_mark_knows_cells_that_moved_in_another_life(session: Session) -> None
     mark, before = session.mark(), session.messages
     assert session.gc(0.0).method == "shift"
     session.restore(session.snapshot())
-    assert session._sequence.n_exact < len(session._sequence)
+    assert inside.sequence(session).n_exact < len(inside.sequence(session))
     with session.fork() as fork:
         for each in (session, fork):
             each.rewind(mark)
             assert each.messages == before
-            assert each._sequence.n_exact == len(each._sequence)
+            assert inside.sequence(each).n_exact == len(inside.sequence(each))
 
 
 def test_a_mark_is_equal_to_itself_alone(session: Session) -> None:
@@ -241,12 +242,12 @@ def test_a_stop_string_of_several_tokens_leaves_none_of_its_cells(
     session.clear()
     cut = session.generate(prompt, 24, stop=stop, **greedy(ignore_eos=True))
     assert cut.finish_reason == "stop"
-    assert session._sequence.n_cached <= len(session._sequence)
+    assert inside.sequence(session).n_cached <= len(inside.sequence(session))
     session.append(more)
     with runner.session() as fresh:
-        fresh.append([int(token) for token in session._sequence.tokens])
-        expected = fresh._sequence.next_logits()
-    logits = session._sequence.next_logits()
+        fresh.append(inside.ledger(session))
+        expected = inside.sequence(fresh).next_logits()
+    logits = inside.sequence(session).next_logits()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.ptp(expected))
 
 
@@ -271,11 +272,11 @@ def test_a_paused_session_stays_while_others_leave(model_path: Path) -> None:
         paused.pause()
         other.generate("The sea is", 4, **greedy())
         third.generate("The sun is", 4, **greedy())
-        assert paused._sequence.n_cached > 0
-        assert other._sequence.n_cached == 0
+        assert inside.sequence(paused).n_cached > 0
+        assert inside.sequence(other).n_cached == 0
         paused.generate(" and", 4, **greedy())
         other.generate(" and", 4, **greedy())
-        assert third._sequence.n_cached == 0
+        assert inside.sequence(third).n_cached == 0
 
 
 def test_a_named_session(runner: LlamaRunner) -> None:
@@ -309,7 +310,6 @@ def test_a_dropped_stream_leaves_what_it_said(session: Session) -> None:
 
 def test_a_dropped_session_gives_its_memory_back_at_once(runner: LlamaRunner) -> None:
     """It is part of no cycle that Python's garbage collector would have to find."""
-    assert runner._context is not None
     gc.disable()
     try:
         session = runner.session("Be brief.")
@@ -318,9 +318,9 @@ def test_a_dropped_session_gives_its_memory_back_at_once(runner: LlamaRunner) ->
             list(stream)
         fork = session.fork()
         fork.gc(0.0)
-        assert runner._context.n_resident > 0
+        assert inside.n_resident(runner) > 0
         del session, stream, fork
-        assert runner._context.n_resident == 0
+        assert inside.n_resident(runner) == 0
     finally:
         gc.enable()
 
@@ -503,6 +503,6 @@ def test_reading_what_opens_a_conversation_is_cancelled(
         completion = session.generate("abc", 20, **greedy(ignore_eos=True))
         assert (completion.finish_reason, completion.tokens) == ("cancelled", ())
         assert session.info().spans == before
-        assert session._sequence.n_cached == 0
+        assert inside.sequence(session).n_cached == 0
         monkeypatch.undo()
         assert session.generate("abc", 4, **greedy(ignore_eos=True)).finish_reason == "length"

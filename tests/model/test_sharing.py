@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from oracle import Oracle
-from tiny_models import EOS, KINDS, N_VOCAB
 
 from llama_runner import LlamaRunner
 from llama_runner._core import Context, Model, Request
 from llama_runner._core import Sequence as Ledger
 from llama_runner.params import GenerationParams
+from tests import inside
+from tests.model.oracle import Oracle
+from tests.model.tiny_models import EOS, KINDS, N_VOCAB
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
@@ -73,7 +74,7 @@ def converse(runner: LlamaRunner, prompt: str) -> str:
     """A conversation of one's own: half of the answer, then the other half."""
     with runner.session() as session:
         first = session.generate(prompt, 6, **GREEDY)
-        sequence = session._sequence
+        sequence = inside.sequence(session)
         sequence.truncate(len(sequence) - 1)
         rest = session.generate(first.tokens[-1:], 6, **GREEDY)
         return first.text + rest.text
@@ -101,8 +102,7 @@ def test_each_caller_gets_its_answer(
             first, _ = stateful.result()
         assert first == answers[SHORT[0]]
         runner.clear_context()
-        assert runner._context is not None
-        assert runner._context.n_resident == 0
+        assert inside.n_resident(runner) == 0
 
 
 @pytest.mark.parametrize("n_callers", [2, 8])

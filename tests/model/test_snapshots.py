@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talk import question
 
 from llama_runner import LlamaRunner, Session
 from llama_runner._core import ChatTemplate, Context, Model
@@ -32,6 +31,7 @@ from llama_runner.loading.open import Validation
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.results import Completion
 from llama_runner.tokens import Tokenizer
+from tests.model.talk import question
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import FIRST_BYTE, N_VOCAB, piece, write_model
 
 from llama_runner import Completion, LlamaRunner, Session
+from tests import inside
+from tests.model.tiny_models import FIRST_BYTE, N_VOCAB, piece, write_model
 
 KINDS = ["plain", "swa", "recurrent", "hybrid", "mrope"]
 TEMPLATE = (
@@ -44,7 +45,7 @@ def babblers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Lla
 
 
 def in_memory(runner: LlamaRunner, session: Session) -> str:
-    return runner.detokenize(session._sequence.tokens)
+    return runner.detokenize(inside.ledger(session))
 
 
 def answer(session: Session, prompt: Any, streaming: bool, n: int, **options: Any) -> Completion:
@@ -59,7 +60,7 @@ def answer(session: Session, prompt: Any, streaming: bool, n: int, **options: An
 
 def assert_goes_on_as_computed_afresh(runner: LlamaRunner, session: Session) -> None:
     """Nothing of what was taken back is left in the cells."""
-    ledger = [int(token) for token in session._sequence.tokens]
+    ledger = inside.ledger(session)
     after = session.generate("abc", 6, **GREEDY)
     with runner.session() as fresh:
         fresh.append(ledger)
@@ -102,7 +103,7 @@ def test_memory_is_what_was_shown(
         text = in_memory(runner, session).removeprefix("<s>").removeprefix(" ")
         assert text == shown + cut.text
         info = session.info()
-        assert sum(span.tokens for span in info.spans) == info.used == len(session._sequence)
+        assert sum(span.tokens for span in info.spans) == info.used == len(inside.sequence(session))
         assert cut.usage.completion_tokens == len(cut.tokens)
         if chat:
             assert session.messages[-1]["content"] == cut.text

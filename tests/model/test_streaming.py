@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import FIRST_BYTE, N_VOCAB, piece, write_model
 
 from llama_runner import LlamaRunner
 from llama_runner.results import Chunk, Completion
+from tests.model.tiny_models import FIRST_BYTE, N_VOCAB, piece, write_model
 
 N_TOKENS = 40
 PROMPT = [1, 40]

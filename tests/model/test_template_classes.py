@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from talk import assistant, greedy, question, user
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.prompts.chat_format import BREAK
+from tests import inside
+from tests.model.talk import assistant, greedy, question, user
 
 N_CTX = 512
 OPEN = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -70,9 +71,9 @@ def compared(text: bytes) -> bytes:
 def check(runner: LlamaRunner, session: Session) -> None:
     """The memory is what the template makes of the messages, and the cells are of these tokens."""
     *asked, answer = session.messages
-    ledger = session._sequence.tokens
-    expected = runner._chat.render(asked)[0].replace(BREAK.decode(), "").encode()
-    assert compared(runner._chat.vocab.detokenize(ledger)).startswith(compared(expected))
+    ledger = inside.ledger(session)
+    expected = inside.chat(runner).render(asked)[0].replace(BREAK.decode(), "").encode()
+    assert compared(inside.chat(runner).vocab.detokenize(ledger)).startswith(compared(expected))
     assert answer["role"] == "assistant"
     assert sum(span.tokens for span in session.info().spans) == len(ledger)
 
@@ -116,8 +117,8 @@ def test_a_conversation_goes_on(
                 session.generate(asked, 6, **greedy(ignore_eos=True))
             check(runner, session)
             assert session.messages[-2] == asked[0]
-            assert not has_system or b"Bewise." in runner._chat.vocab.detokenize(
-                session._sequence.tokens
+            assert not has_system or b"Bewise." in inside.chat(runner).vocab.detokenize(
+                inside.ledger(session)
             ).replace(b" ", b"")
             n_collections += len(session.messages) < n_before + 2
             n_before = len(session.messages)
@@ -125,9 +126,9 @@ def test_a_conversation_goes_on(
         # Computed afresh, the model would say the same next.
         session.gc(0.0, exact=True)
         check(runner, session)
-        logits = session._sequence.next_logits()
-        fresh = runner._context.new_sequence()
-        fresh.append(session._sequence.tokens)
+        logits = inside.sequence(session).next_logits()
+        fresh = inside.context(runner).new_sequence()
+        fresh.append(inside.ledger(session))
         expected = fresh.next_logits()
         fresh.close()
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3 * np.ptp(expected))

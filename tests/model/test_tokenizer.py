@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import ROOT
-from plain_tokenizer import ATOMS
 
 from llama_runner import Detokenizer, LlamaRunner, build_batch, create_sampler
 from llama_runner.errors import (
@@ -22,6 +20,8 @@ from llama_runner.errors import (
     TokenizationError,
     UnsupportedModelError,
 )
+from tests.model.oracle import ROOT
+from tests.model.plain_tokenizer import ATOMS
 
 MODELS = ROOT / "llama_cpp_src" / "llama.cpp" / "models"
 

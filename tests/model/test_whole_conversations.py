@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talk import assistant, greedy, user
 
 from llama_runner import LlamaRunner, Session
+from tests.model.talk import assistant, greedy, user
 
 HELLO, BYE = user("Hello."), user("Goodbye.")
 BE_BRIEF = {"role": "system", "content": "Be brief."}
