@@ -20,7 +20,7 @@ from llama_runner._core import Model
 from llama_runner.errors import LlamaError
 from llama_runner.loaders.checks.architectures import ARCHITECTURES, RECURRENT
 from llama_runner.loaders.gguf.header import words
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tests.fuzz.attacks.vocabulary import with_tokens
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     F32,
     I32,
@@ -17,6 +16,7 @@ from tests.unit.loaders.gguf_writer import (
     U32,
     Array,
     GgufFile,
+    Keys,
     Tensor,
 )
 from tests.unit.loaders.model_files import tiny_llama, tiny_moe
@@ -24,8 +24,6 @@ from tests.unit.loaders.model_files import tiny_llama, tiny_moe
 WORDS = [f"word {index}" for index in range(393_216)]
 # Each of its characters takes four bytes in Python as soon as one is beyond the others.
 WIDE = b"\xf0\x9f\x98\x80"
-
-Keys = dict[str | bytes, tuple[int, Any]]
 
 
 def everything() -> GgufFile:

@@ -15,7 +15,7 @@ from typing import Any
 
 from llama_runner.loaders.gguf.types import TENSOR_TYPES
 from tests.fuzz.architectures import ASKED, Found, completed
-from tests.unit.loaders.gguf_writer import ARRAY, BOOL, F32, I32, U32, Array, GgufFile, Tensor
+from tests.gguf_files import ARRAY, BOOL, F32, I32, U32, Array, GgufFile, Tensor
 
 __all__ = ["mutant", "sized"]
 

@@ -11,7 +11,7 @@ from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError
 from tests.fuzz.architectures import RUNNABLE, discover
 from tests.fuzz.model_mutants import sized
-from tests.unit.loaders.gguf_writer import F32, STRING, GgufFile, Tensor
+from tests.gguf_files import F32, STRING, GgufFile, Tensor
 
 __all__ = ["batches", "trial"]
 

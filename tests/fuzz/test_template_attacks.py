@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fuzz.template_attacks import HARMLESS, REFUSED
-from tests.unit.loaders.gguf_writer import STRING
+from tests.gguf_files import STRING
 from tests.unit.loaders.model_files import tiny_llama
 
 # Loads each file in a process of its own, and then shows it a message. The parent tells how the

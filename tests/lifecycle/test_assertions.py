@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
 from llama_runner import GenerationParams
 from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.errors import ClosedError, DecodeError, LlamaError, ModelLoadError
-from tests.model.tiny_models import N_VOCAB, add_vocabulary
+from tests.gguf_files import GgufFile, Tensor, typed
+from tests.model.tiny_models import N_VOCAB, byte_vocabulary
 
 N_POSITIONS = 64
 N_EMBD, N_FF = 32, 64
@@ -31,18 +31,20 @@ FAILED = r"failed assertion at ggml/src/ggml-cpu/\S+:\d+: GGML_ASSERT\(.*i01 < n
 def write_gpt2(path: Path, n_layers: int = 1) -> Path:
     """Write a model with learned positions, as GPT-2 has."""
     random = np.random.default_rng(3)
+    tensors = []
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+        tensors.append(Tensor.of(name, random.standard_normal(shape).astype(np.float32)))
 
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_context_length(N_POSITIONS)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(n_layers)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(4)
-    writer.add_layer_norm_eps(1e-5)
-    add_vocabulary(writer)
+    values = {
+        "general.architecture": "gpt2",
+        "gpt2.context_length": N_POSITIONS,
+        "gpt2.embedding_length": N_EMBD,
+        "gpt2.block_count": n_layers,
+        "gpt2.feed_forward_length": N_FF,
+        "gpt2.attention.head_count": 4,
+        "gpt2.attention.layer_norm_epsilon": 1e-5,
+    }
     add("token_embd.weight", N_VOCAB, N_EMBD)
     add("position_embd.weight", N_POSITIONS, N_EMBD)
     for name, n_out, n_in in (
@@ -56,11 +58,7 @@ def write_gpt2(path: Path, n_layers: int = 1) -> Path:
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         add(f"{name}.weight", N_EMBD)
         add(f"{name}.bias", N_EMBD)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return GgufFile(keys=typed(values) | byte_vocabulary(), tensors=tensors).write(path)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import gguf
+from tests.gguf_files import (
+    TOKEN_CONTROL,
+    TOKEN_NORMAL,
+    TOKEN_USER_DEFINED,
+    GgufFile,
+    typed,
+)
 
 # fmt: off
 # What special tokens look like; some vocabularies have some of them.
@@ -78,6 +84,7 @@ def write_vocabulary(
     *,
     special: Sequence[str] = (),
     user_defined: Sequence[str] = (),
+    name: str = "",
     **details: Any,
 ) -> Path:
     """Write a model that is a vocabulary and no more.
@@ -88,27 +95,28 @@ def write_vocabulary(
         tokens: The ordinary tokens.
         special: Control tokens behind them.
         user_defined: And tokens that are found in any text before all others.
-        details: Values by the name of the writer's method without "add_".
+        name: The model's name.
+        details: More of the keys that begin with "tokenizer.ggml.".
     """
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(8)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(8)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_token_list([*tokens, *special, *user_defined])
-    kinds = [gguf.TokenType.NORMAL] * len(tokens)
-    kinds += [gguf.TokenType.CONTROL] * len(special)
-    kinds += [gguf.TokenType.USER_DEFINED] * len(user_defined)
-    writer.add_token_types(kinds)
-    for name, value in details.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
+    kinds = [TOKEN_NORMAL] * len(tokens)
+    kinds += [TOKEN_CONTROL] * len(special)
+    kinds += [TOKEN_USER_DEFINED] * len(user_defined)
+    values = {
+        "general.architecture": "llama",
+        "llama.context_length": 64,
+        "llama.embedding_length": 8,
+        "llama.block_count": 1,
+        "llama.feed_forward_length": 8,
+        "llama.attention.head_count": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": tokenizer,
+        "tokenizer.ggml.tokens": [*tokens, *special, *user_defined],
+        "tokenizer.ggml.token_type": kinds,
+    }
+    if name:
+        values["general.name"] = name
+    values |= {f"tokenizer.ggml.{name}": value for name, value in details.items()}
+    return GgufFile(keys=typed(values)).write(path)
 
 
 def byte_names() -> list[str]:

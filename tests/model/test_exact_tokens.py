@@ -177,8 +177,8 @@ def test_every_pre_tokenizer(name: str, program: Path, tmp_path: Path) -> None:
         [*byte_names(), *(first + second for first, second in merges)],
         special=["<s>", "</s>", "<|im_start|>"],
         user_defined=["<mask>"],
-        tokenizer_pre=name,
-        token_merges=[f"{first} {second}" for first, second in merges],
+        pre=name,
+        merges=[f"{first} {second}" for first, second in merges],
         bos_token_id=256 + len(merges),
         eos_token_id=257 + len(merges),
     )
@@ -196,8 +196,8 @@ def test_a_pre_tokenizer_that_would_abort_is_refused(tmp_path: Path) -> None:
         tmp_path / "white.gguf",
         "gpt2",
         byte_names(),
-        tokenizer_pre="whitespace",
-        token_merges=["a b"],
+        pre="whitespace",
+        merges=["a b"],
         bos_token_id=0,
         eos_token_id=1,
     )
@@ -238,11 +238,11 @@ def test_sentencepiece_with_tokens_of_any_shape(
         tmp_path / "pieces.gguf",
         "llama",
         tokens,
-        token_scores=[source.uniform(-9, 0) for _ in tokens],
+        scores=[source.uniform(-9, 0) for _ in tokens],
         add_space_prefix=space_prefix,
         bos_token_id=1,
         eos_token_id=2,
-        unk_token_id=0,
+        unknown_token_id=0,
     )
     compare(path, program, source)
 
@@ -257,9 +257,9 @@ def test_unigram(program: Path, tmp_path: Path) -> None:
         "t5",
         tokens,
         user_defined=["<extra>"],
-        token_scores=[source.uniform(-9, 0) for _ in [*tokens, "<extra>"]],
+        scores=[source.uniform(-9, 0) for _ in [*tokens, "<extra>"]],
         eos_token_id=1,
-        unk_token_id=2,
+        unknown_token_id=2,
     )
     compare(path, program, source)
 
@@ -280,8 +280,8 @@ def test_special_tokens_that_overlap(name: str, pre: str, program: Path, tmp_pat
         special=special[::2],
         user_defined=special[1::2],
         name=name,
-        tokenizer_pre=pre,
-        token_merges=[f"{first} {second}" for first, second in merges],
+        pre=pre,
+        merges=[f"{first} {second}" for first, second in merges],
         bos_token_id=0,
         eos_token_id=1,
     )

@@ -11,7 +11,7 @@ import pytest
 from llama_runner.errors import InvalidParameterError, UnsupportedModelError
 from llama_runner.loaders import validate_model
 from tests.fuzz.architectures import discover
-from tests.unit.loaders.gguf_writer import ARRAY, F32, STRING, U32, Array, GgufFile, Tensor
+from tests.gguf_files import ARRAY, F32, STRING, U32, Array, GgufFile, Tensor
 from tests.unit.loaders.model_files import tiny_bert, tiny_gemma2, tiny_llama, tiny_mamba2
 
 # A failed assertion that is not caught would end the test run: each file has a process of its own.

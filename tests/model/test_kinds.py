@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_runner import LlamaRunner, ModelMetadata, UnsupportedModelError, read_gguf
+from tests.gguf_files import GgufFile
 from tests.model.tiny_models import ARCHITECTURES, KINDS, write_model
-from tests.unit.loaders.gguf_writer import GgufFile
 from tests.unit.loaders.model_files import (
     tiny_bert,
     tiny_gemma2,

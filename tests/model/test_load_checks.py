@@ -33,8 +33,8 @@ from llama_runner.loaders.estimate import fitting_n_ctx
 from llama_runner.loading.isolated import probe
 from llama_runner.params import ContextParams, ModelParams, RunnerOptions
 from tests.fuzz.attacks import ATTACKS
+from tests.gguf_files import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.model.tiny_models import KINDS, write_model
-from tests.unit.loaders.gguf_writer import I32, TENSOR_Q4_0, U16, U32, GgufFile
 from tests.unit.loaders.model_files import (
     tiny_bert,
     tiny_llama,

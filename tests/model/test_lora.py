@@ -30,6 +30,7 @@ from llama_runner.errors import (
 )
 from llama_runner.loaders import validate_lora
 from tests import inside
+from tests.gguf_files import ARRAY, U32, Array, GgufFile, Tensor, typed
 from tests.model.tiny_models import ARCHITECTURES, N_EMBD, write_model
 
 CHANGED = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")
@@ -65,21 +66,19 @@ def halves(base: Path) -> Halves:
 
 
 def write_adapter(path: Path, halves: Halves, architecture: str = "llama", **keys: Any) -> Path:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", ALPHA)
-    for key, value in keys.items():
-        writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.ARRAY,
-                             gguf.GGUFValueType.UINT32)  # fmt: skip
-    for name, (down, up) in halves.items():
-        writer.add_tensor(f"{name}.lora_a", down)
-        writer.add_tensor(f"{name}.lora_b", up)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    values = {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(ALPHA),
+    }
+    arrays = {key: (ARRAY, Array(U32, list(value))) for key, value in keys.items()}
+    tensors = [
+        Tensor.of(f"{name}.{suffix}", half)
+        for name, pair in halves.items()
+        for suffix, half in zip(("lora_a", "lora_b"), pair, strict=True)
+    ]
+    return GgufFile(keys=typed(values), tensors=tensors).with_keys(**arrays).write(path)
 
 
 @pytest.fixture(scope="module")

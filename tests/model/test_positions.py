@@ -8,7 +8,7 @@ import pytest
 
 from llama_runner import LlamaRunner, estimate_memory
 from llama_runner.errors import InvalidParameterError, PromptTooLongError
-from tests.unit.loaders.gguf_writer import U32
+from tests.gguf_files import U32
 from tests.unit.loaders.model_files import tiny_gpt2
 
 POSITIONS = 100

@@ -16,7 +16,7 @@ from llama_runner import LlamaRunner
 from llama_runner._core import ChatTemplate, Model
 from llama_runner.errors import ChatTemplateError, InvalidParameterError
 from tests import inside
-from tests.unit.loaders.gguf_writer import STRING
+from tests.gguf_files import STRING
 from tests.unit.loaders.model_files import tiny_llama
 
 COLLECTION = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"

@@ -7,12 +7,24 @@ additions moves a logit by some 1e-6 of the distance between two of them.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
+
+from tests.gguf_files import (
+    TOKEN_BYTE,
+    TOKEN_CONTROL,
+    TOKEN_NORMAL,
+    TOKEN_UNKNOWN,
+    GgufFile,
+    Keys,
+    Tensor,
+    read_keys,
+    typed,
+)
 
 KINDS = ("plain", "swa", "recurrent", "hybrid", "mrope")
 ARCHITECTURES = {
@@ -64,44 +76,44 @@ def write_model(
     """
     arch = ARCHITECTURES[kind]
     layers = _layers(kind)
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_context_length(N_CTX_TRAIN)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(len(layers))
-    writer.add_feed_forward_length(N_FF)
     n_head, n_head_kv = (1, 1) if one_head else (N_HEAD, N_HEAD_KV)
-    writer.add_head_count(n_head)
-    writer.add_head_count_kv(
-        [0 if layer == "ssm" else n_head_kv for layer in layers] if kind == "hybrid" else n_head_kv
-    )
-    writer.add_layer_norm_rms_eps(1e-5)
+    by_layer = [0 if layer == "ssm" else n_head_kv for layer in layers]
+    values = {
+        "context_length": N_CTX_TRAIN,
+        "embedding_length": N_EMBD,
+        "block_count": len(layers),
+        "feed_forward_length": N_FF,
+        "attention.head_count": n_head,
+        "attention.head_count_kv": by_layer if kind == "hybrid" else n_head_kv,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
     if kind == "swa":
-        writer.add_layer_norm_eps(1e-5)
-        writer.add_sliding_window(WINDOW)
-        writer.add_logit_scale(1.0)
+        values |= {
+            "attention.layer_norm_epsilon": 1e-5,
+            "attention.sliding_window": WINDOW,
+            "logit_scale": 1.0,
+        }
     if kind == "mrope":
-        writer.add_rope_dimension_sections([2, 1, 1, 0])
+        values["rope.dimension_sections"] = [2, 1, 1, 0]
     if "ssm" in layers:
-        writer.add_ssm_conv_kernel(D_CONV)
-        writer.add_ssm_inner_size(D_INNER)
-        writer.add_ssm_state_size(D_STATE)
-        writer.add_ssm_time_step_rank(DT_RANK)
-    n_vocab = _copy_vocabulary(writer, vocabulary) if vocabulary else N_VOCAB + len(control)
-    if not vocabulary:
-        add_vocabulary(writer, control)
+        values |= {
+            "ssm.conv_kernel": D_CONV,
+            "ssm.inner_size": D_INNER,
+            "ssm.state_size": D_STATE,
+            "ssm.time_step_rank": DT_RANK,
+        }
+    keys = typed({f"{arch}.{name}": value for name, value in values.items()})
+    keys |= copied_vocabulary(vocabulary) if vocabulary else byte_vocabulary(control)
     if suppressed:
-        writer.add_array("tokenizer.ggml.suppress_tokens", [int(token) for token in suppressed])
-    for name, array in _tensors(kind, layers, n_vocab, n_head_kv * N_EMBD // n_head):
+        keys |= typed({"tokenizer.ggml.suppress_tokens": [int(token) for token in suppressed]})
+    tensors = []
+    for name, array in _tensors(kind, layers, _n_tokens(keys), n_head_kv * N_EMBD // n_head):
         if overflow:
             weight, size = OVERFLOWS[overflow]
             # A block that is quantized has a half float as its scale.
             _make_overflow(name, array, weight, size * 1000 if one_head else size)
-        writer.add_tensor(name, array * np.float32("nan") if broken else array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+        tensors.append(Tensor.of(name, array * np.float32("nan") if broken else array))
+    return GgufFile(keys=typed({"general.architecture": arch}) | keys, tensors=tensors).write(path)
 
 
 def piece(token: int) -> bytes:
@@ -113,30 +125,39 @@ def piece(token: int) -> bytes:
     return PIECES[token - FIRST_BYTE - 256].replace("▁", " ").encode()
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, control: Sequence[str] = ()) -> None:
+def byte_vocabulary(control: Sequence[str] = ()) -> Keys:
+    """Make a vocabulary of all bytes and ``PIECES``, with further control tokens."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     names += control
-    types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
-    types += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(PIECES)
-    types += [gguf.TokenType.CONTROL] * len(control)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(names)
-    writer.add_token_scores([float(len(name)) for name in names])
-    writer.add_token_types(types)
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
-    writer.add_unk_token_id(UNKNOWN)
-    writer.add_add_bos_token(True)
+    types = [TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_CONTROL]
+    types += [TOKEN_BYTE] * 256 + [TOKEN_NORMAL] * len(PIECES)
+    types += [TOKEN_CONTROL] * len(control)
+    values = {
+        "model": "llama",
+        "tokens": names,
+        "scores": [float(len(name)) for name in names],
+        "token_type": types,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "unknown_token_id": UNKNOWN,
+        "add_bos_token": True,
+    }
+    return typed({f"tokenizer.ggml.{name}": value for name, value in values.items()})
 
 
-def _copy_vocabulary(writer: gguf.GGUFWriter, path: Path) -> int:
-    """Take over all that a model file says of its vocabulary; returns the number of tokens."""
-    fields = gguf.GGUFReader(path).fields
-    for name, field in fields.items():
-        if name.startswith("tokenizer.") and name != "tokenizer.chat_template":
-            kind, *item = field.types
-            writer.add_key_value(name, field.contents(), kind, *item)
-    return len(fields["tokenizer.ggml.tokens"].data)
+def copied_vocabulary(path: Path) -> Keys:
+    """Take over everything that a model file says about its vocabulary."""
+    return {
+        name: value
+        for name, value in read_keys(path).items()
+        if str(name).startswith("tokenizer.") and name != "tokenizer.chat_template"
+    }
+
+
+def _n_tokens(keys: Keys) -> int:
+    _, tokens = keys["tokenizer.ggml.tokens"]
+    _, n_tokens = struct.unpack_from("<IQ", tokens.to_bytes())
+    return int(n_tokens)
 
 
 def _layers(kind: str) -> list[str]:

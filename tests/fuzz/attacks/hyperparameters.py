@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.fuzz.attacks.registry import attack
-from tests.unit.loaders.gguf_writer import ARRAY, F32, I32, STRING, U32, Array, GgufFile
+from tests.gguf_files import ARRAY, F32, I32, STRING, U32, Array, GgufFile
 from tests.unit.loaders.model_files import tiny_llama, tiny_mamba2, tiny_moe, tiny_t5
 
 

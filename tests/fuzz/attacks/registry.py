@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.unit.loaders.gguf_writer import GgufFile
+from tests.gguf_files import GgufFile
 
 TOKENS = "tokenizer.ggml.tokens"
 MAX64 = (1 << 64) - 1

@@ -10,7 +10,7 @@ import struct
 from dataclasses import replace
 
 from tests.fuzz.attacks.registry import MAX64, attack
-from tests.unit.loaders.gguf_writer import ARRAY, STRING, U8, U32, GgufFile, text
+from tests.gguf_files import ARRAY, STRING, U8, U32, GgufFile, text
 from tests.unit.loaders.model_files import tiny_llama
 
 

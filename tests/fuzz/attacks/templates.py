@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.attacks.registry import attack
-from tests.unit.loaders.gguf_writer import STRING, GgufFile
+from tests.gguf_files import STRING, GgufFile
 from tests.unit.loaders.model_files import tiny_llama
 
 

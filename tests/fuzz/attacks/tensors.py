@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.fuzz.attacks.registry import MAX64, attack
-from tests.unit.loaders.gguf_writer import GgufFile
+from tests.gguf_files import GgufFile
 from tests.unit.loaders.model_files import tiny_llama
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tests.fuzz.attacks.registry import TOKENS, attack
 from tests.fuzz.attacks.structure import raw_file, raw_key
-from tests.unit.loaders.gguf_writer import ARRAY, BOOL, F32, I32, STRING, U8, U32, Array, GgufFile
+from tests.gguf_files import ARRAY, BOOL, F32, I32, STRING, U8, U32, Array, GgufFile
 from tests.unit.loaders.model_files import rwkv_words, tiny_bert, tiny_llama, tiny_moe, tiny_t5
 
 

@@ -8,11 +8,10 @@ import types
 from pathlib import Path
 from typing import ClassVar
 
-import gguf
-import numpy as np
 import pytest
 
 from llama_runner.cli import main
+from tests.gguf_files import GgufFile, Tensor, typed
 from tests.unit.cli.fakes import FakeRunner, Run
 
 
@@ -30,17 +29,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A GGUF file with a hostile name."""
-    path = tmp_path / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("evil\x1b[31m\nname")
-    writer.add_context_length(64)
-    writer.add_token_list(["a", "b", "c"])
-    writer.add_tensor("token_embd.weight", np.zeros((3, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    values = {
+        "general.architecture": "llama",
+        "general.name": "evil\x1b[31m\nname",
+        "llama.context_length": 64,
+        "tokenizer.ggml.tokens": ["a", "b", "c"],
+    }
+    file = GgufFile(keys=typed(values), tensors=[Tensor("token_embd.weight", (32, 3))])
+    return file.write(tmp_path / "tiny.gguf")
 
 
 @pytest.fixture

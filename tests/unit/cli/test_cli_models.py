@@ -14,8 +14,8 @@ import pytest
 from llama_runner.cli import output
 from llama_runner.errors import DownloadError
 from llama_runner.loaders import validate_model
+from tests.gguf_files import F32, U32
 from tests.unit.cli.fakes import Run
-from tests.unit.loaders.gguf_writer import F32, U32
 from tests.unit.loaders.model_files import tiny_llama
 from tests.unit.loaders.test_reading import write_split
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,
@@ -13,10 +11,9 @@ from tests.unit.loaders.gguf_writer import (
     U32,
     Array,
     GgufFile,
+    Keys,
     Tensor,
 )
-
-Keys = dict[str | bytes, tuple[int, Any]]
 
 N_EMBD, N_FF, N_HEADS, N_KV_HEADS = 32, 64, 2, 1
 HEAD = N_EMBD // N_HEADS

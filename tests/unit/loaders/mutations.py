@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,

@@ -10,7 +10,7 @@ import pytest
 
 from llama_runner.errors import ModelValidationError
 from llama_runner.loaders import GgufInfo, read_gguf, validate_lora, validate_mmproj, validate_model
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_runner.errors import ModelMetadataError, ModelNotFoundError, ModelValidationError
 from llama_runner.loaders import ModelMetadata, SamplingDefaults, load_model
 from llama_runner.params import GenerationParams
-from tests.unit.loaders.gguf_writer import ARRAY, STRING, U32, Array
+from tests.gguf_files import ARRAY, STRING, U32, Array
 from tests.unit.loaders.model_files import tiny_llama
 
 

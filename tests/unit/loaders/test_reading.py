@@ -28,7 +28,7 @@ from llama_runner.errors import (
 )
 from llama_runner.loaders import GgufArray, read_gguf, validate_model
 from llama_runner.loaders.gguf.read import part_names
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,

@@ -16,7 +16,7 @@ from llama_runner._core import (
     find_nan,
     template_shape,
 )
-from tests.unit.loaders.gguf_writer import text
+from tests.gguf_files import text
 
 # Few letters, so that the same string comes up again; NUL and [EMPTY_n] are special to llama.cpp.
 # Strings are hashed in pieces of 7 bytes and looked at 14 bytes at a time.

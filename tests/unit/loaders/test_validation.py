@@ -20,7 +20,7 @@ from tests.fuzz.attacks.registry import TOKENS
 from tests.fuzz.attacks.vocabulary import tiny_llama_with, tokens_of, with_tokens
 from tests.fuzz.giants import GIANTS
 from tests.fuzz.trial import MEMORY, run_trial
-from tests.unit.loaders.gguf_writer import (
+from tests.gguf_files import (
     ARRAY,
     BOOL,
     F32,
