@@ -6,6 +6,7 @@
 # begins: at the beginning of an `__exit__` that is written in Python, too, which then does nothing.
 
 
+@cython.auto_pickle(False)
 cdef class Turnstile:
     """Let threads use a sequence one after the other, and undo a call that raises.
 
@@ -79,6 +80,7 @@ cdef class Turnstile:
         return 0
 
 
+@cython.auto_pickle(False)
 cdef class _Turn:
     cdef Turnstile turnstile
     cdef bint changes
@@ -112,6 +114,7 @@ cdef class _Turn:
         turnstile.lock.release()
 
 
+@cython.auto_pickle(False)
 cdef class _Attempt:
     cdef Turnstile turnstile
 

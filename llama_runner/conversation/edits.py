@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
+from llama_runner.conversation.history import n_before_messages
 from llama_runner.conversation.splice import Splicer
 from llama_runner.conversation.transcript import Transcript
 from llama_runner.prompts.chat_format import BREAK
@@ -51,7 +52,7 @@ class Edits:
         transcript = self._transcript
         if not self.splicer.possible:
             return
-        n_fixed = transcript.n_fixed(whole=True)
+        n_fixed = n_before_messages(transcript.parts, whole=True)
         text, _ = transcript.chat.render(conversation, opens=n_fixed == 0)
         data = text.encode()
         for i in sorted(edited):
@@ -77,7 +78,7 @@ class Edits:
         """
         transcript = self._transcript
         sequence, chat = transcript.sequence, transcript.chat
-        n_fixed = transcript.n_fixed(whole=True)
+        n_fixed = n_before_messages(transcript.parts, whole=True)
         n_before = sum(len(part.messages) for part in transcript.parts[n_fixed:index])
         last = n_before + len(edited[index]) - 1
         start, stop = transcript.start_of(index), transcript.start_of(index + 1)
