@@ -147,6 +147,8 @@ class Conversation:
             )
             self._collector.take_opening()
         generation = Generation(turns.sequence, params, turns.work, stops=stops)
+        turns.request = generation.request  # at once: if the attempt fails, this is closed
+        generation.check_adapters()
         turns.start(generation.request)
         generation.request.resume(self._collector.first_pause())
         return generation
