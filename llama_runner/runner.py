@@ -184,7 +184,9 @@ class LlamaRunner:
                 )
             )
         sequence.use_adapters(chosen.lora)
-        return Generation(sequence, chosen, work, stops=stops, temporary=True)
+        generation = Generation(sequence, chosen, work, stops=stops, temporary=True)
+        generation.check_adapters()
+        return generation
 
     # ---- stateful ------------------------------------------------------------------------------
 

@@ -72,10 +72,14 @@ class Checkpoints:
 
     Args:
         sequence: Whose memory they are of.
+
+    Attributes:
+        wanted: Whether the memory has a part that cannot be rewound; otherwise none are taken.
     """
 
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
+        self.wanted = has_state(sequence)
         self._opening: Checkpoint | None = None
         self._recent: list[Checkpoint] = []
 
@@ -94,8 +98,6 @@ class Checkpoints:
             How many had to be decoded.
         """
         sequence = self._sequence
-        if not has_state(sequence):
-            return 0
         sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):
             return 0
@@ -110,11 +112,6 @@ class Checkpoints:
             if request is not None:
                 request.close()  # it has the sequence where it was cancelled
             sequence.append(rest)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the memory has a part that cannot be rewound."""
-        return has_state(self._sequence)
 
     def take(self) -> None:
         """Keep a copy of the state as it is, at the end of a prompt or of a turn."""

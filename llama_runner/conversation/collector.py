@@ -8,9 +8,8 @@ from typing import Literal
 
 from llama_runner.conversation.alignment import Replacement
 from llama_runner.conversation.policies import GcPolicy, Summarize, oldest_turns, plan, whole_turns
-from llama_runner.conversation.removal import Removal
+from llama_runner.conversation.removal import Removal, plan_removal, plan_summary
 from llama_runner.conversation.splice import Splicer
-from llama_runner.conversation.transcript import Transcript
 from llama_runner.conversation.turns import DecodeCancelledError, Turns
 from llama_runner.errors import (
     ChatTemplateError,
@@ -46,14 +45,10 @@ class Collector:
         self._policy = policy
         self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
 
-    @property
-    def _transcript(self) -> Transcript:
-        return self._turns.transcript
-
     def info(self) -> ContextInfo:
         """What is in memory. Computes nothing on the model."""
-        used, n_ctx = len(self._transcript.sequence), self._context.n_ctx_seq
-        spans = self._transcript.spans()
+        used, n_ctx = len(self._turns.transcript.sequence), self._context.n_ctx_seq
+        spans = self._turns.transcript.spans()
         doomed = plan(spans, used - n_ctx // 2, oldest_turns)
         state: ContextState = "growing"
         if used == 0:
@@ -65,7 +60,7 @@ class Collector:
         return ContextInfo(
             n_ctx=n_ctx,
             used=used,
-            bytes=self._transcript.sequence.kv_bytes,
+            bytes=self._turns.transcript.sequence.kv_bytes,
             spans=spans,
             gc_would_free=sum(spans[i].tokens for i in doomed),
             state=state,
@@ -76,7 +71,7 @@ class Collector:
     ) -> GcReport:
         """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
         started = time.perf_counter()
-        transcript, sequence = self._transcript, self._transcript.sequence
+        transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         spans = transcript.spans()
         doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
         if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
@@ -121,22 +116,22 @@ class Collector:
 
     def _planned(self, doomed: list[int], summary: str) -> tuple[list[int], Removal]:
         """Plan a removal of spans, or of as many of them as the template lets go."""
-        transcript = self._transcript
+        transcript = self._turns.transcript
         if summary:
-            return doomed, transcript.plan_summary(doomed, summary)
+            return doomed, plan_summary(transcript, doomed, summary)
         whole = whole_turns(transcript.spans(), doomed)
         for chosen in (doomed, whole):
             try:
-                return chosen, transcript.plan_removal(chosen)
+                return chosen, plan_removal(transcript, chosen)
             except ChatTemplateError:
                 pass  # without a step or result it may not be a conversation to this template
-        return [], transcript.plan_removal([])
+        return [], plan_removal(transcript, [])
 
     def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
         """What is to take the place of spans, "" for nothing."""
         if not doomed or not isinstance(policy, Summarize):
             return ""
-        summary = policy.write(self._transcript.text_of(doomed))
+        summary = policy.write(self._turns.transcript.text_of(doomed))
         if not isinstance(summary, str):
             raise InvalidParameterError(
                 f"summarize: the function returned {type(summary).__name__}, not str"
@@ -145,7 +140,7 @@ class Collector:
 
     def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
         """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
-        sequence = self._transcript.sequence
+        sequence = self._turns.transcript.sequence
         is_there = sequence.n_cached > removal.replacements[0].stop
         is_free = sequence.n_shared <= removal.replacements[-1].stop
         new_fit = removal.n_new == 0 or self._splicer().possible
@@ -157,7 +152,7 @@ class Collector:
 
     def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
         """Take parts out of the transcript; count what was moved, and computed for that."""
-        transcript, sequence = self._transcript, self._transcript.sequence
+        transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         n_cached, n_same = sequence.n_cached, removal.first_token
         splicer = self._splicer()
 
@@ -175,14 +170,14 @@ class Collector:
 
     def drop(self, indices: list[int]) -> None:
         """Take out parts that the caller took out of the conversation."""
-        removal = self._transcript.plan_removal(indices, remember=False)
+        removal = plan_removal(self._turns.transcript, indices, remember=False)
         self._apply(removal, move=True)
 
     def take_opening(self) -> None:
         """Keep a copy of the state after what opens the conversation, if it has one to keep."""
-        transcript, started = self._transcript, time.perf_counter()
+        transcript, started = self._turns.transcript, time.perf_counter()
         first = transcript.parts[0]
-        if first.role == "system":
+        if transcript.checkpoints.wanted and first.role == "system":
             n = transcript.checkpoints.take_opening(first.n_tokens, self._turns.decode)
             if n:
                 self._turns.work.add_computed(n, started)
@@ -200,10 +195,10 @@ class Collector:
         Raises:
             PromptTooLongError: The newest turn has no room beside what is pinned.
         """
-        n_ctx, used = self._context.n_ctx_seq, len(self._transcript.sequence)
+        n_ctx, used = self._context.n_ctx_seq, len(self._turns.transcript.sequence)
         if used <= self._threshold * n_ctx:
             return
-        spans = self._transcript.spans()
+        spans = self._turns.transcript.spans()
         doomed = set(plan(spans, used, oldest_turns))
         left = [span for i, span in enumerate(spans) if i not in doomed]
         if sum(span.tokens for span in left) >= n_ctx:
@@ -217,7 +212,7 @@ class Collector:
                 f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
             )
         self._collect_by_itself()
-        n_left = len(self._transcript.sequence)
+        n_left = len(self._turns.transcript.sequence)
         if n_left >= n_ctx:
             raise PromptTooLongError(
                 f"the prompt and what has to stay have {n_left:,} tokens, the context {n_ctx:,}: "
@@ -233,7 +228,7 @@ class Collector:
         done = False
         with suppress(ChatTemplateError):  # it takes no summary
             done = self.collect(self._target, self._policy).method != "none"
-        if len(self._transcript.sequence) >= self.limit and self._policy is not oldest_turns:
+        if len(self._turns.transcript.sequence) >= self.limit and self._policy is not oldest_turns:
             done |= self.collect(self._target, oldest_turns).method != "none"
         return done
 
@@ -245,7 +240,7 @@ class Collector:
 
     def first_pause(self) -> int:
         """Return the ledger length at which a generation pauses first."""
-        if self._transcript.checkpoints.wanted:
+        if self._turns.transcript.checkpoints.wanted:
             return len(self._turns.sequence) + 1  # after its prompt was computed
         return self._next_pause()
 
@@ -258,7 +253,7 @@ class Collector:
         Raises:
             ContextFullError: All that could be evicted is pinned.
         """
-        request, checkpoints = generation.request, self._transcript.checkpoints
+        request, checkpoints = generation.request, self._turns.transcript.checkpoints
         if len(request.tokens) == 1 and checkpoints.wanted:
             checkpoints.take()
         if len(self._turns.sequence) < self.limit:
@@ -278,12 +273,12 @@ class Collector:
         Raises:
             ContextFullError: All that could go is pinned.
         """
-        self._transcript.book_answer(None)
+        self._turns.transcript.book_answer(None)
         if self._collect_by_itself():
             generation.request.resume(self._next_pause())
             return
         n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
-        if pinned and len(self._transcript.sequence) >= n_ctx - 1:
+        if pinned and len(self._turns.transcript.sequence) >= n_ctx - 1:
             raise ContextFullError(
                 f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
                 f"{_listed(pinned)}; unpin some of it, or raise n_ctx"
@@ -294,7 +289,7 @@ class Collector:
 
     def _pinned(self) -> list[Span]:
         """Not what stays anyhow, but what the caller can unpin."""
-        pairs = zip(self._transcript.spans(), self._transcript.parts, strict=True)
+        pairs = zip(self._turns.transcript.spans(), self._turns.transcript.parts, strict=True)
         return [span for span, part in pairs if part.pinned and part.role != "system"]
 
 

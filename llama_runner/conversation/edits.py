@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
+from llama_runner.conversation.dividing import Rendered, render
+from llama_runner.conversation.history import n_before_messages
 from llama_runner.conversation.splice import Splicer
 from llama_runner.conversation.transcript import Transcript
 from llama_runner.prompts.chat_format import BREAK
@@ -51,11 +53,10 @@ class Edits:
         transcript = self._transcript
         if not self.splicer.possible:
             return
-        n_fixed = transcript.n_fixed(whole=True)
-        text, _ = transcript.chat.render(conversation, opens=n_fixed == 0)
-        data = text.encode()
+        n_fixed = n_before_messages(transcript.parts, whole=True)
+        rendered, _ = render(transcript.chat, conversation, for_answer=True, opens=n_fixed == 0)
         for i in sorted(edited):
-            found = self._replacement(i, edited, conversation, data)
+            found = self._replacement(i, edited, rendered)
             if found is None or not self.splicer.replace(found):
                 return
             if self.first_token is None and (found.start < found.stop or len(found.tokens)):
@@ -68,16 +69,15 @@ class Edits:
         self,
         index: int,
         edited: dict[int, list[dict[str, Any]]],
-        conversation: list[dict[str, Any]],
-        data: bytes,
+        rendered: Rendered,
     ) -> Replacement | None:
-        """Which tokens of a part are to be replaced by which.
+        """Return which tokens of a part to replace by which.
 
-        None where the template shows what is before it, or what follows, differently now.
+        None if the template shows what is before it, or what follows, differently now.
         """
-        transcript = self._transcript
+        transcript, data = self._transcript, rendered.data
         sequence, chat = transcript.sequence, transcript.chat
-        n_fixed = transcript.n_fixed(whole=True)
+        n_fixed = n_before_messages(transcript.parts, whole=True)
         n_before = sum(len(part.messages) for part in transcript.parts[n_fixed:index])
         last = n_before + len(edited[index]) - 1
         start, stop = transcript.start_of(index), transcript.start_of(index + 1)
@@ -86,7 +86,7 @@ class Edits:
         old = Alignment(sequence, chat, transcript.start_of(n_fixed), data)
         n_bytes = old.byte_at(start)
         begins = n_bytes if len(edited[index]) == 1 else None
-        ends = MessageEnds(chat, conversation, data, for_answer=True, opens=n_fixed == 0)
+        ends = MessageEnds(chat, rendered.harmless, data, for_answer=True, opens=n_fixed == 0)
         end_byte = ends.find(last, start=begins)
         if old.n_tokens < start or end_byte is None or end_byte <= n_bytes:
             return None

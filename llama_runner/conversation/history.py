@@ -7,6 +7,7 @@ import hashlib
 import json
 import operator
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ __all__ = [
     "Origin",
     "Part",
     "changes",
+    "copies",
     "index_in",
     "left",
+    "n_before_messages",
     "origins",
     "without_collected",
 ]
@@ -47,15 +50,28 @@ class Part:
         """Whether the chat template made its tokens, from its messages."""
         return self.role not in UNTEMPLATED and (self.role != "summary" or bool(self.messages))
 
-    def copy(self) -> Part:
-        """Return a part that can change without this one."""
-        return replace(self, messages=list(self.messages))
-
     def collect(self) -> tuple[bytes, ...]:
         """What is to be remembered when it is dropped; a summary was never given."""
         if self.role == "summary":
             return self.collected
         return (*self.collected, *map(_digest, self.messages))
+
+
+def copies(parts: Iterable[Part]) -> list[Part]:
+    """Return parts that can change without these."""
+    return [replace(part, messages=list(part.messages)) for part in parts]
+
+
+def n_before_messages(parts: list[Part], *, whole: bool) -> int:
+    """Return how many parts precede the messages that are rendered together.
+
+    These follow the last raw text. But a conversation that is given whole replaces raw text that
+    came after messages.
+    """
+    raw = [i for i, part in enumerate(parts) if not part.templated]
+    if whole:
+        raw = [i for n, i in enumerate(raw) if i == n]
+    return raw[-1] + 1 if raw else 0
 
 
 def left(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
-from llama_runner.conversation.history import Part, left
+from llama_runner.conversation.history import Part, copies, left
+from llama_runner.errors import InvalidParameterError
 from llama_runner.prompts.chat_format import n_common
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from llama_runner.conversation.transcript import Transcript
 
-__all__ = ["Removal", "plan_removal", "regions"]
+__all__ = ["Removal", "plan_removal", "plan_summary", "regions"]
 
 
 # Bytes that do not begin a character of UTF-8.
@@ -64,7 +65,7 @@ class Removal:
 
 def plan_removal(
     transcript: Transcript,
-    gone: set[int],
+    indices: Collection[int],
     *,
     note: Part | None = None,
     raw_note: NDArray[np.int32] | None = None,
@@ -74,14 +75,16 @@ def plan_removal(
 
     Args:
         transcript: The conversation.
-        gone: Indices of the parts.
+        indices: Of the parts.
         note: A part to put in the place of the first run of them, with its messages.
         raw_note: The tokens of a note without messages.
-        remember: Recognise their messages in a conversation that is given whole later.
+        remember: Recognise their messages in a conversation that is given whole later, and leave
+            them out of it: they were evicted, the caller did not take them out.
 
     Raises:
         ChatTemplateError: The template refuses what would stay.
     """
+    gone = set(indices)
     replacements: list[Replacement] = []
     exact = True
     for region in reversed(regions(transcript.parts)):
@@ -98,10 +101,43 @@ def plan_removal(
         found = rendered.cut_out(doomed) if not inserted else None
         exact &= found is not None
         replacements += found or [rendered.replace_rest(doomed, inserted)]
-    old = [part.copy() for part in transcript.parts]
+    old = copies(transcript.parts)
     parts = left(old, gone, note=note, remember=remember)
     divided = _resize(parts, old, gone, replacements, note is not None)
     return Removal(parts, replacements, divided and exact)
+
+
+def plan_summary(transcript: Transcript, indices: Collection[int], text: str) -> Removal:
+    """Find out what replacing spans by a pinned note changes.
+
+    Raises:
+        InvalidParameterError: The note does not have fewer tokens than what it replaces.
+        ChatTemplateError: The template does not take a note there.
+    """
+    parts, chat = transcript.parts, transcript.chat
+    first, gone = min(indices), set(indices)
+    note = Part("summary", 0, parts[first].turn, pinned=True)
+    if parts[first].templated:
+        region = next(region for region in regions(parts) if first in region)
+        before = [m for i in region if i < first for m in parts[i].messages]
+        rest = [i for i in region if i >= first and i not in gone]
+        after = [m for i in rest for m in parts[i].messages]
+        for messages in chat.notes_between(before, text, after):
+            note.messages = messages
+            removal = plan_removal(transcript, gone, note=note)
+            if removal.n_removed > 0:
+                break  # some templates repeat all their instructions in each system message
+    else:
+        previous = transcript.last_of(transcript.start_of(first))
+        tokens = chat.continue_text(text, previous, parse_special=False)
+        removal = plan_removal(transcript, gone, note=note, raw_note=tokens)
+    if removal.n_removed <= 0:
+        n_gone = sum(parts[i].n_tokens for i in gone)
+        raise InvalidParameterError(
+            f"summarize: the summary has {n_gone - removal.n_removed:,} tokens, what it "
+            f"replaces {n_gone:,}: write a shorter one"
+        )
+    return removal
 
 
 def regions(parts: list[Part]) -> list[list[int]]:

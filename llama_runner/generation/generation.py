@@ -29,9 +29,6 @@ class Generation:
         work: What was done for the prompt before.
         stops: Strings that end the answer beside those of ``params``, which are the caller's.
         temporary: Leave nothing in the KV memory.
-
-    Raises:
-        InvalidParameterError: An adapter of ``params`` was unloaded meanwhile.
     """
 
     def __init__(
@@ -54,9 +51,18 @@ class Generation:
         recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises after it would leave it to the exception's traceback.
         self.request = Request(sequence, recipe, temporary=temporary)
-        if len(sequence.adapters) != len(params.lora):  # from here on none of them can be unloaded
+
+    def check_adapters(self) -> None:
+        """Find out whether the sequence has the adapters that it is to compute with.
+
+        From when the request is made, none of them can be unloaded.
+
+        Raises:
+            InvalidParameterError: One was unloaded meanwhile.
+        """
+        if len(self.request.sequence.adapters) != len(self.params.lora):
             self.request.close()
-            names = ", ".join(repr(name) for name, _ in params.lora)
+            names = ", ".join(repr(name) for name, _ in self.params.lora)
             raise InvalidParameterError(
                 f"lora: no adapter {names} is loaded; another thread has just unloaded it",
                 field="lora",

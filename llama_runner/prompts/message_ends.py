@@ -20,7 +20,7 @@ class MessageEnds:
 
     Args:
         chat: The format.
-        messages: The conversation.
+        messages: The conversation, as :meth:`ChatFormat.harmless` returned it.
         data: Its text, UTF-8.
         for_answer: The text ends with what opens an answer.
         opens: The text includes what the template writes before the first message.

@@ -72,7 +72,8 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
                 f"prompt[{i}]: each part of 'content' must be {{'type': 'text', 'text': ...}}",
                 field="prompt",
             )
-        seen = {key: message[key] for key in KEYS if not _is_nothing(message.get(key))}
+        given = {key: message[key] for key in KEYS if key in message}
+        seen = {key: value for key, value in given.items() if not _is_nothing(value)}
         try:
             copied = json.loads(json.dumps(seen, allow_nan=False))
         except of_the_call(TypeError, ValueError, RecursionError) as error:
