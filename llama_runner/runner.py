@@ -21,7 +21,14 @@ from llama_runner.loaders.checks.lora import validate_lora
 from llama_runner.loaders.gguf.fingerprint import fingerprint
 from llama_runner.loaders.gguf.header import ModelPath, open_model
 from llama_runner.loaders.gguf.read import read_gguf
-from llama_runner.loading.open import Progress, Validation, open_runner
+from llama_runner.loading.open import (
+    Loading,
+    Opened,
+    Progress,
+    Validation,
+    open_beside,
+    open_runner,
+)
 from llama_runner.params import (
     GenerationOptions,
     GenerationParams,
@@ -62,6 +69,8 @@ class LlamaRunner:
         model: Path of a GGUF file or of a JSON description of one, or the name of a pulled model.
             A description's chat template, ``n_gpu_layers`` and sampling values hold where nothing
             else is given.
+            Or another runner: its weights serve this one as well, with a context of its own; they
+            are freed with the last runner that uses them.
         chat_template: A Jinja template to use instead of the model's own.
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
         validate: What to check of the file first. "full" is every value that llama.cpp would
@@ -85,7 +94,7 @@ class LlamaRunner:
 
     def __init__(
         self,
-        model: ModelPath,
+        model: ModelPath | LlamaRunner,
         *,
         chat_template: str | None = None,
         progress: Progress | None = None,
@@ -95,20 +104,17 @@ class LlamaRunner:
         **options: Unpack[RunnerOptions],
     ) -> None:
         self._gc_policy = resolve_policy(gc_policy)
-        opened = open_runner(
-            model,
-            options,
-            chat_template=chat_template,
-            progress=progress,
-            validate=validate,
-            isolated=isolated,
-        )
+        loading = Loading(chat_template, progress, validate, isolated)
+        if isinstance(model, LlamaRunner):
+            opened = open_beside(model._opened, options, loading)
+        else:
+            opened = open_runner(model, options, loading)
+        self._opened: Opened = opened
         self.model = opened.model
         self.model_params = opened.model_params
         self.context_params = opened.context_params
         self.generation_params = opened.generation_params
         self.tokenizer = Tokenizer(self.model.vocab)
-        self._header = opened.header
         self._context = opened.context
         self._chat = ChatFormat(self.tokenizer, opened.template)
         self._session = None if self._context is None else self.session()
@@ -340,7 +346,7 @@ class LlamaRunner:
                 f"name={name!r}: must be a string that is not empty", field="name"
             )
         with open_model(path_text(path, "path"), "adapter") as (file, place):
-            info = validate_lora(file, self._header or read_gguf(self.model.path))
+            info = validate_lora(file, self._opened.header or read_gguf(self.model.path))
             if "adapter.alora.invocation_tokens" in info.keys:
                 raise UnsupportedModelError(
                     f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a "

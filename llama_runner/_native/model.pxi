@@ -189,8 +189,22 @@ cdef class Model:
         check_process(self.box.get().owner, "model")
         return self.box
 
+    def share(self):
+        """Return another :class:`Model` of the same weights, which is closed by itself.
+
+        Raises:
+            ClosedError: The model is closed.
+        """
+        cdef Model other = Model.__new__(Model)
+        other.box = self.alive()
+        other.path = self.path
+        other.fingerprint = self.fingerprint
+        other.vocab_only = self.vocab_only
+        other.no_alloc = self.no_alloc
+        return other
+
     def close(self):
-        """Give up the weights; they are freed with the last context that uses them."""
+        """Give up the weights; they are freed with the last model and context that use them."""
         cdef shared_ptr[ModelBox] last
         self.box.swap(last)
         with nogil:

@@ -105,6 +105,7 @@ def fitting_n_ctx(
     for_model: ModelParams,
     for_context: ContextParams,
     file: IO[bytes] | None = None,
+    n_resident: int = 0,
 ) -> int:
     """The number of tokens of context to make: what was asked for, if it fits.
 
@@ -114,6 +115,7 @@ def fitting_n_ctx(
         for_model: How its weights will be loaded.
         for_context: ``n_ctx`` may be "auto": the most that fits, up to the trained length.
         file: The model's only file, if it is open already.
+        n_resident: Bytes of it that are in memory already.
 
     Raises:
         InvalidParameterError: ``kv_type`` is not for this model.
@@ -121,7 +123,7 @@ def fitting_n_ctx(
             cgroup, less a margin; the message says which n_ctx would fit.
         ModelLoadError: llama.cpp refused the file.
     """
-    limit = room()
+    limit = room() + n_resident
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info, for_context):
         return asked
