@@ -15,7 +15,7 @@ from llama_runner._llama_cpp.shim.memory cimport CellBytes
 from llama_runner._llama_cpp.shim.state cimport Adapter, Engine, RequestPtr, SequencePtr
 
 
-cdef struct Text:  # bytes that somebody else keeps
+cdef struct StringView:  # bytes that somebody else keeps
     const unsigned char * data
     size_t size
 
@@ -29,9 +29,9 @@ cdef class StringArray:
     cdef bytes header
     cdef const char * data  # of the header
     cdef vector[uint32_t] starts  # of each string's length, and the end of the last one
-    cdef Text raw(self, size_t index) noexcept nogil
-    cdef Text text(self, size_t index, char * stand_in) noexcept nogil
-    cdef size_t n_windows(self) noexcept nogil
+    cdef StringView raw(self, size_t index) noexcept nogil
+    cdef StringView text(self, size_t index, char * stand_in) noexcept nogil
+    cdef size_t n_heads(self) noexcept nogil
     cdef void hash_all(self, uint32_t * hashes, HashKey key) noexcept nogil
     cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
                                 size_t mask) noexcept nogil

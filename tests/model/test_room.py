@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from requesting import request_for
 from tiny_models import EOS, N_VOCAB
 
 from llama_runner._core import Context, Model, Request, Sequence
@@ -43,7 +44,7 @@ def computed(context: Context, n: int, seed: int) -> Sequence:
 
 def generation(sequence: Sequence, n: int) -> Request:
     params = GenerationParams(max_tokens=n, temperature=0, seed=0, ignore_eos=True)
-    return Request(sequence, params)
+    return request_for(sequence, params)
 
 
 def while_it_runs(request: Request, do: Callable[[], object]) -> None:

@@ -37,17 +37,17 @@ cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
         engine.monitor.unlock()
         return False
     if not add_active(deref(engine), request):
-        fail(engine, box, request, -2)
+        fail_request(engine, box, request, -2)
         engine.monitor.unlock()
         return True
     request.streaming = streaming
     while not is_ready(request):
         # While the loop runs, the turn in hand may hold this request: only the leader ends it.
         if engine.closed and not engine.running:
-            fail(engine, box, request, CONTEXT_CLOSED)
+            fail_request(engine, box, request, CONTEXT_CLOSED)
         elif engine.broken.load() and not engine.running:
             set_text(request.error, engine.broken_by)
-            fail(engine, box, request, CONTEXT_BROKEN)
+            fail_request(engine, box, request, CONTEXT_BROKEN)
         elif engine.running or engine.exclusive_waiting > 0:
             engine.monitor.wait_ms(SIGNAL_CHECK_US // 1000)
             if in_main_thread:

@@ -7,7 +7,8 @@
 from llama_runner._llama_cpp.shim.handles cimport ContextBox
 from llama_runner._llama_cpp.shim.state cimport Engine, NativeRequest, SequencePtr
 
-cdef int SIGNAL_CHECK_US = 30_000
+cdef enum:
+    SIGNAL_CHECK_US = 30_000
 
 
 cdef void take_loop(Engine * engine, NativeRequest * leader) noexcept nogil:

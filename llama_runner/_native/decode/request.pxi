@@ -1,9 +1,9 @@
-# Uses: errors, signals, logging, chat, sampler, state, loop, turn, engine, context, sequence
+# Uses: errors, signals, logging, sampler, state, loop, turn, engine, context, sequence
 #
 # Request: one generation on one sequence, from its parameters to its text.
 from libcpp.memory cimport make_shared
 from llama_runner._llama_cpp.llama cimport llama_token, llama_vocab_is_eog
-from llama_runner._llama_cpp.shim.state cimport output_of, text_of
+from llama_runner._llama_cpp.shim.state cimport SamplerState, output_of, text_of
 
 _FINISH_REASONS = {
     <int> Finish.Stop: "stop",
@@ -22,7 +22,9 @@ cdef class Request:
 
     Args:
         sequence: With at least one token; prompt and output stay in its ledger.
-        params: GenerationParams with a seed.
+        sampler: GenerationParams with a seed; None to decode what waits and generate nothing.
+        max_tokens: Tokens to generate at most; negative for no limit but the context's.
+        stops: Strings that end the generation.
         temporary: Take the sequence out of the memory when done.
 
     Raises:
@@ -31,24 +33,24 @@ cdef class Request:
         ContextBusyError: The sequence is generating already.
     """
 
-    def __init__(self, Sequence sequence not None, params, *, bint temporary=False):
+    def __init__(self, Sequence sequence not None, *, sampler=None, int max_tokens=-1, stops=(),
+                 bint temporary=False):
         cdef SequencePtr held = sequence.idle()
         self.sequence = sequence
         self.native = make_shared[NativeRequest]()
         self.native.get().sequence = held
         held.get().user = self.native.get()  # nobody else changes it from here on
         try:
-            self._prepare(sequence, params, temporary)
+            self._prepare(sequence, sampler, max_tokens, stops, temporary)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, Sequence sequence, params, bint temporary):
+    def _prepare(self, Sequence sequence, sampler, int max_tokens, stops, bint temporary):
         cdef Engine * engine = sequence.context.engine
         cdef NativeRequest * native = self.native.get()
         # Another thread may close the context meanwhile, and the vocabulary goes with the model.
         cdef shared_ptr[ContextBox] box = sequence.context.alive()
-        cdef llama_token token
         n_tokens, room = native.sequence.get().tokens.size(), sequence.context.n_ctx_seq
         if n_tokens == 0:
             raise InvalidParameterError(
@@ -60,18 +62,14 @@ cdef class Request:
                 "tokens or raise n_ctx"
             )
         native.temporary = temporary
-        native.max_tokens = INT_MAX if params.max_tokens < 0 else params.max_tokens
+        native.max_tokens = INT_MAX if max_tokens < 0 else max_tokens
         native.n_prompt = n_tokens
-        prepare_sampler(
-            native.sampler, read_recipe(params), False, engine.traits.n_vocab, engine.traits.n_ctx)
-        native.sampler.suppressed.assign(engine.suppressed.begin(), engine.suppressed.end())
-        if params.ignore_eos:
-            for token in range(engine.traits.n_vocab):
-                if llama_vocab_is_eog(engine.traits.vocab, token):
-                    native.sampler.suppressed.push_back(token)
-        native.sampler.patches.reserve(
-            native.sampler.window.capacity() + native.sampler.suppressed.size())
-        for stop in params.stop:
+        if sampler is None:
+            native.probe = True
+            native.logits.reserve(engine.traits.n_vocab)
+        else:
+            self._prepare_sampler(sampler)
+        for stop in stops:
             native.stops.push_back(stop.encode())
             native.longest_stop = max(native.longest_stop, native.stops.back().size())
         with nogil:
@@ -79,6 +77,19 @@ cdef class Request:
             engine.arrivals += 1
             native.arrival = engine.arrivals
             engine.monitor.unlock()
+
+    def _prepare_sampler(self, params):
+        cdef Engine * engine = self.sequence.context.engine
+        cdef SamplerState * state = &self.native.get().sampler
+        cdef llama_token token
+        prepare_sampler(
+            state[0], read_recipe(params), False, engine.traits.n_vocab, engine.traits.n_ctx)
+        state.suppressed.assign(engine.suppressed.begin(), engine.suppressed.end())
+        if params.ignore_eos:
+            for token in range(engine.traits.n_vocab):
+                if llama_vocab_is_eog(engine.traits.vocab, token):
+                    state.suppressed.push_back(token)
+        state.patches.reserve(state.window.capacity() + state.suppressed.size())
 
     def run(self):
         """Generate to the end.

@@ -30,12 +30,13 @@ from llama_runner._llama_cpp.shim.state cimport (
 )
 
 # Why a request failed, beside llama_decode's own return codes.
-cdef int32_t NO_ROOM = 1
-cdef int32_t ABORTED = 2
-cdef int32_t CONTEXT_CLOSED = -101
-cdef int32_t CONTEXT_BROKEN = -102
-cdef int32_t NO_FINITE_LOGIT = -103
-cdef int32_t OUT_OF_RANGE = -104
+cdef enum:
+    NO_ROOM = 1
+    ABORTED = 2
+    CONTEXT_CLOSED = -101
+    CONTEXT_BROKEN = -102
+    NO_FINITE_LOGIT = -103
+    OUT_OF_RANGE = -104
 
 
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
@@ -51,7 +52,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     engine.abort.store(process_exits.load())
     drop_orphans(engine, box)
     if not has_room_for_turn(deref(engine)):
-        fail_all(engine, box, -2)
+        fail_active(engine, box, -2)
         return
     collect_requests(engine, box)
     if engine.working.empty():
@@ -61,12 +62,12 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
         begin_sequence(engine, box, engine.working[i])
     plan_batch(engine, box)
     if not engine.shares.empty():
-        code = compute(engine, box, error)
+        code = compute_batch(engine, box, error)
         if code == 0:
             choose_tokens(engine, box)
     engine.monitor.lock()
     if engine.shares.empty():
-        fail(engine, box, engine.working[0], NO_ROOM)
+        fail_request(engine, box, engine.working[0], NO_ROOM)
     elif code == 0:
         take_results(engine, box)
     else:
@@ -76,7 +77,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     engine.shares.clear()
 
 
-cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept nogil:
+cdef int32_t compute_batch(Engine * engine, ContextBox * box, string & error) noexcept nogil:
     """Decode the batch; what llama_decode returns, kThrew, kNoMemory or OUT_OF_RANGE."""
     cdef int32_t code
     cdef int64_t started
@@ -98,12 +99,12 @@ cdef int32_t compute(Engine * engine, ContextBox * box, string & error) noexcept
     return code
 
 
-cdef void fail_all(Engine * engine, ContextBox * box, int32_t code) noexcept nogil:
+cdef void fail_active(Engine * engine, ContextBox * box, int32_t code) noexcept nogil:
     """End all requests whose callers wait, with the monitor held and no turn in hand."""
     cdef size_t i
     for i in range(engine.active.size()):
         if not is_ready(engine.active[i]):
-            fail(engine, box, engine.active[i], code)
+            fail_request(engine, box, engine.active[i], code)
 
 
 cdef bint wrote_finite(Engine * engine) noexcept nogil:
@@ -141,7 +142,7 @@ cdef void collect_requests(Engine * engine, ContextBox * box) noexcept nogil:
         if is_ready(request):
             continue  # its caller may go, and free it, while this turn computes
         if request.cancelled.load() or process_exits.load():
-            finish(engine, box, request, Finish.Cancelled)
+            finish_request(engine, box, request, Finish.Cancelled)
         else:
             engine.working.push_back(request)
     sort_by_arrival(engine.working)
@@ -284,7 +285,7 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
         break_context(deref(engine), error)
         for i in range(engine.working.size()):
             set_text(engine.working[i].error, error)
-            fail(engine, box, engine.working[i], code)
+            fail_request(engine, box, engine.working[i], code)
         return
     if code == OUT_OF_RANGE:
         undo_batch(engine, box)
@@ -302,7 +303,7 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
     if engine.shares.size() == 1:
         request = engine.shares[0].request
         set_text(request.error, error)
-        fail(engine, box, request, code)
+        fail_request(engine, box, request, code)
         return
     # Somebody in the batch is at fault: let each go alone once, and only the guilty one will fail.
     for i in range(engine.shares.size()):
@@ -315,28 +316,28 @@ cdef void take_token(Engine * engine, ContextBox * box, NativeRequest * request,
     cdef NativeSequence * sequence = request.sequence.get()
     cdef size_t text_size = request.text.size()
     if request.probe:
-        finish(engine, box, request, Finish.Stop)
+        finish_request(engine, box, request, Finish.Stop)
         return
     if token < 0:
-        fail(engine, box, request, -2 if token == NO_MEMORY else NO_FINITE_LOGIT)
+        fail_request(engine, box, request, -2 if token == NO_SORTING_MEMORY else NO_FINITE_LOGIT)
         return
     if request.phase == Phase.Prefill:
         request.phase = Phase.Decode
         request.t_first = now_us()
     sequence.tokens.push_back(token)
     if llama_vocab_is_eog(engine.traits.vocab, token):
-        finish(engine, box, request, Finish.Stop)
+        finish_request(engine, box, request, Finish.Stop)
         return
     request.output.push_back(token)
     request.output_starts.push_back(text_size)
     if append_piece(engine.traits.vocab, token, False, request.text, request.error) != 0:
-        fail(engine, box, request, -2)
+        fail_request(engine, box, request, -2)
     elif meets_stop(request, text_size):
         take_back(engine, box, request, cut_at_stop(request))
-        finish(engine, box, request, Finish.Stop)
+        finish_request(engine, box, request, Finish.Stop)
     elif (<int32_t> request.output.size() >= request.max_tokens
           or <int32_t> sequence.tokens.size() >= engine.traits.n_ctx_seq):
-        finish(engine, box, request, Finish.Length)
+        finish_request(engine, box, request, Finish.Length)
     else:
         request.released = max(request.released, showable(request))
         if 0 < request.pause_at <= <int32_t> sequence.tokens.size():
@@ -362,8 +363,8 @@ cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
     trim_cells(engine, box, sequence, n_left)
 
 
-cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
-                 Finish reason) noexcept nogil:
+cdef void finish_request(Engine * engine, ContextBox * box, NativeRequest * request,
+                         Finish reason) noexcept nogil:
     request.finish = reason
     request.phase = Phase.Done
     request.released = request.text.size()
@@ -372,7 +373,7 @@ cdef void finish(Engine * engine, ContextBox * box, NativeRequest * request,
         drop_cells(engine, box, request.sequence.get())
 
 
-cdef void fail(Engine * engine, ContextBox * box, NativeRequest * request,
-               int32_t code) noexcept nogil:
+cdef void fail_request(Engine * engine, ContextBox * box, NativeRequest * request,
+                       int32_t code) noexcept nogil:
     request.failure = code
-    finish(engine, box, request, Finish.Failed)
+    finish_request(engine, box, request, Finish.Failed)

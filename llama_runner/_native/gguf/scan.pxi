@@ -17,24 +17,24 @@ cdef extern from "<cstring>" nogil:
 cdef extern from *:
     """
     // The prime 2^61 - 1, modulo which a product needs no division.
-    static const uint64_t MERSENNE = ((uint64_t) 1 << 61) - 1;
+    static const uint64_t MERSENNE_61 = ((uint64_t) 1 << 61) - 1;
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const uint64_t EACH_TAG = 0x0001000100010001;
     """
-    const uint64_t MERSENNE
+    const uint64_t MERSENNE_61
     const uint64_t EACH_BYTE
     const uint64_t EACH_TAG
-    ctypedef unsigned long long Product "unsigned __int128"
+    ctypedef unsigned long long uint128_t "unsigned __int128"
     bint unlikely(bint condition) nogil
     void prefetch "__builtin_prefetch"(const void * address) nogil
 
 cdef enum:
-    PIECE = 7  # bytes of a text that are hashed at a time
-    SHORT = 2 * PIECE
-    WINDOW = PIECE + 8  # bytes that are loaded to get at those of a short text
+    HASHED_AT_ONCE = 7  # bytes of a text that are hashed at a time
+    HEAD_SIZE = 2 * HASHED_AT_ONCE
+    HEAD_LOADED = HASHED_AT_ONCE + 8  # bytes that are loaded to get at those of a short text
     LONGEST_STAND_IN = 24  # "[EMPTY_4294967295]" and its end
-    AHEAD = 16
-    AT_ONCE = 32
+    PREFETCH_AHEAD = 16
+    COMPARED_AT_ONCE = 32
 
 
 cdef inline bint length_at(const char * header, size_t size, size_t position,
@@ -46,7 +46,7 @@ cdef inline bint length_at(const char * header, size_t size, size_t position,
     return length[0] <= size - position - 8
 
 
-cdef struct Window:  # the first bytes of a text as two numbers; zeros behind its end
+cdef struct StringHead:  # the first bytes of a text as two numbers; zeros behind its end
     uint64_t low
     uint64_t high
     bint has_nul
@@ -68,67 +68,68 @@ cdef inline uint64_t equal_tags(uint64_t bucket, uint64_t tag) noexcept nogil:
     return (different - EACH_TAG) & ~different & (EACH_TAG << 15)
 
 
-cdef inline Window window_at(const unsigned char * data, size_t size) noexcept nogil:
+cdef inline StringHead head_of(const unsigned char * data, size_t size) noexcept nogil:
     """The first 14 bytes of a text, or fewer; 15 are loaded, whatever they are behind its end."""
-    cdef Window window
-    cdef uint64_t low_bits = lowest_bytes(min(size, <size_t> PIECE))
-    cdef uint64_t high_bits = lowest_bytes(min(max(size, <size_t> PIECE), <size_t> SHORT) - PIECE)
-    memcpy(&window.low, data, 8)
-    memcpy(&window.high, data + PIECE, 8)
-    window.has_nul = (
-        zero_bytes(window.low | ~low_bits) | zero_bytes(window.high | ~high_bits)
+    cdef StringHead head
+    cdef uint64_t low_bits = lowest_bytes(min(size, <size_t> HASHED_AT_ONCE))
+    cdef uint64_t high_bits = lowest_bytes(
+        min(max(size, <size_t> HASHED_AT_ONCE), <size_t> HEAD_SIZE) - HASHED_AT_ONCE)
+    memcpy(&head.low, data, 8)
+    memcpy(&head.high, data + HASHED_AT_ONCE, 8)
+    head.has_nul = (
+        zero_bytes(head.low | ~low_bits) | zero_bytes(head.high | ~high_bits)
     ) != 0
-    window.low &= low_bits
-    window.high &= high_bits
-    return window
+    head.low &= low_bits
+    head.high &= high_bits
+    return head
 
 
-cdef inline bint has_early_gap(Text text) noexcept nogil:
+cdef inline bint has_early_gap(StringView text) noexcept nogil:
     """Whether there is a space behind the first byte, in the window of a text."""
-    cdef Window window = window_at(text.data, text.size)
-    window.low |= 0xFF
-    return (zero_bytes(window.low ^ EACH_BYTE * 32) | zero_bytes(window.high ^ EACH_BYTE * 32)) != 0
+    cdef StringHead head = head_of(text.data, text.size)
+    head.low |= 0xFF
+    return (zero_bytes(head.low ^ EACH_BYTE * 32) | zero_bytes(head.high ^ EACH_BYTE * 32)) != 0
 
 
-cdef inline uint64_t folded(Product product) noexcept nogil:
+cdef inline uint64_t fold_61(uint128_t product) noexcept nogil:
     """The product modulo 2^61 - 1, and perhaps some of that again."""
-    return (<uint64_t> product & MERSENNE) + <uint64_t> (product >> 61)
+    return (<uint64_t> product & MERSENNE_61) + <uint64_t> (product >> 61)
 
 
-cdef inline uint64_t times(uint64_t a, uint64_t b) noexcept nogil:
-    return folded(folded(<Product> a * b))
+cdef inline uint64_t multiply_61(uint64_t a, uint64_t b) noexcept nogil:
+    return fold_61(fold_61(<uint128_t> a * b))
 
 
-cdef inline uint64_t hash_of_two(uint64_t size, Window window, HashKey key) noexcept nogil:
+cdef inline uint64_t hash_head(uint64_t size, StringHead head, HashKey key) noexcept nogil:
     """The polynomial of a text of two pieces: ``((size + low) * key + high) * key``."""
-    return folded(<Product> (size + window.low) * key.squared + <Product> window.high * key.once)
+    return fold_61(<uint128_t> (size + head.low) * key.squared + <uint128_t> head.high * key.once)
 
 
-cdef inline uint32_t mixed(uint64_t value) noexcept nogil:
+cdef inline uint32_t mix_bits(uint64_t value) noexcept nogil:
     return <uint32_t> (value * <uint64_t> 0x9E3779B97F4A7C15 >> 32)
 
 
-cdef uint32_t hash_of(Text text, HashKey key) noexcept nogil:
+cdef uint32_t hash_string(StringView text, HashKey key) noexcept nogil:
     """The text as a polynomial of its pieces of 7 bytes, at a point that nobody can foresee.
 
     So nobody can choose texts that collide (Carter and Wegman, "Universal classes of hash
     functions", 1979). The bits are mixed once more for the table, which takes some of them.
     """
-    cdef unsigned char[WINDOW] start
+    cdef unsigned char[HEAD_LOADED] start
     cdef uint64_t piece, value
-    cdef size_t done = SHORT
-    memcpy(start, text.data, min(text.size, <size_t> SHORT))
-    value = hash_of_two(text.size, window_at(start, text.size), key)
+    cdef size_t done = HEAD_SIZE
+    memcpy(start, text.data, min(text.size, <size_t> HEAD_SIZE))
+    value = hash_head(text.size, head_of(start, text.size), key)
     while done + 8 <= text.size:  # whole words are faster to read; the eighth byte is the next's
         memcpy(&piece, text.data + done, 8)
-        value = times(value + (piece & lowest_bytes(PIECE)), key.once)
-        done += PIECE
+        value = multiply_61(value + (piece & lowest_bytes(HASHED_AT_ONCE)), key.once)
+        done += HASHED_AT_ONCE
     while done < text.size:
         piece = 0
-        memcpy(&piece, text.data + done, min(<size_t> PIECE, text.size - done))
-        value = times(value + piece, key.once)
-        done += PIECE
-    return mixed(value)
+        memcpy(&piece, text.data + done, min(<size_t> HASHED_AT_ONCE, text.size - done))
+        value = multiply_61(value + piece, key.once)
+        done += HASHED_AT_ONCE
+    return mix_bits(value)
 
 
 def find_int32(bytes header, size_t start, size_t count, int32_t value, size_t first):
@@ -139,13 +140,14 @@ def find_int32(bytes header, size_t start, size_t count, int32_t value, size_t f
     cdef int32_t number
     cdef bint found = False
     with nogil:
-        while not found and index < count and count - index >= AT_ONCE:
-            for i in range(<size_t> AT_ONCE):  # with no way out, so that it is done many at a time
+        while not found and index < count and count - index >= COMPARED_AT_ONCE:
+            # Without a way out, so that the compiler compares many at a time.
+            for i in range(<size_t> COMPARED_AT_ONCE):
                 memcpy(&number, numbers + 4 * (index + i), 4)
                 found |= number == value
-            index += AT_ONCE
+            index += COMPARED_AT_ONCE
         if found:
-            index -= AT_ONCE
+            index -= COMPARED_AT_ONCE
         while index < count:
             memcpy(&number, numbers + 4 * index, 4)
             if number == value:
@@ -251,11 +253,11 @@ cdef class StringArray:
         cdef size_t found
         cdef size_t n_buckets = 8
         cdef HashKey key
-        key.once = int.from_bytes(_os.urandom(8), "little") % MERSENNE
-        key.squared = folded(<Product> key.once * key.once)
+        key.once = int.from_bytes(_os.urandom(8), "little") % MERSENNE_61
+        key.squared = fold_61(<uint128_t> key.once * key.once)
         while 2 * n_buckets < n:
             n_buckets *= 2
-        cdef vector[uint32_t] hashes = vector[uint32_t](n + AHEAD)
+        cdef vector[uint32_t] hashes = vector[uint32_t](n + PREFETCH_AHEAD)
         cdef vector[uint64_t] buckets = vector[uint64_t](n_buckets)
         with nogil:
             self.hash_all(hashes.data(), key)
@@ -269,12 +271,12 @@ cdef class StringArray:
         """
         cdef size_t i = 0
         cdef size_t n = self.starts.size() - 1
-        cdef size_t n_windows = self.n_windows()
-        cdef Text text
+        cdef size_t n_heads = self.n_heads()
+        cdef StringView text
         with nogil:
             while i < n:
                 text = self.raw(i)
-                if unlikely(i >= n_windows or not has_early_gap(text)):
+                if unlikely(i >= n_heads or not has_early_gap(text)):
                     if text.size < 2 or memchr(text.data + 1, b" ", text.size - 1) is NULL:
                         break
                 i += 1
@@ -304,15 +306,15 @@ cdef class StringArray:
                 return bytes((byte,))
         return None
 
-    cdef Text raw(self, size_t index) noexcept nogil:
-        cdef Text text
+    cdef StringView raw(self, size_t index) noexcept nogil:
+        cdef StringView text
         text.data = <const unsigned char *> self.data + self.starts[index] + 8
         text.size = self.starts[index + 1] - self.starts[index] - 8
         return text
 
-    cdef Text text(self, size_t index, char * stand_in) noexcept nogil:
+    cdef StringView text(self, size_t index, char * stand_in) noexcept nogil:
         """A token as llama.cpp reads it; where it is empty, ``stand_in`` takes its text."""
-        cdef Text text = self.raw(index)
+        cdef StringView text = self.raw(index)
         cdef const void * end = memchr(text.data, 0, text.size) if text.size else NULL
         if end is not NULL:
             text.size = <const unsigned char *> end - text.data
@@ -321,28 +323,28 @@ cdef class StringArray:
             text.size = snprintf(stand_in, LONGEST_STAND_IN, b"[EMPTY_%u]", <unsigned int> index)
         return text
 
-    cdef size_t n_windows(self) noexcept nogil:
+    cdef size_t n_heads(self) noexcept nogil:
         """How many strings have all bytes of a window before the array's end."""
         cdef size_t n = self.starts.size() - 1
-        while n and self.starts[n - 1] + 8 + WINDOW > self.starts.back():
+        while n and self.starts[n - 1] + 8 + HEAD_LOADED > self.starts.back():
             n -= 1
         return n
 
     cdef void hash_all(self, uint32_t * hashes, HashKey key) noexcept nogil:
         cdef size_t i
-        cdef size_t n_windows = self.n_windows()
-        cdef Window window
-        cdef Text raw
+        cdef size_t n_heads = self.n_heads()
+        cdef StringHead head
+        cdef StringView raw
         cdef char[LONGEST_STAND_IN] stand_in
         for i in range(self.starts.size() - 1):
             raw = self.raw(i)
             # Empty ones, which wrap round here, and longer ones are rare.
-            if not unlikely(i >= n_windows or raw.size - 1 >= SHORT):
-                window = window_at(raw.data, raw.size)
-                if not unlikely(window.has_nul):
-                    hashes[i] = mixed(hash_of_two(raw.size, window, key))
+            if not unlikely(i >= n_heads or raw.size - 1 >= HEAD_SIZE):
+                head = head_of(raw.data, raw.size)
+                if not unlikely(head.has_nul):
+                    hashes[i] = mix_bits(hash_head(raw.size, head, key))
                     continue
-            hashes[i] = hash_of(self.text(i, stand_in), key)
+            hashes[i] = hash_string(self.text(i, stand_in), key)
 
     cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
                                 size_t mask) noexcept nogil:
@@ -356,7 +358,7 @@ cdef class StringArray:
         cdef size_t n = self.starts.size() - 1
         cdef uint64_t tag
         for i in range(n):
-            prefetch(&buckets[hashes[i + AHEAD] & mask])
+            prefetch(&buckets[hashes[i + PREFETCH_AHEAD] & mask])
             tag = max(hashes[i] >> 16, <uint32_t> 1)
             place = hashes[i] & mask
             while True:
@@ -372,8 +374,8 @@ cdef class StringArray:
         cdef size_t i
         cdef char[LONGEST_STAND_IN] stand_in
         cdef char[LONGEST_STAND_IN] other_stand_in
-        cdef Text one = self.text(index, stand_in)
-        cdef Text other
+        cdef StringView one = self.text(index, stand_in)
+        cdef StringView other
         for i in range(index):
             if hashes[i] == hashes[index]:
                 other = self.text(i, other_stand_in)
@@ -382,7 +384,7 @@ cdef class StringArray:
         return False
 
 
-cdef int first_unescaped(Text text, bint * single) noexcept nogil:
+cdef int first_unescaped(StringView text, bint * single) noexcept nogil:
     """The first byte of an RWKV token, its escapes undone, or -1; ``single`` if it has no other."""
     cdef size_t i
     cdef int first = -1

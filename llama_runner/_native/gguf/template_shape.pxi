@@ -9,12 +9,12 @@ from libc.string cimport memcmp, strlen
 from libcpp.vector cimport vector
 
 
-cdef struct Shape:
+cdef struct TemplateShape:
     size_t nesting
     size_t operators
 
 
-cdef struct Tag:
+cdef struct TemplateTag:
     bint statement       # {% %}, not {{ }}
     const char * word    # that the statement begins with
     size_t word_size
@@ -31,15 +31,15 @@ def template_shape(bytes template):
     """
     cdef const char * source = template
     cdef size_t size = len(template)
-    cdef Shape shape
+    cdef TemplateShape shape
     with nogil:
         shape = shape_of(source, size)
     return shape.nesting, shape.operators
 
 
-cdef Shape shape_of(const char * source, size_t size) noexcept nogil:
-    cdef Shape shape
-    cdef Tag tag
+cdef TemplateShape shape_of(const char * source, size_t size) noexcept nogil:
+    cdef TemplateShape shape
+    cdef TemplateTag tag
     cdef vector[size_t] blocks  # of each open one, how deep it nests: every elif is an if in an if
     cdef size_t blocks_depth = 0
     cdef size_t at = 0
@@ -110,7 +110,7 @@ cdef inline size_t skip_space(const char * source, size_t size, size_t at) noexc
 
 
 cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_depth,
-                     Tag * tag, Shape * shape) noexcept nogil:
+                     TemplateTag * tag, TemplateShape * shape) noexcept nogil:
     """Read what is between two marks; returns where the text after it starts."""
     cdef char c, following, mark
     cdef size_t start
@@ -188,7 +188,8 @@ cdef size_t end_of_digits(const char * source, size_t size, size_t at) noexcept 
     return at
 
 
-cdef size_t follow_block(const Tag * tag, vector[size_t] & blocks, size_t depth) noexcept nogil:
+cdef size_t follow_block(const TemplateTag * tag, vector[size_t] & blocks,
+                         size_t depth) noexcept nogil:
     """Open or close the block that a statement stands for; returns how deep they are together."""
     if is_one_of(tag.word, tag.word_size, b"elif") and not blocks.empty():
         blocks[blocks.size() - 1] += 1

@@ -35,7 +35,8 @@ from llama_runner._llama_cpp.shim.state cimport (
 )
 
 # Less than this is decoded sooner than copied, and not worth tying sequences together.
-cdef int32_t MIN_SHARED = 32
+cdef enum:
+    MIN_SHARED = 32
 
 
 cdef inline int32_t * shared_cells(Engine * engine, llama_seq_id a, llama_seq_id b) noexcept nogil:

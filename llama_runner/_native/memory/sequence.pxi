@@ -18,15 +18,6 @@ from llama_runner._llama_cpp.shim.detokenize cimport token_ends
 from llama_runner._llama_cpp.shim.parking cimport adopt_state
 from llama_runner._llama_cpp.shim.state cimport append_tokens, spliced, tokens_of
 
-from types import SimpleNamespace as _SimpleNamespace
-
-# What a probe for logits asks of the engine; it samples nothing.
-_GREEDY = _SimpleNamespace(
-    max_tokens=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0,
-    frequency_penalty=0.0, presence_penalty=0.0, penalty_last_n=0, seed=0, stop=(),
-    ignore_eos=False,
-)
-
 
 @cython.no_gc_clear  # __dealloc__ needs the context
 cdef class Sequence:
@@ -315,10 +306,7 @@ cdef class Sequence:
         Raises:
             As :class:`Request`.
         """
-        cdef Request request = Request(self, _GREEDY)
-        request.native.get().probe = True
-        request.native.get().logits.reserve(self.context.engine.traits.n_vocab)
-        return request
+        return Request(self)
 
     def next_logits(self):
         """Decode what waits and return the logits of the token that would come next.

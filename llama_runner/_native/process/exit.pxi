@@ -8,7 +8,8 @@ from llama_runner._llama_cpp.ggml cimport ggml_set_abort_callback
 from llama_runner._llama_cpp.llama cimport llama_backend_init
 from llama_runner._llama_cpp.shim.assertion cimport throw_assertion
 
-DEF MOST_SECONDS_AT_EXIT = 3
+cdef enum:
+    MOST_SECONDS_AT_EXIT = 3
 
 ggml_set_abort_callback(throw_assertion)
 llama_backend_init()

@@ -26,7 +26,8 @@ _LEVELS = {
     <int> GGML_LOG_LEVEL_WARN: _logging.WARNING,
     <int> GGML_LOG_LEVEL_ERROR: _logging.ERROR,
 }
-cdef int LOG_OFF = 1000
+cdef enum:
+    LOG_OFF = 1000
 cdef atomic[int] log_threshold  # as ggml_log_level; read on ggml's threads, without the GIL
 log_threshold.store(LOG_OFF)
 

@@ -32,11 +32,12 @@ from llama_runner._llama_cpp.llama cimport (
 from llama_runner._llama_cpp.shim.guard cimport apply_sampler
 from llama_runner._llama_cpp.shim.state cimport Candidate, Patch, SamplerRecipe, SamplerState
 
-DEF BLOCK = 64
-DEF LANES = 16
-# In the place of a token.
-DEF NOT_FINITE = -1
-DEF NO_MEMORY = -2
+cdef enum:
+    BLOCK_SIZE = 64
+    MAXIMUM_LANES = 16
+    # Instead of a token:
+    LOGITS_NOT_FINITE = -1
+    NO_SORTING_MEMORY = -2
 
 
 cdef cpp_bool logit_greater(const Candidate & a, const Candidate & b) noexcept nogil:
@@ -50,16 +51,18 @@ cdef cpp_bool float_greater(const float & a, const float & b) noexcept nogil:
 cdef inline float max_of_block(const float * x) noexcept nogil:
     # `a if a > b else b` on independent lanes is what a vector maximum computes, so the compiler
     # can use it without being allowed to reorder floats. In this order a NaN is never taken.
-    cdef float lanes[LANES]
+    cdef float lane
+    cdef float lanes[MAXIMUM_LANES]
     cdef int i, j
-    for j in range(LANES):
+    for j in range(MAXIMUM_LANES):
         lanes[j] = -INFINITY
-    for i in range(0, BLOCK, LANES):
-        for j in range(LANES):
-            lanes[j] = x[i + j] if x[i + j] > lanes[j] else lanes[j]
-    for j in range(LANES // 2):
+    for i in range(BLOCK_SIZE // MAXIMUM_LANES):
+        for j in range(MAXIMUM_LANES):
+            lane = x[i * MAXIMUM_LANES + j]
+            lanes[j] = lane if lane > lanes[j] else lanes[j]
+    for j in range(MAXIMUM_LANES // 2):
         lanes[j] = lanes[j] if lanes[j] > lanes[j + 8] else lanes[j + 8]
-    for j in range(LANES // 4):
+    for j in range(MAXIMUM_LANES // 4):
         lanes[j] = lanes[j] if lanes[j] > lanes[j + 4] else lanes[j + 4]
     for j in range(1, 4):
         lanes[0] = lanes[0] if lanes[0] > lanes[j] else lanes[j]
@@ -67,15 +70,15 @@ cdef inline float max_of_block(const float * x) noexcept nogil:
 
 
 cdef void find_block_maxima(const float * logits, int n, vector[float] & maxima) noexcept nogil:
-    cdef int n_whole = n // BLOCK
+    cdef int n_whole = n // BLOCK_SIZE
     cdef int b, i
     cdef float tail
-    maxima.resize((n + BLOCK - 1) // BLOCK)
+    maxima.resize((n + BLOCK_SIZE - 1) // BLOCK_SIZE)
     for b in range(n_whole):
-        maxima[b] = max_of_block(logits + b * BLOCK)
-    if n_whole * BLOCK < n:
+        maxima[b] = max_of_block(logits + b * BLOCK_SIZE)
+    if n_whole * BLOCK_SIZE < n:
         tail = -INFINITY
-        for i in range(n_whole * BLOCK, n):
+        for i in range(n_whole * BLOCK_SIZE, n):
             tail = logits[i] if logits[i] > tail else tail
         maxima[n_whole] = tail
 
@@ -137,11 +140,11 @@ cdef llama_token best_token(SamplerState & state, const float * logits, int n) n
             best_block = b
     cdef float best = state.block_max[best_block]
     if not isfinite(best):
-        return NOT_FINITE
-    for i in range(<int> best_block * BLOCK, n):
+        return LOGITS_NOT_FINITE
+    for i in range(<int> best_block * BLOCK_SIZE, n):
         if logits[i] == best:
             return i
-    return NOT_FINITE
+    return LOGITS_NOT_FINITE
 
 
 cdef inline bint is_certain(float largest, float temperature) noexcept nogil:
@@ -168,8 +171,8 @@ cdef void find_top_k(SamplerState & state, const float * logits, int n, int k) n
     for b in range(state.block_max.size()):
         if state.block_max[b] < threshold:
             continue
-        end = min(n, <int> (b + 1) * BLOCK)
-        for i in range(<int> b * BLOCK, end):
+        end = min(n, <int> (b + 1) * BLOCK_SIZE)
+        for i in range(<int> b * BLOCK_SIZE, end):
             if logits[i] >= threshold:
                 candidate.logit = logits[i]
                 candidate.id = i
@@ -210,7 +213,7 @@ cdef void keep_min_p(SamplerState & state, float min_p) noexcept nogil:
             return
 
 
-cdef llama_token draw(SamplerState & state, float temperature) noexcept nogil:
+cdef llama_token draw_token(SamplerState & state, float temperature) noexcept nogil:
     cdef Candidate * c = state.candidates.data()
     cdef size_t n = state.candidates.size()
     cdef uniform_real_distribution[double] uniform = uniform_real_distribution[double](0.0, 1.0)
@@ -234,12 +237,12 @@ cdef llama_token draw(SamplerState & state, float temperature) noexcept nogil:
 cdef llama_token fused_sample(SamplerState & state, const float * logits, int n) noexcept nogil:
     find_top_k(state, logits, n, min(state.recipe.top_k, n))
     if state.candidates.empty() or not isfinite(state.candidates[0].logit):
-        return NOT_FINITE
+        return LOGITS_NOT_FINITE
     if is_certain(state.candidates[0].logit, state.recipe.temperature):
         return state.candidates[0].id
     keep_top_p(state, state.recipe.top_p)
     keep_min_p(state, state.recipe.min_p)
-    return draw(state, state.recipe.temperature)
+    return draw_token(state, state.recipe.temperature)
 
 
 cdef llama_token chain_sample(SamplerState & state, const float * logits, int n) noexcept nogil:
@@ -255,7 +258,7 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
         if state.chain_data[i].logit > state.chain_data[best].logit:
             best = i
     if not isfinite(state.chain_data[best].logit):
-        return NOT_FINITE
+        return LOGITS_NOT_FINITE
     if is_certain(state.chain_data[best].logit, state.recipe.temperature):
         return best
     array.data = state.chain_data.data()
@@ -263,13 +266,14 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
     array.selected = -1
     array.sorted = False
     if not apply_sampler(state.chain, &array):
-        return NO_MEMORY
+        return NO_SORTING_MEMORY
     return array.data[array.selected].id
 
 
 cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
                               const llama_token * history, size_t n_history) noexcept nogil:
-    """The next token, NOT_FINITE if the largest logit is not, as of broken weights, or NO_MEMORY.
+    """Return the next token; LOGITS_NOT_FINITE if the largest logit is not finite, as with broken
+    weights; or NO_SORTING_MEMORY.
 
     logits: float[n_vocab], changed during the call and as before afterwards.
     history: the ledger so far, for the penalties.
@@ -292,7 +296,7 @@ cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
 
 
 cdef inline bint needs_chain(SamplerState & state, int n_vocab) noexcept nogil:
-    return state.use_chain or not 0 < state.recipe.top_k <= n_vocab // (2 * BLOCK)
+    return state.use_chain or not 0 < state.recipe.top_k <= n_vocab // (2 * BLOCK_SIZE)
 
 
 cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bint use_chain,
@@ -305,8 +309,8 @@ cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bin
     state.recipe = recipe
     state.use_chain = use_chain
     state.rng.seed(recipe.seed)
-    state.block_max.reserve((n_vocab + BLOCK - 1) // BLOCK)
-    state.block_max_scratch.reserve((n_vocab + BLOCK - 1) // BLOCK)
+    state.block_max.reserve((n_vocab + BLOCK_SIZE - 1) // BLOCK_SIZE)
+    state.block_max_scratch.reserve((n_vocab + BLOCK_SIZE - 1) // BLOCK_SIZE)
     state.window.reserve(min(recipe.penalty_last_n, n_ctx))
     state.candidates.reserve(n_vocab)
     if recipe.temperature <= 0 or (n_vocab > 0 and not needs_chain(state, n_vocab)):
@@ -406,7 +410,7 @@ cdef class Sampler:
             raise DecodeError("there are no logits to sample from")
         # With the GIL: whichever thread comes next finds state and logits as they were.
         token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
-        if token == NO_MEMORY:
+        if token == NO_SORTING_MEMORY:
             raise OutOfMemoryError("there is no memory to sort the logits in")
         if token < 0:
             raise DecodeError("the largest logit is not finite: the weights are broken")

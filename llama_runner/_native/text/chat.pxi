@@ -39,7 +39,9 @@ cdef class ChatTemplate:
                 self.native = chat_templates(weights.get().model, text, signal_check())
         except LlamaRuntimeError as error:
             pass_on_interrupt(error)
-            raise ChatTemplateError(f"the chat template is no use: {cause(error)}") from None
+            raise ChatTemplateError(
+                f"the chat template is no use: {template_error(error)}"
+            ) from None
 
     @property
     def source(self):
@@ -69,7 +71,7 @@ cdef class ChatTemplate:
         except LlamaRuntimeError as error:
             pass_on_interrupt(error)
             raise ChatTemplateError(
-                f"the chat template refuses these messages: {cause(error)}"
+                f"the chat template refuses these messages: {template_error(error)}"
             ) from None
         found = _json.loads(answer)
         return found["prompt"], tuple(found["stops"])
@@ -89,7 +91,7 @@ cdef bytes as_json(size_t i, object message):
     raise ChatTemplateError(f"prompt[{i}]: {reason}", field="prompt")
 
 
-cdef str cause(object error):
+cdef str template_error(object error):
     """What llama.cpp says about a template, the cause first, in one line."""
     cdef str text = str(error)
     place, found, reason = text.partition("\nError: ")
