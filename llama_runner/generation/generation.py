@@ -60,10 +60,14 @@ class Generation:
         self._shifted = shifted
         self._computed, self._computed_ms = computed, computed_ms
         self._first_difference = first_difference or (None, None)
-        # Unchecked: with the template's there may be more than a caller may give.
-        recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises after it would leave it to the exception's traceback.
-        self.request = Request(sequence, recipe, temporary=temporary)
+        self.request = Request(
+            sequence,
+            sampler=params,
+            max_tokens=params.max_tokens,
+            stops=self._stops,
+            temporary=temporary,
+        )
         if len(sequence.adapters) != len(params.lora):  # from here on none of them can be unloaded
             self.request.close()
             names = ", ".join(repr(name) for name, _ in params.lora)
