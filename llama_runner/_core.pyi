@@ -336,7 +336,13 @@ class Sequence:
 
 class Request:
     def __init__(
-        self, sequence: Sequence, params: GenerationParams, *, temporary: bool = False
+        self,
+        sequence: Sequence,
+        *,
+        sampler: GenerationParams | None = None,
+        max_tokens: int = -1,
+        stops: Iterable[str] = (),
+        temporary: bool = False,
     ) -> None: ...
     @property
     def sequence(self) -> Sequence: ...

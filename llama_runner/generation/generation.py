@@ -47,10 +47,14 @@ class Generation:
         self._work = work
         # Templates, tokens, room.
         self._before_ms = (time.perf_counter() - work.started) * 1e3 - work.computed_ms
-        # Unchecked: with the template's there may be more than a caller may give.
-        recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises after it would leave it to the exception's traceback.
-        self.request = Request(sequence, recipe, temporary=temporary)
+        self.request = Request(
+            sequence,
+            sampler=params,
+            max_tokens=params.max_tokens,
+            stops=self._stops,
+            temporary=temporary,
+        )
 
     def check_adapters(self) -> None:
         """Find out whether the sequence has the adapters that it is to compute with.

@@ -13,6 +13,7 @@ import pytest
 
 from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.params import GenerationParams
+from tests.model.requesting import request_for
 from tests.model.tiny_models import EOS, N_VOCAB
 
 ENOUGH = 1 << 24
@@ -43,7 +44,7 @@ def computed(context: Context, n: int, seed: int) -> Sequence:
 
 def generation(sequence: Sequence, n: int) -> Request:
     params = GenerationParams(max_tokens=n, temperature=0, seed=0, ignore_eos=True)
-    return Request(sequence, params)
+    return request_for(sequence, params)
 
 
 def while_it_runs(request: Request, do: Callable[[], object]) -> None:
