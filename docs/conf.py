@@ -30,3 +30,4 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
+napoleon_attr_annotations = False  # members carry their types

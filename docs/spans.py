@@ -1,4 +1,4 @@
-"""Draws the spans of a conversation as coloured bars: ``python docs/spans.py`` writes the picture."""
+"""Draw the spans of a conversation as coloured bars, into ``docs/_static/spans.svg``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def bar(info: ContextInfo, title: str, top: int, scale: float) -> list[str]:
             f'fill="{COLOURS[span.role]}"/>'
         )
         label = f"{span.role} {span.tokens}"
-        parts.append(
-            f'<text class="in" x="{x + width / 2 - 1:.1f}" y="{top + 22}">{label}</text>'
-        )
+        parts.append(f'<text class="in" x="{x + width / 2 - 1:.1f}" y="{top + 22}">{label}</text>')
     return parts
 
 
