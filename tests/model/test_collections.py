@@ -94,7 +94,7 @@ def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -
     assert completion.receipt.first_difference is None
 
 
-def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Session) -> None:
+def test_turns_of_a_conversation_sent_whole_are_evicted_one_by_one(session: Session) -> None:
     given = [{"role": "system", "content": "Be brief."}]
     for i in range(30):
         given += [*question(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
@@ -106,7 +106,7 @@ def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Sess
     assert session.messages[1:-2] == given[-(n_left - 3) :]
 
 
-def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
+def test_a_summary_replaces_the_evicted_turns(session: Session) -> None:
     given: list[str] = []
 
     def write(text: str) -> str:
@@ -299,7 +299,7 @@ def test_nothing_counts_as_moved_by_a_call_that_raised(runner: LlamaRunner) -> N
         assert session.generate([*given, *question("Go on.")], 4, **greedy()).receipt.shifted == 0
 
 
-def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
+def test_turns_that_had_no_room_may_be_sent_again(runner: LlamaRunner) -> None:
     """Front ends send the whole conversation each time, also what was dropped from memory."""
     given = [{"role": "system", "content": "Be brief."}]
     recomputed = []

@@ -295,10 +295,10 @@ def test_a_few_own_cells_are_given_up_for_many(
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 @pytest.mark.parametrize("n_seq_max", [1, 2])
-def test_making_room_costs_nobody_what_it_shares(
+def test_the_owner_of_shared_cells_is_evicted_last(
     tiny_models: dict[str, Model], n_seq_max: int, unified: bool
 ) -> None:
-    """Of whom it takes over leaves last, and where it has to leave, what is kept aside serves."""
+    """If the owner must be evicted after all, its parked state is shared instead."""
     options: dict[str, Any] = {"n_ctx": 512, "unified": unified, "parking_ram": 2**24}
     tokens = random_tokens(200)
     with new_context(tiny_models["plain"], n_seq_max=n_seq_max, **options) as context:
@@ -314,7 +314,7 @@ def test_making_room_costs_nobody_what_it_shares(
 
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
-def test_what_is_shared_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
+def test_shared_cells_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
     options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
     with new_context(tiny_models["plain"], **options) as context:
         first = context.new_sequence()
