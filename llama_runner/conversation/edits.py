@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
-from llama_runner.conversation.dividing import Rendered, render
 from llama_runner.conversation.history import n_before_messages
 from llama_runner.conversation.splice import Splicer
 from llama_runner.conversation.transcript import Transcript
-from llama_runner.prompts.chat_format import BREAK
+from llama_runner.prompts.chat_format import BREAK, Rendered
 from llama_runner.prompts.message_ends import MessageEnds
 
 __all__ = ["Edits"]
@@ -54,7 +53,7 @@ class Edits:
         if not self.splicer.possible:
             return
         n_fixed = n_before_messages(transcript.parts, whole=True)
-        rendered, _ = render(transcript.chat, conversation, for_answer=True, opens=n_fixed == 0)
+        rendered = transcript.chat.render(conversation, opens=n_fixed == 0)
         for i in sorted(edited):
             found = self._replacement(i, edited, rendered)
             if found is None or not self.splicer.replace(found):
@@ -86,7 +85,7 @@ class Edits:
         old = Alignment(sequence, chat, transcript.start_of(n_fixed), data)
         n_bytes = old.byte_at(start)
         begins = n_bytes if len(edited[index]) == 1 else None
-        ends = MessageEnds(chat, rendered.harmless, data, for_answer=True, opens=n_fixed == 0)
+        ends = MessageEnds(chat, rendered)
         end_byte = ends.find(last, start=begins)
         if old.n_tokens < start or end_byte is None or end_byte <= n_bytes:
             return None

@@ -186,7 +186,7 @@ class _Rendered:
             return b""
         for_answer, opens = self._answer in kept, self._region[0] == 0
         chat = self._transcript.chat
-        return chat.render(messages, for_answer=for_answer, opens=opens)[0].encode()
+        return chat.render(messages, for_answer=for_answer, opens=opens).data
 
     def cut_out(self, doomed: list[int]) -> list[Replacement] | None:
         """Take parts out run by run, so that what stays between them need not be replaced.

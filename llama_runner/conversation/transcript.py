@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llama_runner._core import Request, Sequence
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
 from llama_runner.conversation.checkpoints import Checkpoint, Checkpoints
-from llama_runner.conversation.dividing import Divider, divide_again, render
+from llama_runner.conversation.dividing import Divider, divide_again
 from llama_runner.conversation.history import (
     Changes,
     Part,
@@ -174,7 +174,7 @@ class Transcript:
         if not for_answer and self.chat.needs_question(messages):
             self.parts.append(Part("system", 0, self.turn, messages=given))
             return Added()
-        rendered, stops = render(self.chat, messages, for_answer=for_answer, opens=not fixed)
+        rendered = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         base = sum(part.n_tokens for part in fixed)
         aligned = Alignment(self.sequence, self.chat, base, rendered.data)
         kept, n_kept, end = _keep(chat, messages, base, aligned.n_tokens)
@@ -191,7 +191,7 @@ class Transcript:
             self.parts.append(Part("assistant", rest, turn, n_opening=rest))
         elif rest:
             self.parts[-1].n_tokens += rest
-        return Added(stops, difference)
+        return Added(rendered.stops, difference)
 
     def _replace_rest(self, end: int, text: bytes) -> int | None:
         """Make the tokens of a text follow the first tokens of the ledger.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from llama_runner.prompts.chat_format import ChatFormat, n_common
+from llama_runner.prompts.chat_format import ChatFormat, Rendered, n_common
 
 __all__ = ["MessageEnds"]
 
@@ -20,26 +20,14 @@ class MessageEnds:
 
     Args:
         chat: The format.
-        messages: The conversation, as :meth:`ChatFormat.harmless` returned it.
-        data: Its text, UTF-8.
-        for_answer: The text ends with what opens an answer.
-        opens: The text includes what the template writes before the first message.
+        rendered: The conversation.
     """
 
-    def __init__(
-        self,
-        chat: ChatFormat,
-        messages: list[dict[str, Any]],
-        data: bytes,
-        *,
-        for_answer: bool,
-        opens: bool,
-    ) -> None:
+    def __init__(self, chat: ChatFormat, rendered: Rendered) -> None:
         self._chat = chat
-        self._messages = messages
-        self._data = data
-        self._for_answer = for_answer
-        self._opens = opens
+        self._rendered = rendered
+        self._messages = rendered.harmless
+        self._data = rendered.data
         self._texts: dict[tuple[int, ...], str] = {}
 
     def find(self, i: int, *, start: int | None = None, inside: int | None = None) -> int | None:
@@ -94,8 +82,9 @@ class MessageEnds:
 
         Empty where the template makes another text once its messages are marked.
         """
+        rendered = self._rendered
         return self._chat.anchors(
-            self._messages, self._data, for_answer=self._for_answer, opens=self._opens
+            self._messages, self._data, for_answer=rendered.for_answer, opens=rendered.opens
         )
 
     def _end_after_anchor(self, i: int, start: int) -> int:
