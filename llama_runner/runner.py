@@ -172,7 +172,7 @@ class LlamaRunner:
         if isinstance(given, Messages):
             rendered = self._chat.render(given.messages)
             stops = rendered.stops
-            sequence.append(self._chat.tokenize(rendered.data, behind=None)[0])
+            sequence.append(self._chat.tokenize(rendered.data, previous=None)[0])
         elif isinstance(given, Ids):
             sequence.append(given.ids)
         elif given.text:

@@ -1,7 +1,6 @@
-"""Changed messages in the middle of a conversation: computed alone, and what follows moved.
+"""Changing messages in the middle of a conversation without computing what follows again.
 
-What follows was computed with the old message before it. So this is for callers who say that this
-is exact enough for them.
+See :mod:`llama_runner.conversation.splice` for what that costs in exactness.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ __all__ = ["Edits"]
 
 
 class Edits:
-    """Changed messages of one conversation.
+    """Change messages of one conversation.
 
     Args:
         transcript: Of the conversation.
-        splicer: What replaces tokens in it.
+        splicer: Replaces tokens in it.
 
     Attributes:
-        first_token: Where the first change is that was made here; None if there is none.
+        first_token: The place of the first change that was made; None if there is none.
     """
 
     def __init__(self, transcript: Transcript, splicer: Splicer) -> None:
@@ -37,17 +36,17 @@ class Edits:
     def apply(
         self, edited: dict[int, list[dict[str, Any]]], conversation: list[dict[str, Any]]
     ) -> None:
-        """Give parts other messages, as far as what follows need not be computed for it.
+        """Give parts other messages, as far as what follows need not be computed again.
 
-        What cannot be done is left as it was, for :meth:`Transcript.add_messages`.
+        The rest stays as it was; :meth:`Transcript.add_messages` changes it.
 
         Args:
-            edited: By the parts' indices, what they are to say.
-            conversation: All messages that there are to be.
+            edited: The new messages, by the indices of the parts.
+            conversation: All messages, with the changes.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
-            Others: What ``compute`` raises.
+            Others: Whatever computing the new tokens raises.
         """
         transcript = self._transcript
         if not self.splicer.possible:
@@ -89,7 +88,7 @@ class Edits:
         end_byte = ends.find(last, start=begins)
         if old.n_tokens < start or end_byte is None or end_byte <= n_bytes:
             return None
-        # A turn's marker is the same after any message: what follows must be it to its end.
+        # The marker of a turn is the same after any message, so all that follows must be the same.
         n_after = len(sequence.match_text(stop, data[end_byte:], skip=BREAK))
         end = min(transcript.start_of(index + 2), next_start)
         if stop < next_start and n_after < max(1, end - stop):

@@ -173,18 +173,18 @@ class ChatFormat:
         """Return the content of a harmless message up to the mark that :meth:`anchors` puts."""
         return _divided(_shown(message))[0]
 
-    def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
+    def tokenize(self, text: bytes, previous: int | None) -> tuple[NDArray[np.int32], bool]:
         """Return the token ids of rendered text, and whether a BOS was put before it.
 
         Templates write their special tokens themselves, but not all write the BOS.
 
         Args:
             text: UTF-8.
-            behind: The token that it follows; None at the start.
+            previous: The token before it; None at the start.
         """
-        tokens = self.continue_rendered(text, behind)
+        tokens = self.continue_rendered(text, previous)
         bos = self.vocab.bos
-        if behind is not None or not self.vocab.add_bos or bos is None:
+        if previous is not None or not self.vocab.add_bos or bos is None:
             return tokens, False
         if len(tokens) and tokens[0] == bos:
             return tokens, False
@@ -192,13 +192,13 @@ class ChatFormat:
 
         return np.concatenate([np.array([bos], np.int32), tokens]), True
 
-    def continue_rendered(self, text: bytes, behind: int | None) -> NDArray[np.int32]:
+    def continue_rendered(self, text: bytes, previous: int | None) -> NDArray[np.int32]:
         """Return the token ids of rendered text that follows other tokens."""
         first, *others = text.split(BREAK)
-        runs = [self.continue_text(first, behind)]
+        runs = [self.continue_text(first, previous)]
         for piece in others:
-            behind = int(runs[-1][-1]) if len(runs[-1]) else behind
-            runs.append(self.continue_text(piece, behind))
+            previous = int(runs[-1][-1]) if len(runs[-1]) else previous
+            runs.append(self.continue_text(piece, previous))
         if not others:
             return runs[0]
         import numpy as np
@@ -206,7 +206,7 @@ class ChatFormat:
         return np.concatenate(runs)
 
     def continue_text(
-        self, text: str | bytes, behind: int | None, *, parse_special: bool = True
+        self, text: str | bytes, previous: int | None, *, parse_special: bool = True
     ) -> NDArray[np.int32]:
         """Return the token ids of text that follows other tokens.
 
@@ -214,7 +214,7 @@ class ChatFormat:
         the middle of a text.
         """
         tokens = self.tokenizer.tokenize(text, add_special=False, parse_special=parse_special)
-        if behind is None or not self._adds_space or self.vocab.is_control(behind):
+        if previous is None or not self._adds_space or self.vocab.is_control(previous):
             return tokens
         data = text.encode() if isinstance(text, str) else text
         opening = self.vocab.tokenize(b"\n", add_special=False)

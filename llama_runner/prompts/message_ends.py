@@ -1,4 +1,4 @@
-"""Where each message ends in the text that a chat template makes of a conversation.
+"""Finding where each message ends in the text that a chat template makes of a conversation.
 
 A template is a program: it may show the last answer differently than earlier ones, write the
 system's text into the first question, or close an answer only when the next question comes. So the
@@ -78,9 +78,9 @@ class MessageEnds:
 
     @cached_property
     def _anchors(self) -> list[int | None]:
-        """A byte inside each message's content; None where the text does not show the message.
+        """A byte inside each message's content; None if the text does not show the message.
 
-        Empty where the template makes another text once its messages are marked.
+        Empty if the template makes another text of messages that are marked.
         """
         rendered = self._rendered
         return self._chat.anchors(
@@ -105,7 +105,7 @@ class MessageEnds:
 
     @cached_property
     def _next_shown(self) -> list[int | None]:
-        """For each message, which of those after it the text shows first."""
+        """For each message, the later one that the text shows first."""
         found: list[int | None] = []
         first = None
         for i in reversed(range(len(self._messages))):
@@ -116,13 +116,13 @@ class MessageEnds:
         return found[::-1]
 
     def _anchor(self, i: int) -> int:
-        """The anchor of a message that the text shows."""
+        """Return the anchor of a message that the text shows."""
         anchor = self._anchors[i]
         assert anchor is not None
         return anchor
 
     def _start_of_content(self, j: int) -> int:
-        """Where the text begins to show a message's content."""
+        """Return where the text begins to show a message's content."""
         anchor = self._anchor(j)
         before = self._chat.before_anchor(self._messages[j])
         for head in (before, before.lstrip()):
@@ -131,7 +131,7 @@ class MessageEnds:
         return anchor
 
     def _closing(self, i: int) -> bytes | None:
-        """What the template writes from a message's anchor on while the message is the last."""
+        """Return what the template writes after a message's anchor if the message is the last."""
         messages = [*last_step(self._messages[:i]), self._messages[i]]
         data = self._text_of(messages).encode()
         anchors = self._chat.anchors(messages, data, for_answer=False, opens=True)

@@ -209,8 +209,8 @@ def test_what_is_no_snapshot_of_this_model(
     newer[8] += 1
     before = session.messages
     for wrong, message in [
-        (b"", "no snapshot"),
-        (b"GGUF" + data[4:], "no snapshot"),
+        (b"", "not a snapshot"),
+        (b"GGUF" + data[4:], "not a snapshot"),
         (data[:-1], "truncated"),
         (data[: len(data) // 2], "truncated"),
         (data + b"\0", "truncated"),
