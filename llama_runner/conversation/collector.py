@@ -139,7 +139,7 @@ class Collector:
         return summary if summary.strip() else ""
 
     def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
-        """Return whether the rest can be moved up; a cell is moved for all sequences that use it."""
+        """Return whether the rest can move up; a cell is moved for all sequences that use it."""
         sequence = self._turns.transcript.sequence
         is_there = sequence.n_cached > removal.replacements[0].stop
         is_free = sequence.n_shared <= removal.replacements[-1].stop
