@@ -92,8 +92,8 @@ class Collector:
             method = "checkpoint"
         elif not doomed and n_same == len(sequence):
             method = "none"
-        elif doomed and not exact and self._can_move(removal, policy):
-            method = "shift"
+        elif doomed and not exact and not isinstance(policy, Summarize):
+            method = "shift" if self._splicer().can_move(removal.replacements) else "rebuild"
         n_again = removal.n_new
         if method in ("rebuild", "checkpoint"):
             n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
@@ -137,15 +137,6 @@ class Collector:
                 f"summarize: the function returned {type(summary).__name__}, not str"
             )
         return summary if summary.strip() else ""
-
-    def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
-        """Return whether the rest can move up; a cell is moved for all sequences that use it."""
-        sequence = self._turns.transcript.sequence
-        is_there = sequence.n_cached > removal.replacements[0].stop
-        is_free = sequence.n_shared <= removal.replacements[-1].stop
-        new_fit = removal.n_new == 0 or self._splicer().possible
-        shifts = self._context.can_shift and not isinstance(policy, Summarize)
-        return shifts and is_there and is_free and new_fit
 
     def _splicer(self) -> Splicer:
         return Splicer(self._turns, self._context.n_ctx_seq - 1)

@@ -29,17 +29,14 @@ class Session:
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
     Calls from several threads take turns: :meth:`info`, :attr:`messages` and :meth:`close` also
-    wait until a :meth:`generate` of another thread is done. While a stream is open, all other calls
-    raise ContextBusyError. All but ``close`` raise ClosedError once the session or its runner is
-    closed, and ForkedProcessError in a child process.
+    wait until a :meth:`generate` of another thread is done. While a stream is open, all calls but
+    ``info``, ``messages`` and ``cancel`` raise ContextBusyError. All but ``close`` raise
+    ClosedError once the session or its runner is closed, and ForkedProcessError in a child process.
 
     Args:
-        conversation: What it shows.
-        name: For people.
-        defaults: How to sample where a call does not say.
-
-    Attributes:
-        name: For people; a saved session keeps it.
+        conversation: The conversation.
+        name: For people; a saved session keeps it. It is an attribute, too.
+        defaults: How to sample if a call does not say.
 
     Raises:
         InvalidParameterError: ``name`` is not printable text.

@@ -38,6 +38,22 @@ class Splicer:
         context = self.turns.sequence.context
         return context.can_shift and context.unified and context.n_seq_max > 1
 
+    def can_move(self, replacements: list[Replacement]) -> bool:
+        """Return whether what follows replaced tokens can be moved to its new place.
+
+        A cell is moved for all sequences that use it, so these must not be others.
+
+        Args:
+            replacements: The last place first.
+        """
+        sequence = self.turns.sequence
+        is_there = sequence.n_cached > replacements[0].stop
+        is_free = sequence.n_shared <= replacements[-1].stop
+        has_new = any(len(new.tokens) for new in replacements)
+        return (
+            sequence.context.can_shift and is_there and is_free and (self.possible or not has_new)
+        )
+
     def replace(self, new: Replacement) -> bool:
         """Replace tokens and move what follows.
 
