@@ -1,4 +1,4 @@
-"""Which tokens of a ledger stand for which bytes of a rendered text."""
+"""Aligning the tokens of a ledger with the bytes of a rendered text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Alignment", "Replacement", "n_same_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Tokens to put in the place of tokens[start:stop]."""
+    """Tokens that are to replace tokens[start:stop]."""
 
     start: int
     stop: int
@@ -25,7 +25,7 @@ class Replacement:
 
 
 class Alignment:
-    """The tokens of a sequence, from one index on, held against a text.
+    """The tokens of a sequence, from one index on, compared with a text.
 
     Args:
         sequence: Its ledger.
@@ -63,9 +63,9 @@ class Alignment:
     def token_at(self, byte: int) -> int:
         """Return the index of the first token that ends after a byte.
 
-        Some vocabularies do not give a text back: they normalise it, or lack its characters. What
-        comes before the byte is then tokenised once more, to count its tokens. Ask for ascending
-        bytes.
+        The tokens of some vocabularies do not spell the text: they normalise it, or lack some of
+        its characters. Then the text before the byte is tokenised once more, to count its tokens.
+        Ask for ascending bytes.
         """
         if byte > self.n_bytes and self.n_tokens < len(self._sequence):
             first = self.n_tokens
@@ -84,7 +84,7 @@ class Alignment:
 
 
 def n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Return with how many equal tokens two runs begin."""
+    """Return how many tokens at the beginning of two runs are equal."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]
     return int(different[0]) if len(different) else n

@@ -23,8 +23,8 @@ from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, 
 
 __all__ = ["Collector"]
 
-# Where an automatic collection goes, of the context and of the threshold: low enough that it is not
-# needed again at once.
+# The goal of an automatic collection, as a share of the context and of the threshold: low enough
+# that the next one is not needed at once.
 AUTOMATIC_TARGET = 0.5
 SHARE_OF_THRESHOLD = 0.625
 
@@ -46,7 +46,7 @@ class Collector:
         self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
 
     def info(self) -> ContextInfo:
-        """What is in memory. Computes nothing on the model."""
+        """Return what is in memory. Computes nothing on the model."""
         used, n_ctx = len(self._turns.transcript.sequence), self._context.n_ctx_seq
         spans = self._turns.transcript.spans()
         doomed = plan(spans, used - n_ctx // 2, oldest_turns)
@@ -69,16 +69,16 @@ class Collector:
     def collect(
         self, target: float, policy: GcPolicy, *, dry_run: bool = False, exact: bool = False
     ) -> GcReport:
-        """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
+        """Evict spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
         started = time.perf_counter()
         transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         spans = transcript.spans()
         doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
-        if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
+        if doomed and isinstance(policy, Summarize):  # the new summary includes the older ones
             doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
         summary = "" if dry_run else self._summary(doomed, policy)
-        # What is not in the memory cannot be shifted there; what the caller's functions did by now
-        # may have moved it out.
+        # Only tokens in the memory can be moved there; what the caller's functions did may have
+        # evicted them.
         sequence.bring_in()
         doomed, removal = self._planned(doomed, summary)
         n_same = removal.first_token if doomed else len(sequence)
@@ -92,8 +92,8 @@ class Collector:
             method = "checkpoint"
         elif not doomed and n_same == len(sequence):
             method = "none"
-        elif doomed and not exact and self._can_move(removal, policy):
-            method = "shift"
+        elif doomed and not exact and not isinstance(policy, Summarize):
+            method = "shift" if self._splicer().can_move(removal.replacements) else "rebuild"
         n_again = removal.n_new
         if method in ("rebuild", "checkpoint"):
             n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
@@ -115,7 +115,7 @@ class Collector:
         return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
 
     def _planned(self, doomed: list[int], summary: str) -> tuple[list[int], Removal]:
-        """Plan a removal of spans, or of as many of them as the template lets go."""
+        """Plan the removal of spans, or of as many of them as the template allows."""
         transcript = self._turns.transcript
         if summary:
             return doomed, plan_summary(transcript, doomed, summary)
@@ -124,11 +124,11 @@ class Collector:
             try:
                 return chosen, plan_removal(transcript, chosen)
             except ChatTemplateError:
-                pass  # without a step or result it may not be a conversation to this template
+                pass  # this template may not accept a conversation without a step or result
         return [], plan_removal(transcript, [])
 
     def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
-        """What is to take the place of spans, "" for nothing."""
+        """Return the text that is to replace spans, "" for none."""
         if not doomed or not isinstance(policy, Summarize):
             return ""
         summary = policy.write(self._turns.transcript.text_of(doomed))
@@ -138,20 +138,11 @@ class Collector:
             )
         return summary if summary.strip() else ""
 
-    def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
-        """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
-        sequence = self._turns.transcript.sequence
-        is_there = sequence.n_cached > removal.replacements[0].stop
-        is_free = sequence.n_shared <= removal.replacements[-1].stop
-        new_fit = removal.n_new == 0 or self._splicer().possible
-        shifts = self._context.can_shift and not isinstance(policy, Summarize)
-        return shifts and is_there and is_free and new_fit
-
     def _splicer(self) -> Splicer:
         return Splicer(self._turns, self._context.n_ctx_seq - 1)
 
     def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
-        """Take parts out of the transcript; count what was moved, and computed for that."""
+        """Take parts out of the transcript, and count what was moved."""
         transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         n_cached, n_same = sequence.n_cached, removal.first_token
         splicer = self._splicer()
@@ -160,7 +151,7 @@ class Collector:
             try:
                 return splicer.replace(new)
             except DecodeCancelledError:
-                return False  # the caller's generation ends; the conversation is whole without it
+                return False  # the generation ends; the conversation is complete without it
 
         method = transcript.apply(removal, splice if move else None)
         if method == "shift":
@@ -169,7 +160,7 @@ class Collector:
         return method
 
     def drop(self, indices: list[int]) -> None:
-        """Take out parts that the caller took out of the conversation."""
+        """Remove parts whose messages the caller took out of the conversation."""
         removal = plan_removal(self._turns.transcript, indices, remember=False)
         self._apply(removal, move=True)
 
@@ -183,7 +174,7 @@ class Collector:
                 self._turns.work.add_computed(n, started)
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
-        """Milliseconds at the speeds last seen."""
+        """Estimate the milliseconds, at the speeds that were last measured."""
         tokens_per_second, shift_ms = self._context.speeds
         if method == "shift":
             return shift_ms or None
@@ -220,13 +211,13 @@ class Collector:
             )
 
     def _collect_by_itself(self) -> bool:
-        """Drop what the policy says and, where that is not enough, the oldest turns.
+        """Evict what the policy says and, if that is not enough, the oldest turns.
 
         Returns:
-            Whether anything was done.
+            True if anything was done.
         """
         done = False
-        with suppress(ChatTemplateError):  # it takes no summary
+        with suppress(ChatTemplateError):  # it does not take a summary
             done = self.collect(self._target, self._policy).method != "none"
         if len(self._turns.transcript.sequence) >= self.limit and self._policy is not oldest_turns:
             done |= self.collect(self._target, oldest_turns).method != "none"
@@ -234,7 +225,7 @@ class Collector:
 
     @property
     def limit(self) -> int:
-        """Most tokens that there may be without a collection."""
+        """The number of tokens from which a collection is needed."""
         n_ctx = self._context.n_ctx_seq
         return min(int(self._threshold * n_ctx), n_ctx - 1)
 
@@ -248,7 +239,7 @@ class Collector:
         return max(self.limit, len(self._turns.sequence) + 1)
 
     def go_on(self, generation: Generation) -> None:
-        """Let a paused generation go on: keep a copy of its state, or make room for it.
+        """Let a paused generation continue: keep a copy of its state, or make room for it.
 
         Raises:
             ContextFullError: All that could be evicted is pinned.
@@ -268,10 +259,10 @@ class Collector:
             raise
 
     def make_room_while_generating(self, generation: Generation) -> None:
-        """Collect in the middle of an answer, and let it go on.
+        """Collect in the middle of an answer, and let it continue.
 
         Raises:
-            ContextFullError: All that could go is pinned.
+            ContextFullError: All that could be evicted is pinned.
         """
         self._turns.transcript.book_answer(None)
         if self._collect_by_itself():
@@ -280,15 +271,15 @@ class Collector:
         n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
         if pinned and len(self._turns.transcript.sequence) >= n_ctx - 1:
             raise ContextFullError(
-                f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
+                f"the context of {n_ctx:,} tokens is full and what could be evicted is pinned: "
                 f"{_listed(pinned)}; unpin some of it, or raise n_ctx"
             )
-        # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
-        # the context ends there by itself, for its length.
+        # Nothing can be evicted. With pinned spans, try again at the very end; a turn that fills
+        # the whole context ends there anyway, because of its length.
         generation.request.resume(n_ctx - 1 if pinned else 0)
 
     def _pinned(self) -> list[Span]:
-        """Not what stays anyhow, but what the caller can unpin."""
+        """Return the spans that the caller could unpin, without those that always stay."""
         pairs = zip(self._turns.transcript.spans(), self._turns.transcript.parts, strict=True)
         return [span for span, part in pairs if part.pinned and part.role != "system"]
 

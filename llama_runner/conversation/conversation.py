@@ -154,7 +154,7 @@ class Conversation:
         return generation
 
     def _make_room(self, generation: Generation) -> None:
-        """Let a paused generation go on, after its prompt was computed or because of its length.
+        """Let a paused generation continue, after its prompt was computed or because of its length.
 
         Raises:
             ContextFullError: All that could be evicted is pinned.

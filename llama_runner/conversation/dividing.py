@@ -6,45 +6,18 @@ end, and the tokens of each become a span.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_runner.conversation.alignment import Alignment
 from llama_runner.conversation.history import Origin, Part, n_before_messages, origins
-from llama_runner.prompts.chat_format import ChatFormat
+from llama_runner.prompts.chat_format import Rendered
 from llama_runner.prompts.message_ends import MessageEnds
 from llama_runner.prompts.messages import begins_turn
 
 if TYPE_CHECKING:
     from llama_runner.conversation.transcript import Transcript
 
-__all__ = ["Divider", "Rendered", "divide_again", "render"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """Messages, and the text that the chat template makes of them.
-
-    Attributes:
-        messages: All of them.
-        harmless: The same, as :meth:`ChatFormat.harmless` returned them.
-        data: The text, UTF-8.
-        for_answer: Whether it ends with what opens an answer.
-    """
-
-    messages: list[dict[str, Any]]
-    harmless: list[dict[str, Any]]
-    data: bytes
-    for_answer: bool
-
-
-def render(
-    chat: ChatFormat, messages: list[dict[str, Any]], *, for_answer: bool, opens: bool
-) -> tuple[Rendered, tuple[str, ...]]:
-    """Render messages, and return the strings that end an answer, too; see `ChatFormat.render`."""
-    harmless = chat.harmless(messages)
-    text, stops = chat.render_harmless(harmless, for_answer=for_answer, opens=opens)
-    return Rendered(messages, harmless, text.encode(), for_answer), stops
+__all__ = ["Divider", "divide_again"]
 
 
 class Divider:
@@ -64,13 +37,7 @@ class Divider:
         self._n_bytes = n_bytes
         self._position = transcript.start_of(len(transcript.parts))
         self._aligned = Alignment(transcript.sequence, transcript.chat, start, rendered.data)
-        self._ends = MessageEnds(
-            transcript.chat,
-            rendered.harmless,
-            rendered.data,
-            for_answer=rendered.for_answer,
-            opens=n_fixed == 0,
-        )
+        self._ends = MessageEnds(transcript.chat, rendered)
 
     def divide(self, n_kept: int, before: list[Part]) -> None:
         """Add a span for each message that has none yet.
@@ -161,7 +128,7 @@ def divide_again(transcript: Transcript) -> None:
     messages = [message for part in chat for message in part.messages]
     if messages:
         for_answer = answer is not None
-        rendered, _ = render(transcript.chat, messages, for_answer=for_answer, opens=not fixed)
+        rendered = transcript.chat.render(messages, for_answer=for_answer, opens=not fixed)
         transcript.parts, turn, n_bytes = fixed, transcript.turn, 0
         if chat[0].role == "system" and not chat[0].messages:  # the template's own header
             transcript.parts = [*fixed, chat[0]]

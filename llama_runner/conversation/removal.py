@@ -1,9 +1,9 @@
-"""What a ledger becomes when spans of a conversation go.
+"""Planning what a ledger becomes when spans of a conversation are removed.
 
-What stays must be the text that the template makes of the messages that stay. Templates may write
+The rest must be the text that the template makes of the messages that stay. Templates may write
 the system's text into the first question, close an answer only with the next question, or write a
-header of their own, so cutting out the tokens of the spans is not enough. The conversation is
-rendered with and without what goes, and what differs between the two texts is replaced.
+header of their own, so it is not enough to cut out the tokens of the spans. The conversation is
+rendered with and without the removed messages, and what differs between the two texts is replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Removal", "plan_removal", "plan_summary", "regions"]
 
 
-# Bytes that do not begin a character of UTF-8.
+# Bytes that do not begin a UTF-8 character.
 _CONTINUES = {bytes([byte]) for byte in range(0x80, 0xC0)}
 
 
@@ -37,10 +37,10 @@ class Removal:
     """A transcript without some of its parts.
 
     Attributes:
-        parts: Those that stay, with their new sizes.
+        parts: The parts that stay, with their new sizes.
         replacements: What changes in the ledger, the last place first.
-        divided: Whether the sizes are right. Where tokens do not spell the text, sizes have to be
-            found again once the ledger has changed.
+        divided: Whether the sizes are right. If tokens do not spell the text, the sizes have to be
+            found again after the ledger has changed.
     """
 
     parts: list[Part]
@@ -71,15 +71,15 @@ def plan_removal(
     raw_note: NDArray[np.int32] | None = None,
     remember: bool = True,
 ) -> Removal:
-    """Find out what taking parts out of a transcript changes in its ledger, which stays as it is.
+    """Find out what removing parts of a transcript would change in its ledger.
 
     Args:
         transcript: The conversation.
         indices: Of the parts.
-        note: A part to put in the place of the first run of them, with its messages.
+        note: A part to replace the first run of them, with its messages.
         raw_note: The tokens of a note without messages.
         remember: Recognise their messages in a conversation that is given whole later, and leave
-            them out of it: they were evicted, the caller did not take them out.
+            them out of it: they were evicted, not taken out by the caller.
 
     Raises:
         ChatTemplateError: The template refuses what would stay.
@@ -155,7 +155,7 @@ def _all_of(transcript: Transcript, index: int) -> Replacement:
 class _Rendered:
     """Consecutive parts that the template made, and the tokens that spell their text.
 
-    An answer that was generated after the text is not part of it.
+    An answer that was generated after the text does not belong to it.
     """
 
     def __init__(self, transcript: Transcript, region: list[int]) -> None:
@@ -186,14 +186,14 @@ class _Rendered:
             return b""
         for_answer, opens = self._answer in kept, self._region[0] == 0
         chat = self._transcript.chat
-        return chat.render(messages, for_answer=for_answer, opens=opens)[0].encode()
+        return chat.render(messages, for_answer=for_answer, opens=opens).data
 
     def cut_out(self, doomed: list[int]) -> list[Replacement] | None:
-        """Take parts out run by run, so that what stays between them need not be replaced.
+        """Remove parts run by run, so that what stays between them need not be replaced.
 
         Returns:
-            The last place first; None where the tokens do not spell the text, or where what is
-            before or after a run looks different without it.
+            The last place first; None if the tokens do not spell the text, or if what is before or
+            after a run looks different without it.
         """
         aligned = self._aligned
         if (aligned.n_tokens, aligned.n_bytes) != (self._end, len(self._text)):
@@ -233,10 +233,10 @@ class _Rendered:
         return found
 
     def _may_follow(self, first: int, stop: int, text: bytes) -> bool:
-        """Whether a token spells a text also when it follows the tokens before ``first``.
+        """Return whether a token spells a text also after the tokens before ``first``.
 
-        A SentencePiece vocabulary puts a space before a text; it is not part of the text only after
-        a special token.
+        A SentencePiece vocabulary puts a space before a text. Only after a special token that space
+        is not part of the text.
         """
         sequence, vocab = self._transcript.sequence, self._transcript.chat.vocab
         if stop >= self._end:
@@ -253,8 +253,8 @@ class _Rendered:
         Args:
             old: The text, spelled by the tokens up to where it was changed last.
             new: The other one.
-            wanted: Where to begin if there is a choice: if two turns begin alike, a cut after any
-                of these bytes gives the same text.
+            wanted: Where to begin if there is a choice: if two turns begin in the same way, a cut
+                after any of these bytes gives the same text.
         """
         bounds, n_less = self._bounds, len(old) - len(new)
         n_before, n_after = n_common(old, new), n_common(old[::-1], new[::-1])
@@ -277,7 +277,7 @@ class _Rendered:
         return int(bounds[bounds <= start][-1]), int(after[0]) if len(after) else len(old) + 1
 
     def replace_rest(self, doomed: list[int], note: Sequence[dict[str, Any]]) -> Replacement:
-        """Take parts out, and tokenise all that comes after the first difference again."""
+        """Remove parts, and tokenise everything after the first difference again."""
         text = self._text_of(set(self._region) - set(doomed), note)
         n_same = min(n_common(self._text, text), self._aligned.n_bytes)
         start = int(self._bounds[self._bounds <= n_same][-1])
@@ -302,12 +302,12 @@ def _resize(
 ) -> bool:
     """Divide the tokens that stay among the parts that stay.
 
-    Tokens of a part that goes may stay, as a system message that the template writes into the first
-    question: those before the cut go to the part before it, those after it to the part after it. A
-    part without messages, as the template's own header, takes none.
+    Tokens of a removed part may stay, such as a system message that the template writes into the
+    first question. Those before the cut are given to the part before it, those after the cut to the
+    part after it. A part without messages, such as the template's own header, is given none.
 
     Returns:
-        False where new tokens are several parts', so that only rendering tells whose they are.
+        False if new tokens belong to several parts, so that they must be divided by rendering.
     """
     owners = np.empty(sum(part.n_tokens for part in old), np.int64)
     stayed = np.zeros(len(owners), bool)  # those of parts that stay

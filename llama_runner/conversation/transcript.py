@@ -1,7 +1,7 @@
-"""What the tokens of a conversation are: its spans, kept in step with the sequence's ledger.
+"""The spans of a conversation, kept in step with the sequence's ledger.
 
-The ledger says which tokens there are; the spans say, in order, which message each run of them
-came from. Both change together here and nowhere else.
+The ledger has the tokens; the spans say, in order, which message each run of tokens came from. Both
+change together here and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llama_runner._core import Request, Sequence
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
 from llama_runner.conversation.checkpoints import Checkpoint, Checkpoints
-from llama_runner.conversation.dividing import Divider, divide_again, render
+from llama_runner.conversation.dividing import Divider, divide_again
 from llama_runner.conversation.history import (
     Changes,
     Part,
@@ -40,7 +40,7 @@ __all__ = ["Added", "Transcript", "TranscriptMark"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TranscriptMark:
-    """A transcript's contents at one time."""
+    """The contents of a transcript at one time."""
 
     parts: tuple[Part, ...]
     turn: int
@@ -70,25 +70,25 @@ class Transcript:
         self.sequence = sequence
         self.parts: list[Part] = []
         self.turn = 0
-        """The highest number that a turn has had."""
-        # Another object after each shift: cells of before and after are not the same.
+        """The highest number of a turn so far."""
+        # Another object after each shift, because the cells before and after it are not the same.
         self._epoch = object()
         self.chat = chat
         self.checkpoints = Checkpoints(sequence)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The messages as they stand in memory, oldest first."""
+        """The messages in memory, oldest first."""
         return [message for part in self.parts for message in part.messages]
 
     @property
     def pinned_system(self) -> list[dict[str, Any]]:
-        """The system message that opens the conversation, if it is pinned; a list of it."""
+        """A list of the system message that opens the conversation, if it is pinned; else empty."""
         first = self.parts[:1]
         return [m for part in first if part.role == "system" and part.pinned for m in part.messages]
 
     def is_asked(self, given: list[dict[str, Any]]) -> bool:
-        """Whether these messages are all that was said, with or without the last answer."""
+        """Return whether these messages are all that was said, with or without the last answer."""
         if any(part.collected for part in self.parts):
             return False
         known = self.messages[len(self.pinned_system) :]
@@ -96,7 +96,7 @@ class Transcript:
         return bool(given) and given in (known, known[:-1] if is_answered else known)
 
     def spans(self) -> tuple[Span, ...]:
-        """The parts as they are shown.
+        """Return the spans as a session shows them.
 
         What opens the conversation counts as pinned: a system message, or the first raw text.
         """
@@ -108,11 +108,11 @@ class Transcript:
         return tuple(spans)
 
     def start_of(self, index: int) -> int:
-        """Position of a part's first token."""
+        """Return the position of a part's first token."""
         return sum(part.n_tokens for part in self.parts[:index])
 
     def text_of(self, indices: list[int]) -> str:
-        """Parts as text for people: messages as "role: content", other text as it is."""
+        """Return parts as text for people: messages as "role: content", other text as it is."""
         tokens = self.sequence.tokens
         texts: list[str] = []
         for i in indices:
@@ -132,7 +132,7 @@ class Transcript:
 
         Raises:
             InvalidParameterError: It is empty.
-            TokenizationError: It is no text, or has token ids that do not exist.
+            TokenizationError: It is not text, or has token ids that do not exist.
         """
         before = len(self.sequence)
         if isinstance(prompt, str):
@@ -161,8 +161,8 @@ class Transcript:
 
         Args:
             given: Checked messages.
-            whole: They are the whole conversation, of which the common beginning stays in memory;
-                otherwise they are added to it.
+            whole: They are the whole conversation, and its common beginning stays in memory.
+                Otherwise they are added to it.
             for_answer: End with what opens an assistant's message.
 
         Raises:
@@ -174,7 +174,7 @@ class Transcript:
         if not for_answer and self.chat.needs_question(messages):
             self.parts.append(Part("system", 0, self.turn, messages=given))
             return Added()
-        rendered, stops = render(self.chat, messages, for_answer=for_answer, opens=not fixed)
+        rendered = self.chat.render(messages, for_answer=for_answer, opens=not fixed)
         base = sum(part.n_tokens for part in fixed)
         aligned = Alignment(self.sequence, self.chat, base, rendered.data)
         kept, n_kept, end = _keep(chat, messages, base, aligned.n_tokens)
@@ -191,7 +191,7 @@ class Transcript:
             self.parts.append(Part("assistant", rest, turn, n_opening=rest))
         elif rest:
             self.parts[-1].n_tokens += rest
-        return Added(stops, difference)
+        return Added(rendered.stops, difference)
 
     def _replace_rest(self, end: int, text: bytes) -> int | None:
         """Make the tokens of a text follow the first tokens of the ledger.
@@ -238,10 +238,10 @@ class Transcript:
         self.book_answer(request.text)
 
     def book_answer(self, text: str | None) -> None:
-        """Count tokens that were generated to the part that opened the answer; once or again.
+        """Add generated tokens to the part that opened the answer. It may be called again.
 
         Args:
-            text: The whole answer, which ends the turn; None while it is going on.
+            text: The whole answer, which ends the turn; None while it is being generated.
         """
         n_new = len(self.sequence) - sum(part.n_tokens for part in self.parts)
         last = self.parts[-1]
@@ -256,7 +256,7 @@ class Transcript:
     # ---- shrinking -----------------------------------------------------------------------------
 
     def changes(self, given: list[dict[str, Any]]) -> Changes:
-        """What a conversation, given whole, says otherwise in what is not its end."""
+        """Find how a whole conversation differs from the transcript, its end excepted."""
         n_fixed = n_before_messages(self.parts, whole=True)
         found = changes(self.parts[n_fixed:], given)
         return found._replace(
@@ -267,7 +267,7 @@ class Transcript:
     def apply(
         self, removal: Removal, splice: Callable[[Replacement], bool] | None = None
     ) -> Literal["shift", "rebuild"]:
-        """Take parts out of transcript and ledger.
+        """Remove parts from transcript and ledger.
 
         Args:
             removal: Planned for this transcript as it is.
@@ -297,7 +297,7 @@ class Transcript:
         return method
 
     def start_epoch(self) -> None:
-        """Make older marks compute again what is moved now."""
+        """Invalidate marks, because cached cells are about to move."""
         self._epoch = object()
 
     def clear(self) -> None:
@@ -309,7 +309,7 @@ class Transcript:
     # ---- going back ----------------------------------------------------------------------------
 
     def fork(self) -> Transcript:
-        """A second one, of a fork of the sequence."""
+        """Return a second transcript, on a fork of the sequence."""
         child = Transcript(self.sequence.fork(), self.chat)
         child.parts = copies(self.parts)
         child.turn, child._epoch = self.turn, self._epoch
@@ -317,7 +317,7 @@ class Transcript:
         return child
 
     def mark(self) -> TranscriptMark:
-        """What is there now, to go back to."""
+        """Return what is there now, to go back to."""
         parts = tuple(copies(self.parts))
         return TranscriptMark(parts, self.turn, self.sequence.tokens, self._epoch)
 

@@ -59,7 +59,7 @@ class Turns(Turnstile):
     def use(self, transcript: Transcript) -> None:
         """Begin anew with another transcript."""
         work = PromptWork()
-        # No call from here on: nothing can come in between.
+        # No call from here on: a signal handler cannot raise in between.
         self.transcript, self.sequence = transcript, transcript.sequence
         self.work, self.cleaned = work, False
 

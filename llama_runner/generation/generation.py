@@ -84,7 +84,7 @@ class Generation:
                 make_room(self)
                 self.request.run()
         except BaseException:
-            self.request.close()  # the error may be kept for long, and the request with it
+            self.request.close()  # a traceback may keep it for long
             raise
         return self.completion()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BREAK", "ChatFormat", "n_common"]
+__all__ = ["BREAK", "ChatFormat", "Rendered", "n_common"]
 
 # Stands in rendered text where no token may reach across. It is a noncharacter, so no text has it.
 _BREAK = "\ufdd0"
@@ -25,6 +26,27 @@ _FIRST_ANCHOR, _MAX_ANCHORS = 0x100000, 0xFFFE
 _ANCHOR = re.compile(rb"\xf4[\x80-\x8f][\x80-\xbf]{2}")
 # Roles whose messages may write special tokens: the program's own and the model's.
 _TRUSTED = ("system", "developer", "assistant")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """Messages, and the text that a chat template makes of them.
+
+    Attributes:
+        messages: The messages.
+        harmless: The same, but their content is text alone, also where it spells "<|im_end|>".
+        data: The text, UTF-8.
+        stops: The strings that end an answer in this format.
+        for_answer: Whether the text ends with what opens an answer.
+        opens: Whether the messages open the conversation.
+    """
+
+    messages: list[dict[str, Any]]
+    harmless: list[dict[str, Any]]
+    data: bytes
+    stops: tuple[str, ...]
+    for_answer: bool
+    opens: bool
 
 
 class ChatFormat:
@@ -43,8 +65,8 @@ class ChatFormat:
 
     def render(
         self, messages: list[dict[str, Any]], *, for_answer: bool = True, opens: bool = True
-    ) -> tuple[str, tuple[str, ...]]:
-        """Return the text of messages, and the strings that end an answer in this format.
+    ) -> Rendered:
+        """Make one text of messages.
 
         Args:
             messages: Checked messages.
@@ -55,16 +77,13 @@ class ChatFormat:
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
-        return self.render_harmless(self.harmless(messages), for_answer=for_answer, opens=opens)
+        harmless = [self._without_control(message) for message in messages]
+        text, stops = self._render(harmless, for_answer=for_answer, opens=opens)
+        return Rendered(messages, harmless, text.encode(), stops, for_answer, opens)
 
-    def harmless(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return messages whose content is text alone, also where it spells "<|im_end|>"."""
-        return [self._without_control(message) for message in messages]
-
-    def render_harmless(
+    def _render(
         self, messages: list[dict[str, Any]], *, for_answer: bool, opens: bool
     ) -> tuple[str, tuple[str, ...]]:
-        """Render what :meth:`harmless` returned; see :meth:`render`."""
         if self.template is None:
             raise ChatTemplateError(self._problem)
         text, stops = self.template.render(messages, add_generation_prompt=for_answer)
@@ -76,8 +95,8 @@ class ChatFormat:
         """Return whether these are system messages that the template shows only with a question."""
         if any(message["role"] != "system" for message in messages):
             return False
-        harmless, question = self.harmless(messages), {"role": "user", "content": "a"}
-        return not self.text_of(harmless) and bool(self.text_of([*harmless, question]))
+        question = {"role": "user", "content": "a"}
+        return not self._text_of(messages) and bool(self._text_of([*messages, question]))
 
     def _without_control(self, message: dict[str, Any]) -> dict[str, Any]:
         content, trusted = message.get("content"), message["role"] in _TRUSTED
@@ -110,9 +129,12 @@ class ChatFormat:
     def text_of(self, messages: list[dict[str, Any]], *, opens: bool = True) -> str:
         """Return the text of harmless messages alone; "" if the template refuses them."""
         try:
-            return self.render_harmless(messages, for_answer=False, opens=opens)[0]
+            return self._render(messages, for_answer=False, opens=opens)[0]
         except ChatTemplateError:
             return ""
+
+    def _text_of(self, messages: list[dict[str, Any]]) -> str:
+        return self.text_of([self._without_control(message) for message in messages])
 
     def anchors(
         self, messages: list[dict[str, Any]], data: bytes, *, for_answer: bool, opens: bool
@@ -122,8 +144,8 @@ class ChatFormat:
         The messages are rendered once more, each with a mark in its content.
 
         Args:
-            messages: As :meth:`harmless` returned them.
-            data: Their text, UTF-8, as :meth:`render_harmless` made it with the same options.
+            messages: Harmless ones; see :class:`Rendered`.
+            data: Their text, UTF-8, as :meth:`render` made it with the same options.
             for_answer: As for :meth:`render`.
             opens: As for :meth:`render`.
 
@@ -137,7 +159,7 @@ class ChatFormat:
             _with_anchor(message, chr(_FIRST_ANCHOR + i)) for i, message in enumerate(messages)
         ]
         try:
-            text = self.render_harmless(marked, for_answer=for_answer, opens=opens)[0].encode()
+            text = self._render(marked, for_answer=for_answer, opens=opens)[0].encode()
         except ChatTemplateError:
             return []
         if _ANCHOR.sub(b"", text) != data:
@@ -151,18 +173,18 @@ class ChatFormat:
         """Return the content of a harmless message up to the mark that :meth:`anchors` puts."""
         return _divided(_shown(message))[0]
 
-    def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
+    def tokenize(self, text: bytes, previous: int | None) -> tuple[NDArray[np.int32], bool]:
         """Return the token ids of rendered text, and whether a BOS was put before it.
 
         Templates write their special tokens themselves, but not all write the BOS.
 
         Args:
             text: UTF-8.
-            behind: The token that it follows; None at the start.
+            previous: The token before it; None at the start.
         """
-        tokens = self.continue_rendered(text, behind)
+        tokens = self.continue_rendered(text, previous)
         bos = self.vocab.bos
-        if behind is not None or not self.vocab.add_bos or bos is None:
+        if previous is not None or not self.vocab.add_bos or bos is None:
             return tokens, False
         if len(tokens) and tokens[0] == bos:
             return tokens, False
@@ -170,13 +192,13 @@ class ChatFormat:
 
         return np.concatenate([np.array([bos], np.int32), tokens]), True
 
-    def continue_rendered(self, text: bytes, behind: int | None) -> NDArray[np.int32]:
+    def continue_rendered(self, text: bytes, previous: int | None) -> NDArray[np.int32]:
         """Return the token ids of rendered text that follows other tokens."""
         first, *others = text.split(BREAK)
-        runs = [self.continue_text(first, behind)]
+        runs = [self.continue_text(first, previous)]
         for piece in others:
-            behind = int(runs[-1][-1]) if len(runs[-1]) else behind
-            runs.append(self.continue_text(piece, behind))
+            previous = int(runs[-1][-1]) if len(runs[-1]) else previous
+            runs.append(self.continue_text(piece, previous))
         if not others:
             return runs[0]
         import numpy as np
@@ -184,7 +206,7 @@ class ChatFormat:
         return np.concatenate(runs)
 
     def continue_text(
-        self, text: str | bytes, behind: int | None, *, parse_special: bool = True
+        self, text: str | bytes, previous: int | None, *, parse_special: bool = True
     ) -> NDArray[np.int32]:
         """Return the token ids of text that follows other tokens.
 
@@ -192,7 +214,7 @@ class ChatFormat:
         the middle of a text.
         """
         tokens = self.tokenizer.tokenize(text, add_special=False, parse_special=parse_special)
-        if behind is None or not self._adds_space or self.vocab.is_control(behind):
+        if previous is None or not self._adds_space or self.vocab.is_control(previous):
             return tokens
         data = text.encode() if isinstance(text, str) else text
         opening = self.vocab.tokenize(b"\n", add_special=False)
@@ -240,8 +262,8 @@ class ChatFormat:
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
         ]
-        without = self.text_of(self.harmless([*before, *after])) if before or after else ""
-        wholes = [self.text_of(self.harmless([*before, *form, *after])) for form in forms]
+        without = self._text_of([*before, *after]) if before or after else ""
+        wholes = [self._text_of([*before, *form, *after]) for form in forms]
         accepted = [
             form
             for form, whole in zip(forms, wholes, strict=True)

@@ -415,7 +415,7 @@ def test_a_call_that_is_cancelled_in_its_prompt_leaves_nothing_behind(model_path
         assert (after.used, after.spans) == (before.used, before.spans)
 
 
-@pytest.mark.parametrize("where", [(ChatFormat, "harmless"), (Collector, "take_opening")])
+@pytest.mark.parametrize("where", [(ChatFormat, "render"), (Collector, "take_opening")])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_call_is_cancelled_before_there_is_anything_to_compute(
     runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str], streaming: bool

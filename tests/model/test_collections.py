@@ -256,6 +256,30 @@ def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
         assert session.generate(question("Go on."), 2, **greedy()).receipt.recomputed < 25
 
 
+def test_what_a_collection_computes_is_in_the_next_receipt(model_path: Path) -> None:
+    """But its time is not in the timings of a call that began later."""
+    template = (
+        "{% for m in messages %}{% if loop.first %}"
+        "{{ 'A long talk. ' if messages|length > 12 else 'This one is short. ' }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with LlamaRunner(model_path, n_ctx=1024, n_seq_max=2, chat_template=template) as runner:
+        session = runner.session()
+        for i in range(8):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        report = session.gc(0.2)
+        assert (report.method, report.tokens_recomputed > 0) == ("shift", True)
+        completion = session.generate(question("Go on."), 2, **greedy())
+        receipt, timings = completion.receipt, completion.timings
+        n_prompt = completion.usage.prompt_tokens
+        assert receipt.reused + receipt.recomputed == n_prompt
+        n_new = round(timings.prefill_tokens_per_second * timings.prefill_ms / 1e3)
+        assert receipt.recomputed == n_new + report.tokens_recomputed
+        again = session.generate(question("More."), 2, **greedy()).receipt
+        assert again.recomputed < receipt.recomputed
+
+
 def test_functions_of_the_caller_may_use_the_memory(model_path: Path) -> None:
     """A policy, too: the conversation comes back before it is decided how it is shortened."""
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:

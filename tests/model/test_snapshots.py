@@ -209,8 +209,8 @@ def test_a_snapshot_that_is_not_of_this_model_is_refused(
     newer[8] += 1
     before = session.messages
     for wrong, message in [
-        (b"", "no snapshot"),
-        (b"GGUF" + data[4:], "no snapshot"),
+        (b"", "not a snapshot"),
+        (b"GGUF" + data[4:], "not a snapshot"),
         (data[:-1], "truncated"),
         (data[: len(data) // 2], "truncated"),
         (data + b"\0", "truncated"),

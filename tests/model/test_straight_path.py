@@ -91,6 +91,7 @@ def test_few_frames_are_above_the_computation(
     ]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_where_any_function_begins_undoes_the_call_at_once(runner: LlamaRunner) -> None:
     """Also while the exception is kept, and with it the frames of the call."""
     kept: list[BaseException] = []
