@@ -15,7 +15,7 @@ from llama_runner._llama_cpp.shim.memory cimport CellBytes
 from llama_runner._llama_cpp.shim.state cimport Adapter, Engine, RequestPtr, SequencePtr
 
 
-cdef struct StringView:  # bytes that somebody else keeps
+cdef struct StringView:  # bytes that another object keeps alive
     const unsigned char * data
     size_t size
 

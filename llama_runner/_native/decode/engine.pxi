@@ -4,12 +4,12 @@
 #
 # A caller puts its request among the active ones and then either finds the loop free and runs it,
 # for everybody, until its own request has what it needs; or finds it running and sleeps until its
-# result is there or the loop is free. There is no thread of our own: nothing outlives a call,
-# and one caller alone pays a mutex per turn for it.
+# result is there or the loop is free. There is no thread of our own, so
+# nothing outlives a call; a single caller pays one mutex per turn.
 #
 # Locks: see state.hpp. The monitor is held for moments only: never while llama.cpp computes or a
-# state is moved, nor while Python runs. Nobody waits for it with
-# the GIL in hand: what llama.cpp logs meanwhile, perhaps to Python, would wait for the GIL.
+# state is moved, nor while Python runs. No thread waits for it while
+# it holds the GIL: what llama.cpp logs meanwhile, perhaps to Python, would wait for the GIL.
 from cython.operator cimport dereference as deref
 from libc.stdint cimport int32_t, int64_t
 from libcpp.atomic cimport atomic
@@ -25,10 +25,10 @@ from llama_runner._llama_cpp.shim.state cimport (
 
 cdef bint advance(Engine * engine, ContextBox * box, NativeRequest * request,
                   bint streaming) noexcept nogil:
-    """Go on until the request is done or, when streaming, has text to show.
+    """Run the loop until the request is done or, when streaming, has text to show.
 
-    False where that cannot be: this very thread is inside a turn (a signal handler or callback of
-    that generation), or another one waits for this request already.
+    False where that is impossible: this thread is inside a turn already (a signal handler or
+    callback of that generation), or another one waits for this request already.
     """
     cdef bint in_main_thread = PyThread_get_thread_ident() == main_thread
     cdef size_t i
@@ -83,8 +83,8 @@ cdef cpp_bool should_abort(void * data) noexcept nogil:
         return True
     if engine.checks_signals:
         poll_signals(engine)
-    # A recurrent state that is half computed is lost for all in the batch: whoever cancels then
-    # waits for the end of it.
+    # A recurrent state that is half computed is lost for all in the batch, so a cancelled request
+    # waits for the end of the computation.
     if engine.traits.recurrent and engine.shares.size() > 1:
         return False
     return engine.abort.load()

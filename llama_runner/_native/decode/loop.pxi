@@ -1,6 +1,6 @@
 # Uses: signals, logging, cells
 #
-# Who has the decode loop, and with it the KV memory.
+# Ownership of the decode loop, and with it of the KV memory.
 #
 # `running` is the right to touch sequences, batch and llama_context. A caller whose request wants
 # tokens takes it for turns (engine.pxi), an operation on the memory takes it between two turns.
@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef void take_loop(Engine * engine, NativeRequest * leader) noexcept nogil:
-    """With the monitor held, and nobody having the loop. leader: NULL for an operation."""
+    """Call with the monitor held and the loop free. leader: NULL for an operation."""
     engine.running = True
     engine.leader = leader
     engine.leader_thread = PyThread_get_thread_ident()
@@ -21,7 +21,7 @@ cdef void take_loop(Engine * engine, NativeRequest * leader) noexcept nogil:
 
 
 cdef void leave_loop(Engine * engine, ContextBox * box) noexcept nogil:
-    """With the monitor held. box: NULL where the context is gone."""
+    """Call with the monitor held. box: NULL if the context is gone."""
     if box is not NULL:
         drop_orphans(engine, box)
     engine.leader = NULL
@@ -30,7 +30,7 @@ cdef void leave_loop(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef bint is_inside(Engine * engine) noexcept nogil:
-    """Does this very thread have the loop already, below a signal handler or callback?"""
+    """Return whether this thread has the loop already, below a signal handler or callback."""
     return engine.running and engine.leader_thread == PyThread_get_thread_ident()
 
 

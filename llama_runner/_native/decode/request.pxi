@@ -14,7 +14,7 @@ _FINISH_REASONS = {
 
 @cython.no_gc_clear  # __dealloc__ needs the sequence and, through it, the context
 cdef class Request:
-    """A generation that goes on from a sequence's tokens.
+    """A generation that continues a sequence's tokens.
 
     Nothing is computed before :meth:`run` or the first :meth:`read`. Between them it rests: only
     a caller that waits for its text makes it advance. Until it is done or closed, the sequence
@@ -39,7 +39,7 @@ cdef class Request:
         self.sequence = sequence
         self.native = make_shared[NativeRequest]()
         self.native.get().sequence = held
-        held.get().user = self.native.get()  # nobody else changes it from here on
+        held.get().user = self.native.get()  # from here on only this request changes it
         try:
             self._prepare(sequence, sampler, max_tokens, stops, temporary)
         except BaseException:
@@ -102,11 +102,11 @@ cdef class Request:
         self._advance(False)
 
     def read(self, after=None):
-        """Generate until there is text behind what was read before.
+        """Generate until there is text after what was read before.
 
         Args:
             after: What was read before, as that call said; by default, what the last call gave. A
-                signal handler may raise before its caller has it, who then asks again.
+                signal handler may raise before the caller received it; then the caller asks again.
 
         Returns:
             (text, tokens, read): the new text, whole characters only, the list of new token ids,
@@ -205,7 +205,7 @@ cdef class Request:
         self._cancel()
 
     cdef bint _cancel(self):
-        # Returns whether a caller waits for the request; only then a computation is worth aborting.
+        # Returns whether a caller waits for the request; only then is an abort worth it.
         cdef Engine * engine = self.sequence.context.engine
         cdef bint waited_for
         self.native.get().cancelled.store(True)
@@ -222,10 +222,10 @@ cdef class Request:
     def close(self, *, bint full=False):
         """Stop, and free the sequence for other uses.
 
-        Where another thread waits for this request, it is that one's call that ends.
+        If another thread waits for this request, that thread's call ends.
 
         Args:
-            full: It ends for its length, as no room could be made for more; not for its caller.
+            full: Give the length as the reason, because no room could be made; not the caller.
         """
         cdef NativeRequest * native = self.native.get()
         cdef Engine * engine = self.sequence.context.engine
@@ -248,14 +248,14 @@ cdef class Request:
 
     @property
     def paused(self):
-        """Does it rest because the sequence reached ``pause_at``? See :meth:`resume`. Not any more
-        where it was closed meanwhile."""
+        """True if it is paused because the sequence reached ``pause_at`` (see :meth:`resume`) and
+        was not closed since."""
         return self.native.get().paused and not self.done
 
     def lend(self):
         """Let the sequence be changed while the request is paused, until it is resumed or closed.
 
-        Whoever does so keeps others away from it.
+        The caller must keep others away from it.
         """
         if self.paused:
             let_go(self.native.get())
@@ -360,7 +360,7 @@ cdef class Request:
 
 
 cdef void count_time(NativeRequest * request, int64_t started) noexcept nogil:
-    """Book what one call took: all of it until there is a first token, then what comes after."""
+    """Add the time of one call: to the prefill until the first token, to the decoding after it."""
     cdef int64_t ended = now_us()
     cdef int64_t first = max(started, request.t_first) if request.t_first > 0 else ended
     request.prefill_us += first - started

@@ -26,7 +26,7 @@ cdef bint is_other_ready(Engine * engine, NativeRequest * leader) noexcept nogil
 
 
 cdef bint is_wanted(Engine * engine, NativeSequence * sequence) noexcept nogil:
-    """Does a caller wait for what is generated on it?"""
+    """Return whether a caller waits for a generation on this sequence."""
     cdef size_t i
     cdef bint found = False
     engine.monitor.lock()

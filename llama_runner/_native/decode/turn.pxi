@@ -42,8 +42,8 @@ cdef enum:
 cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
     """Called with the monitor held and the loop owned.
 
-    Lets the monitor go for all that takes time: computing, and moving states in and out. Of the
-    requests only what no caller looks at is touched meanwhile.
+    Releases the monitor for all that takes time: computing, and moving states in and out. Meanwhile
+    it touches only those fields of the requests that no caller reads.
     """
     cdef string error
     cdef int32_t code = NO_ROOM
@@ -78,7 +78,7 @@ cdef void take_turn(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef int32_t compute_batch(Engine * engine, ContextBox * box, string & error) noexcept nogil:
-    """Decode the batch; what llama_decode returns, kThrew, kNoMemory or OUT_OF_RANGE."""
+    """Decode the batch. Return llama_decode's code, kThrew, kNoMemory or OUT_OF_RANGE."""
     cdef int32_t code
     cdef int64_t started
     settle_cells(engine, box)
@@ -108,7 +108,7 @@ cdef void fail_active(Engine * engine, ContextBox * box, int32_t code) noexcept 
 
 
 cdef bint wrote_finite(Engine * engine) noexcept nogil:
-    """Are the keys and values of the batch numbers that others may pass over?"""
+    """Return whether the keys and values of the batch are finite, as attention passes over them."""
     cdef size_t i
     cdef NativeSequence * sequence
     for i in range(engine.shares.size()):
@@ -133,7 +133,7 @@ cdef void undo_batch(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef void collect_requests(Engine * engine, ContextBox * box) noexcept nogil:
-    """Put the requests that want tokens in line, oldest first; end those that were cancelled."""
+    """Sort the requests that want tokens, oldest first, and end those that were cancelled."""
     cdef size_t i
     cdef NativeRequest * request
     engine.working.clear()
@@ -155,9 +155,9 @@ cdef void collect_requests(Engine * engine, ContextBox * box) noexcept nogil:
 
 
 cdef void begin_sequence(Engine * engine, ContextBox * box, NativeRequest * request) noexcept nogil:
-    """See what of its tokens is in the memory, or can be had without computing it.
+    """Find which of its tokens are in the memory, or can be brought in without computing them.
 
-    Only when all that take part are known: making room for one must not move out an older one.
+    Called when all participants are known: making room for one must not evict an older one.
     """
     cdef NativeSequence * sequence = request.sequence.get()
     cdef bint looks = sequence.n_kv == 0 or not request.begun
@@ -191,7 +191,7 @@ cdef void plan_batch(Engine * engine, ContextBox * box) noexcept nogil:
     cdef NativeRequest * request
     box.batch.n_tokens = 0
     engine.shares.clear()
-    engine.turn += 1  # another one begins each time, so that nobody is always last
+    engine.turn += 1  # each turn begins with another request, so that none is always last
     for i in range(n):
         request = engine.working[(i + engine.turn) % n]
         if is_kept_aside(request.sequence.get()):
@@ -299,13 +299,13 @@ cdef void recover(Engine * engine, ContextBox * box, int32_t code,
         else:
             sequence.n_kv = pos_max + 1
     if code == ABORTED:
-        return  # the next turn ends who was cancelled and goes on with the others
+        return  # the next turn ends the cancelled requests and continues with the others
     if engine.shares.size() == 1:
         request = engine.shares[0].request
         set_text(request.error, error)
         fail_request(engine, box, request, code)
         return
-    # Somebody in the batch is at fault: let each go alone once, and only the guilty one will fail.
+    # One request in the batch is at fault: decode each alone once, and only that one will fail.
     for i in range(engine.shares.size()):
         engine.shares[i].request.suspect = True
 
@@ -349,8 +349,8 @@ cdef void take_back(Engine * engine, ContextBox * box, NativeRequest * request,
                     int32_t n) noexcept nogil:
     """Take the last n tokens off the ledger.
 
-    Where a recurrent state knows of them already, the ledger's owner does it, who may have a copy
-    of the state to go back to; the owner also appends the tokens of the text that is kept of them.
+    If a recurrent state contains them already, the ledger's owner does it, as it may have a copy
+    of an earlier state. The owner also appends the tokens of the text that is kept of them.
     """
     cdef NativeSequence * sequence = request.sequence.get()
     cdef int32_t n_left = <int32_t> sequence.tokens.size() - n

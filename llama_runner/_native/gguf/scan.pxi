@@ -2,8 +2,8 @@
 #
 # The long arrays of a GGUF header, scanned without a Python object for each element.
 #
-# The bytes are a stranger's: no length is believed before it was compared with what is there. Like
-# the files that llama.cpp loads, everything here is little-endian.
+# The bytes are not trusted: each length is compared with what is there before it is used. Like the
+# files that llama.cpp loads, everything here is little-endian.
 import os as _os
 
 from libc.stdint cimport UINT32_MAX, int32_t, uint32_t, uint64_t
@@ -31,7 +31,7 @@ cdef extern from *:
 cdef enum:
     HASHED_AT_ONCE = 7  # bytes of a text that are hashed at a time
     HEAD_SIZE = 2 * HASHED_AT_ONCE
-    HEAD_LOADED = HASHED_AT_ONCE + 8  # bytes that are loaded to get at those of a short text
+    HEAD_LOADED = HASHED_AT_ONCE + 8  # bytes that are loaded to read a head
     LONGEST_STAND_IN = 24  # "[EMPTY_4294967295]" and its end
     PREFETCH_AHEAD = 16
     COMPARED_AT_ONCE = 32
@@ -39,37 +39,37 @@ cdef enum:
 
 cdef inline bint length_at(const char * header, size_t size, size_t position,
                            uint64_t * length) noexcept nogil:
-    """The length of the string at a position; False if it reaches past the header."""
+    """Read the length of the string at a position; False if it reaches past the header."""
     if position > size or size - position < 8:
         return False
     memcpy(length, header + position, 8)
     return length[0] <= size - position - 8
 
 
-cdef struct StringHead:  # the first bytes of a text as two numbers; zeros behind its end
+cdef struct StringHead:  # the first bytes of a text as two numbers, zeros after its end
     uint64_t low
     uint64_t high
     bint has_nul
 
 
 cdef inline uint64_t lowest_bytes(size_t count) noexcept nogil:
-    """The bits of so many bytes, 7 at most."""
+    """Return the bits of so many bytes, 7 at most."""
     return (<uint64_t> 1 << (8 * count)) - 1
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    """Not 0 if a byte of the word is 0."""
+    """Return a number that is not 0 if a byte of the word is 0."""
     return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
 
 
 cdef inline uint64_t equal_tags(uint64_t bucket, uint64_t tag) noexcept nogil:
-    """Not 0 if one of the four tags in a bucket is this one."""
+    """Return a number that is not 0 if one of the four tags in a bucket equals this one."""
     cdef uint64_t different = bucket ^ tag * EACH_TAG
     return (different - EACH_TAG) & ~different & (EACH_TAG << 15)
 
 
 cdef inline StringHead head_of(const unsigned char * data, size_t size) noexcept nogil:
-    """The first 14 bytes of a text, or fewer; 15 are loaded, whatever they are behind its end."""
+    """Return the first 14 bytes of a text, or fewer. 15 are loaded, also after its end."""
     cdef StringHead head
     cdef uint64_t low_bits = lowest_bytes(min(size, <size_t> HASHED_AT_ONCE))
     cdef uint64_t high_bits = lowest_bytes(
@@ -85,14 +85,14 @@ cdef inline StringHead head_of(const unsigned char * data, size_t size) noexcept
 
 
 cdef inline bint has_early_gap(StringView text) noexcept nogil:
-    """Whether there is a space behind the first byte, in the window of a text."""
+    """Return whether the head of a text has a space after its first byte."""
     cdef StringHead head = head_of(text.data, text.size)
     head.low |= 0xFF
     return (zero_bytes(head.low ^ EACH_BYTE * 32) | zero_bytes(head.high ^ EACH_BYTE * 32)) != 0
 
 
 cdef inline uint64_t fold_61(uint128_t product) noexcept nogil:
-    """The product modulo 2^61 - 1, and perhaps some of that again."""
+    """Reduce a product modulo 2^61 - 1, apart from a small multiple of that."""
     return (<uint64_t> product & MERSENNE_61) + <uint64_t> (product >> 61)
 
 
@@ -101,7 +101,7 @@ cdef inline uint64_t multiply_61(uint64_t a, uint64_t b) noexcept nogil:
 
 
 cdef inline uint64_t hash_head(uint64_t size, StringHead head, HashKey key) noexcept nogil:
-    """The polynomial of a text of two pieces: ``((size + low) * key + high) * key``."""
+    """Evaluate the polynomial of a text of two pieces: ``((size + low) * key + high) * key``."""
     return fold_61(<uint128_t> (size + head.low) * key.squared + <uint128_t> head.high * key.once)
 
 
@@ -110,9 +110,9 @@ cdef inline uint32_t mix_bits(uint64_t value) noexcept nogil:
 
 
 cdef uint32_t hash_string(StringView text, HashKey key) noexcept nogil:
-    """The text as a polynomial of its pieces of 7 bytes, at a point that nobody can foresee.
+    """Evaluate the text as a polynomial of its pieces of 7 bytes, at a random point.
 
-    So nobody can choose texts that collide (Carter and Wegman, "Universal classes of hash
+    So an attacker cannot choose texts that collide (Carter and Wegman, "Universal classes of hash
     functions", 1979). The bits are mixed once more for the table, which takes some of them.
     """
     cdef unsigned char[HEAD_LOADED] start
@@ -133,7 +133,7 @@ cdef uint32_t hash_string(StringView text, HashKey key) noexcept nogil:
 
 
 def find_int32(bytes header, size_t start, size_t count, int32_t value, size_t first):
-    """The index, from ``first`` on, of a value in an array of 32-bit integers, or None."""
+    """Return the index, from ``first`` on, of a value in an array of 32-bit integers, or None."""
     cdef const char * numbers = _numbers_at(header, start, count)
     cdef size_t index = first
     cdef size_t i
@@ -157,7 +157,7 @@ def find_int32(bytes header, size_t start, size_t count, int32_t value, size_t f
 
 
 def find_nan(bytes header, size_t start, size_t count):
-    """The index of the first value in an array of 32-bit floats that is not a number, or None."""
+    """Return the index of the first NaN in an array of 32-bit floats, or None."""
     cdef const char * numbers = _numbers_at(header, start, count)
     cdef size_t index = 0
     cdef float number
@@ -180,7 +180,7 @@ cdef const char * _numbers_at(bytes header, size_t start, size_t count) except N
 @cython.final
 @cython.auto_pickle(False)
 cdef class StringArray:
-    """The strings of an array in a GGUF header: a sequence of bytes objects, made when asked for.
+    """The strings of an array in a GGUF header, as a sequence that makes bytes objects on demand.
 
     It is empty until `read` finds its strings.
 
@@ -195,7 +195,7 @@ cdef class StringArray:
         self.starts.assign(1, start)
 
     def read(self, bytes header, size_t count):
-        """Go on until there are ``count`` strings, as far as they lie in the header.
+        """Find strings until there are ``count``, as far as they lie in the header.
 
         Args:
             header: The header, or as much of it as was read; it may be longer the next time.
@@ -209,7 +209,7 @@ cdef class StringArray:
         cdef size_t position = self.starts.back()
         cdef uint64_t length
         if not position <= size < UINT32_MAX:
-            raise ValueError(f"a header of {size} bytes is no place for strings at {position}")
+            raise ValueError(f"a header of {size} bytes cannot have strings at {position}")
         self.header = header
         self.data = data
         with nogil:
@@ -220,7 +220,7 @@ cdef class StringArray:
 
     @property
     def end(self):
-        """Where in the header the next string would start."""
+        """Position in the header at which the next string would start."""
         return self.starts.back()
 
     def __len__(self):
@@ -245,7 +245,7 @@ cdef class StringArray:
         return found
 
     def find_duplicate(self):
-        """The index of the first token that an earlier one equals in llama.cpp's eyes, or None.
+        """Return the index of the first token that llama.cpp takes for an earlier one, or None.
 
         llama.cpp cuts a token at a NUL, and calls the empty one with the index 5 ``[EMPTY_5]``.
         """
@@ -265,7 +265,7 @@ cdef class StringArray:
         return found if found < n else None
 
     def find_without_gap(self):
-        """The index of the first string with no space behind its first byte, or None.
+        """Return the index of the first string without a space after its first byte, or None.
 
         A merge is two pieces with a space between them, and the first piece may begin with one.
         """
@@ -283,7 +283,7 @@ cdef class StringArray:
         return i if i < n else None
 
     def find_dead_end(self):
-        """The first byte of an RWKV token that is no token by itself, or None.
+        """Return the first byte of an RWKV token that is not itself a token, or None.
 
         RWKV's tokenizer, which takes the longest token it finds, never ends on such a byte.
         """
@@ -313,7 +313,7 @@ cdef class StringArray:
         return text
 
     cdef StringView text(self, size_t index, char * stand_in) noexcept nogil:
-        """A token as llama.cpp reads it; where it is empty, ``stand_in`` takes its text."""
+        """Return a token as llama.cpp reads it; that of an empty one is put in ``stand_in``."""
         cdef StringView text = self.raw(index)
         cdef const void * end = memchr(text.data, 0, text.size) if text.size else NULL
         if end is not NULL:
@@ -324,7 +324,7 @@ cdef class StringArray:
         return text
 
     cdef size_t n_heads(self) noexcept nogil:
-        """How many strings have all bytes of a window before the array's end."""
+        """Count the strings whose head can be loaded before the array's end."""
         cdef size_t n = self.starts.size() - 1
         while n and self.starts[n - 1] + 8 + HEAD_LOADED > self.starts.back():
             n -= 1
@@ -348,7 +348,7 @@ cdef class StringArray:
 
     cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
                                 size_t mask) noexcept nogil:
-        """The first token with an equal one before it, or the number of tokens.
+        """Return the first token with an equal one before it, or the number of tokens.
 
         A bucket has room for four tags, half hashes that are not 0; those that do not fit go into
         the next one. Equal tags are looked into: by chance there are some twenty of them among
@@ -385,7 +385,7 @@ cdef class StringArray:
 
 
 cdef int first_unescaped(StringView text, bint * single) noexcept nogil:
-    """The first byte of an RWKV token, its escapes undone, or -1; ``single`` if it has no other."""
+    """Return the first byte of an unescaped RWKV token, or -1; ``single``: it is the only one."""
     cdef size_t i
     cdef int first = -1
     cdef int hex_digits = 0

@@ -34,7 +34,7 @@ from llama_runner._llama_cpp.shim.state cimport (
     share_in_memory,
 )
 
-# Less than this is decoded sooner than copied, and not worth tying sequences together.
+# Fewer cells are decoded sooner than copied, and not worth sharing.
 cdef enum:
     MIN_SHARED = 32
 
@@ -44,7 +44,7 @@ cdef inline int32_t * shared_cells(Engine * engine, llama_seq_id a, llama_seq_id
 
 
 cdef void limit_sharing(Engine * engine, llama_seq_id slot, int32_t n) noexcept nogil:
-    """From now on a slot has at most its first n cells in common with others."""
+    """Note that a slot shares at most its first n cells with others from now on."""
     cdef llama_seq_id other
     for other in range(<llama_seq_id> engine.slots.size()):
         if other != slot and shared_cells(engine, slot, other)[0] > n:
@@ -53,7 +53,7 @@ cdef void limit_sharing(Engine * engine, llama_seq_id slot, int32_t n) noexcept 
 
 
 cdef int32_t most_shared(Engine * engine, llama_seq_id slot, llama_seq_id below) noexcept nogil:
-    """Cells that a slot has in common with any slot of a lower number than ``below``."""
+    """Count the cells that a slot shares with any slot of a lower number than ``below``."""
     cdef llama_seq_id other
     cdef int32_t most = 0
     for other in range(below):
@@ -63,7 +63,7 @@ cdef int32_t most_shared(Engine * engine, llama_seq_id slot, llama_seq_id below)
 
 
 cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
-    """Take a sequence out of the memory; its ledger stays, to be decoded again."""
+    """Remove a sequence from the memory; its ledger stays and is decoded again when needed."""
     cdef llama_seq_id slot = sequence.slot
     sequence.slot = -1
     sequence.n_kv = 0
@@ -72,18 +72,18 @@ cdef void drop_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
         if not engine.broken.load():
             remove_in_memory(deref(engine), box.context, slot, -1, -1)
         limit_sharing(engine, slot, 0)
-        engine.slots[slot].reset()  # frees a sequence that nobody else holds any more
+        engine.slots[slot].reset()  # frees a sequence without another holder
 
 
 cdef void limit_parked(NativeSequence * sequence, int32_t n) noexcept nogil:
-    """Of the state kept aside, at most the first n tokens still are this ledger's."""
+    """Note that at most the first n tokens of the parked state still match this ledger."""
     sequence.n_parked = min(sequence.n_parked, n)
     if sequence.n_parked <= 0:
         sequence.parked.reset()
 
 
 cdef inline int32_t oldest_needed(Engine * engine, int32_t n) noexcept nogil:
-    """The position from which on the cells must be there to go on behind the first n tokens."""
+    """Return the first position whose cell is needed to continue after the first n tokens."""
     return max(0, n - engine.traits.n_swa + 1) if engine.traits.n_swa > 0 else 0
 
 
@@ -96,7 +96,7 @@ cdef inline bint can_cut(Engine * engine, int32_t n_cells, int32_t n,
 
 cdef int32_t n_left_of(Engine * engine, ContextBox * box, NativeSequence * sequence,
                        int32_t n) noexcept nogil:
-    """How many tokens the memory would keep if it had to be cut to the first n."""
+    """Count the tokens that the memory would keep if it was cut to the first n."""
     if sequence.n_kv <= n:
         return sequence.n_kv
     # A window cache says yes even when the cells before n are gone: look.
@@ -106,7 +106,7 @@ cdef int32_t n_left_of(Engine * engine, ContextBox * box, NativeSequence * seque
 
 cdef void trim_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                      int32_t n) noexcept nogil:
-    """Keep at most the first n tokens in the memory; all or nothing where it cannot rewind."""
+    """Keep at most the first n tokens in the memory; none where it cannot be rewound to them."""
     limit_parked(sequence, n)
     if sequence.n_kv <= n:
         return
@@ -122,7 +122,7 @@ cdef bint rewind_cells(Engine * engine, ContextBox * box, NativeSequence * seque
                        const uint8_t * state, size_t size, int32_t n) noexcept nogil:
     """Go back to the first n tokens with a copy of the part that cannot be rewound, as it was then.
 
-    False where llama.cpp refuses it; all cells have gone then.
+    False if llama.cpp refuses it; then all cells are removed.
     """
     # The part that can be rewound still has the later cells.
     if (not restore_state(box.context, sequence.slot, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, state,
@@ -170,8 +170,8 @@ cdef bint remove_cells(Engine * engine, ContextBox * box, NativeSequence * seque
 cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequence,
                       NativeSequence * branch, int32_t start, int32_t stop,
                       vector[llama_token] & tokens) noexcept nogil:
-    """Put what a branch has from ``start`` on in the place of tokens[start:stop]; False if the
-    memory does not have what that takes, and nothing has changed.
+    """Replace tokens[start:stop] by what a branch has from ``start`` on. False if the memory does
+    not have the cells for it; then nothing has changed.
 
     tokens: the ledger as it is then.
     """
@@ -201,7 +201,7 @@ cdef bint graft_cells(Engine * engine, ContextBox * box, NativeSequence * sequen
 
 
 cdef void settle_cells(Engine * engine, ContextBox * box) noexcept nogil:
-    """Carry out shifts and copies that llama.cpp has put off.
+    """Carry out shifts and copies that llama.cpp has postponed.
 
     Until then a saved state would have the old keys; and an abort in the middle of a decode that
     begins with it would leave some of the keys moved, and all of them due to be moved again.

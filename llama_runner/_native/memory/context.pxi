@@ -1,6 +1,6 @@
 # Uses: errors, signals, machine, model, cells, room, loop, engine
 #
-# Context: one KV memory, its threads, and who may use it when.
+# Context: one KV memory and the threads that compute on it.
 from libc.stdlib cimport free
 from libcpp.memory cimport make_shared
 
@@ -281,9 +281,9 @@ cdef class Context:
         return self.box
 
     def close(self):
-        """Stop what runs on the context and free it. Those who wait for it get ClosedError.
+        """Stop what runs on the context and free it. Calls that wait for it raise ClosedError.
 
-        After ``fork`` the child only lets go of it: it is the parent's.
+        In a forked child, only forget it: it belongs to the parent.
         """
         cdef shared_ptr[ContextBox] last
         if process_id() != self.owner:
@@ -312,7 +312,7 @@ cdef class Context:
 
     @property
     def can_shift(self):
-        """Can tokens be removed from the middle of a sequence without recomputing the rest?"""
+        """True if tokens can be removed from the middle without recomputing the rest."""
         return self.engine.traits.can_shift
 
     @property
@@ -370,7 +370,7 @@ cdef class Context:
         """Free a LoRA adapter. Sequences that it computed go on without it, and start anew.
 
         Raises:
-            InvalidParameterError: There is none of this name.
+            InvalidParameterError: No adapter has this name.
             ContextBusyError: A sequence is generating with it.
         """
         cdef shared_ptr[ContextBox] box = self.alive()
@@ -459,5 +459,5 @@ cdef object broken_context(Engine * engine):
         native=engine.broken_by.decode("utf-8", "replace") or None)
 
 
-# Contexts to stop before the interpreter goes away; see module.pxi.
+# Contexts to stop before the interpreter exits; see exit.pxi.
 _live_contexts = _weakref.WeakSet()

@@ -12,7 +12,7 @@ from llama_runner._llama_cpp.shim.state cimport Engine, NativeSequence, Sequence
 
 
 cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequence) noexcept nogil:
-    """Take a sequence out of the memory, keeping its state aside where there is room for it."""
+    """Remove a sequence from the memory, and park its state if there is room for it."""
     cdef int32_t exact = sequence.n_exact
     cdef SequencePtr held
     if sequence.slot >= 0:
@@ -30,6 +30,6 @@ cdef void park_cells(Engine * engine, ContextBox * box, NativeSequence * sequenc
 
 
 cdef bint is_kept_aside(NativeSequence * sequence) noexcept nogil:
-    """Is it out of the memory, with a state that can come back?"""
+    """Return whether a sequence is out of the memory and has a state to restore."""
     return (sequence.n_kv == 0 and sequence.n_parked > 0 and <bint> sequence.parked
             and not sequence.parked.get().dropped())

@@ -12,10 +12,10 @@ from llama_runner._llama_cpp.shim.state cimport Engine, NativeSequence, Sequence
 
 cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, uint64_t arrival,
                     int32_t n, NativeSequence * donor=NULL) noexcept nogil:
-    """Find a slot and n cells, moving out who is idle, then who came later; nobody where that is
-    not enough.
+    """Reserve a slot and n cells. Evict idle sequences first, then those of younger requests; none
+    if that would not be enough.
 
-    donor: of those who are idle, it leaves last.
+    donor: the last of the idle ones to evict.
     """
     cdef NativeSequence * sequence = wanting.get()
     cdef size_t i
@@ -39,7 +39,7 @@ cdef bint make_room(Engine * engine, ContextBox * box, SequencePtr & wanting, ui
 
 cdef bint can_make_room(Engine * engine, NativeSequence * wanting, uint64_t arrival,
                         int32_t n) noexcept nogil:
-    """Would there be a slot and n cells if all left who may?"""
+    """Return whether there would be a slot and n cells if all sequences that may leave did."""
     cdef NativeSequence * sequence
     cdef size_t i, j
     cdef int32_t most
@@ -67,9 +67,10 @@ cdef bint can_make_room(Engine * engine, NativeSequence * wanting, uint64_t arri
 
 cdef bint may_leave(Engine * engine, NativeSequence * sequence, NativeSequence * wanting,
                     uint64_t arrival) noexcept nogil:
-    """May it be moved out for another's sake? Not if it came earlier, or is in this turn's batch.
+    """Return whether a sequence may be evicted for another: not if its request came earlier or is
+    in the current batch.
 
-    For an operation, whose arrival is 0, nobody leaves who generates.
+    An operation, whose arrival is 0, never evicts a generating sequence.
     """
     cdef size_t i
     if sequence == wanting or (arrival == 0 and is_wanted(engine, sequence)):
@@ -102,8 +103,8 @@ cdef int32_t used_cells(Engine * engine) noexcept nogil:
 
 cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
                     uint64_t arrival, NativeSequence * donor) noexcept nogil:
-    """Move one other sequence out of the memory: of the idle ones whoever leaves_before() the
-    others, else the youngest request's. The oldest request so always gets on."""
+    """Evict one other sequence: the idle one that leaves_before() the others, else that of the
+    youngest request. So the oldest request always advances."""
     cdef NativeSequence * victim = NULL
     cdef NativeSequence * sequence
     cdef uint64_t youngest = 0
@@ -130,7 +131,8 @@ cdef bint evict_one(Engine * engine, ContextBox * box, NativeSequence * wanting,
 
 cdef bint leaves_before(NativeSequence * a, NativeSequence * b,
                         NativeSequence * donor) noexcept nogil:
-    """Who was used longest ago, but for those that are kept warm, and for the donor."""
+    """Return whether ``a`` is evicted before ``b``: least recently used first, then those that are
+    kept warm, the donor last."""
     if a == donor or b == donor:
         return b == donor
     if a.warm != b.warm:

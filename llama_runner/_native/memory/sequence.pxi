@@ -30,8 +30,8 @@ cdef class Sequence:
     def __init__(self):
         raise TypeError("a Sequence comes from Context.new_sequence()")
 
-    # A share, to be held for as long as it is looked at: another thread may close the sequence
-    # whenever the GIL is let go, as Python code and the wait for a lock do.
+    # Returns a share, to be held as long as the sequence is used: another thread may close it
+    # whenever the GIL is released, as Python code and the wait for a lock do.
     cdef SequencePtr alive(self) except *:
         self.context.alive()
         if not self.native:
@@ -65,7 +65,7 @@ cdef class Sequence:
 
     @property
     def closed(self):
-        """Was it, or its context, closed?"""
+        """True if it or its context was closed."""
         return not self.native or self.context.closed
 
     @property
@@ -93,7 +93,7 @@ cdef class Sequence:
 
     @property
     def busy(self):
-        """Is a generation on this sequence begun and not yet done or closed?"""
+        """True if a generation on this sequence was begun and is not yet done or closed."""
         return self.native.get().user is not NULL if self.native else False
 
     @property
@@ -194,14 +194,14 @@ cdef class Sequence:
         return "shift" if shifted else "rebuild"
 
     def graft(self, Sequence branch not None, Py_ssize_t start, Py_ssize_t stop):
-        """Put a branch's tokens in the place of tokens[start:stop], and move what follows.
+        """Replace tokens[start:stop] by a branch's tokens, and move what follows.
 
         Args:
-            branch: A fork that has kept the first ``start`` tokens and got others behind them, all
-                of them decoded. It is to be closed.
+            branch: A fork that kept the first ``start`` tokens and has others after them, all
+                of them decoded. The caller closes it.
 
         Returns:
-            False where the memory does not have what it takes, and nothing has changed: both
+            False if the memory does not have what it takes, and nothing has changed: both
             sequences' cells in the unified layout of plain attention, and what follows not shared.
         """
         cdef SequencePtr held = self.idle()
@@ -238,7 +238,7 @@ cdef class Sequence:
         self.idle()
 
     def forget_from(self, Py_ssize_t n):
-        """Let tokens from index n on leave the memory; they are decoded again when needed."""
+        """Remove tokens from index n on from the memory; they are decoded again when needed."""
         cdef SequencePtr held = self.idle()
         cdef NativeSequence * native = held.get()
         with self._held():
@@ -252,7 +252,7 @@ cdef class Sequence:
             return n_left_of(self.context.engine, self.context.box.get(), native, n)
 
     def evict(self):
-        """Leave the KV memory, for the parking where it has room; else to be decoded again."""
+        """Evict it from the memory: park its state if there is room, or decode it again later."""
         cdef SequencePtr held = self.idle()
         cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
@@ -262,7 +262,7 @@ cdef class Sequence:
                 park_cells(engine, box, native)
 
     def bring_in(self):
-        """Come back into the memory, if it was kept aside and there is room."""
+        """Restore it into the memory, if it is parked and there is room."""
         cdef SequencePtr held = self.idle()
         cdef NativeSequence * native = held.get()
         cdef Engine * engine = self.context.engine
@@ -327,7 +327,7 @@ cdef class Sequence:
         return logits
 
     def save_state(self, *, bint partial=False):
-        """The cells of the tokens in memory, or kept aside, as bytes; b"" where there are none.
+        """Copy the cells of the tokens in memory, or parked, as bytes; b"" if there are none.
 
         Args:
             partial: Only what cannot be rewound: a recurrent state, a window cache.
@@ -381,9 +381,9 @@ cdef class Sequence:
         return True
 
     def adopt_state(self, const uint8_t[::1] state not None, Py_ssize_t n, Py_ssize_t n_exact):
-        """Keep cells aside that :meth:`save_state` gave; they come in with the next use.
+        """Park cells that :meth:`save_state` gave; the next use restores them.
 
-        Where llama.cpp then refuses them, the tokens are decoded again.
+        If llama.cpp then refuses them, the tokens are decoded again.
 
         Args:
             state: From a context with the same model and settings, not partial.
@@ -408,7 +408,7 @@ cdef class Sequence:
         return min(len(self), self.alive().get().n_exact)
 
     def keep_warm(self):
-        """Until its next use, leave the memory only after all that are not kept warm."""
+        """Until its next use, evict it only after all sequences that are not kept warm."""
         self.idle().get().warm = True
 
     @property
@@ -526,7 +526,7 @@ cdef class Sequence:
 
 
 cdef int check_state(NativeSequence * sequence, Py_ssize_t n_bytes, Py_ssize_t n) except -1:
-    """Can these bytes be the state of the first n tokens of this ledger?"""
+    """Refuse bytes that cannot be the state of the first n tokens of this ledger."""
     if not 0 < n <= <Py_ssize_t> sequence.tokens.size() or n_bytes == 0:
         raise InvalidParameterError(
             f"state, n: {n_bytes} bytes cannot be the state of the first {n} of "

@@ -31,11 +31,11 @@ from llama_runner._llama_cpp.shim.state cimport (
 
 cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
                       uint64_t arrival) noexcept nogil:
-    """Have as much of a sequence in the memory as can be had without computing it: what is there
-    already or was kept aside, unless another, there or kept aside, has more in common with it.
+    """Bring in as much of a sequence as possible without computing: its own cells or parked state,
+    or the shared beginning of another sequence, in memory or parked, if that is longer.
 
-    Where there is no room now, what was kept aside stays there. Returns how many tokens it took
-    over from another.
+    If there is no room now, the parked state stays parked. Returns how many tokens were taken over
+    from another sequence.
     """
     cdef NativeSequence * sequence = wanting.get()
     cdef ParkedPtr own = sequence.parked
@@ -70,7 +70,7 @@ cdef int32_t bring_in(Engine * engine, ContextBox * box, SequencePtr & wanting,
 
 
 cdef int32_t n_of_own(Engine * engine, NativeSequence * sequence) noexcept nogil:
-    """How many tokens a sequence would have of its own state that was kept aside."""
+    """Count the tokens that a sequence could restore from its own parked state."""
     cdef int32_t n = sequence.n_parked
     cdef int32_t n_cells
     if not sequence.parked or sequence.parked.get().dropped():
@@ -80,14 +80,14 @@ cdef int32_t n_of_own(Engine * engine, NativeSequence * sequence) noexcept nogil
 
 
 cdef inline int32_t oldest_saved(Engine * engine, int32_t n) noexcept nogil:
-    """The position from which on a state of n tokens has all cells: llama.cpp saves of a window
-    what its last token sees."""
+    """Return the position from which on a saved state of n tokens has all cells: of a window,
+    llama.cpp saves what the last token sees."""
     return max(0, n - engine.traits.n_swa) if engine.traits.n_swa > 0 else 0
 
 
 cdef bint make_room_for(Engine * engine, ContextBox * box, ParkedPtr & parked,
                         SequencePtr & wanting, uint64_t arrival) noexcept nogil:
-    """Find a slot and cells for a state that was kept aside."""
+    """Find a slot and cells for a parked state."""
     cdef bint found
     engine.parking.coming_in = parked.get()
     found = make_room(engine, box, wanting, arrival, parked.get().n_tokens)
@@ -99,7 +99,7 @@ cdef bint make_room_for(Engine * engine, ContextBox * box, ParkedPtr & parked,
 
 cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
                        SequencePtr & wanting, int32_t n) noexcept nogil:
-    """Put a state that was kept aside into the memory, and keep its first n tokens."""
+    """Restore a parked state, and keep its first n tokens."""
     cdef NativeSequence * sequence = wanting.get()
     if (not unpark_state(parked.get()[0], box.context, sequence.slot)
             or last_in_memory(deref(engine), box.context, sequence.slot)
@@ -113,9 +113,9 @@ cdef bint unpark_cells(Engine * engine, ContextBox * box, ParkedPtr & parked,
 
 cdef int32_t copy_state(Engine * engine, ContextBox * box, SequencePtr & wanted, uint32_t flags,
                         vector[uint8_t] & state) noexcept nogil:
-    """Copy a sequence's state as bytes, from the memory or from where it is kept aside.
+    """Copy a sequence's state as bytes, from the memory or from its parked state.
 
-    Returns of how many tokens it is, 0 if there is none. No bytes: llama.cpp cannot save it.
+    Returns the number of its tokens, 0 if there is none. No bytes: llama.cpp cannot save it.
     """
     cdef NativeSequence * sequence = wanted.get()
     if (is_kept_aside(sequence) and flags == 0
@@ -133,7 +133,7 @@ cdef int32_t copy_state(Engine * engine, ContextBox * box, SequencePtr & wanted,
 
 cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSequence * other,
                          int32_t n_known, int32_t n_cells, int32_t oldest) noexcept nogil:
-    """How many of another's first cells a sequence could have, 0 if not worth taking over.
+    """Count the cells that a sequence could take over from another, 0 if not worth it.
 
     Of the other's n_cells, the first n_known still are those of its tokens; of layers with a
     window, only cells from the position ``oldest`` on are there.
@@ -152,7 +152,7 @@ cdef int32_t n_in_common(Engine * engine, NativeSequence * sequence, NativeSeque
 
 cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequence * sequence,
                                  int32_t * n_common) noexcept nogil:
-    """The sequence in memory with the longest beginning in common, NULL if not worth it."""
+    """Return the sequence in memory with the longest shared beginning, NULL if not worth it."""
     cdef NativeSequence * best = NULL
     cdef NativeSequence * other
     cdef size_t i
@@ -172,7 +172,7 @@ cdef NativeSequence * best_donor(Engine * engine, ContextBox * box, NativeSequen
 
 cdef ParkedPtr best_parked(Engine * engine, NativeSequence * sequence,
                            int32_t * n_common) noexcept nogil:
-    """The state kept aside with the longest beginning in common, null if not worth it."""
+    """Return the parked state with the longest shared beginning, null if not worth it."""
     cdef ParkedPtr best
     cdef SequencePtr other
     cdef size_t i
@@ -219,7 +219,7 @@ cdef bint share_cells(Engine * engine, ContextBox * box, NativeSequence * donor,
 
 cdef void note_sharing(Engine * engine, llama_seq_id donor, llama_seq_id taker,
                        int32_t n) noexcept nogil:
-    """The first n cells of a slot are those of another, and of all who have these."""
+    """Note that a slot shares its first n cells with another, and with all that share those."""
     cdef llama_seq_id other
     for other in range(<llama_seq_id> engine.slots.size()):
         if other != taker:

@@ -33,13 +33,13 @@ python_errors().model_load = <PyObject *> ModelLoadError
 
 
 cdef object native_line():
-    """What llama.cpp logged as an error on this thread since forget_error(), or None."""
+    """Return the error line that llama.cpp logged on this thread since forget_error(), or None."""
     cdef bytes line = last_error()
     return line.decode("utf-8", "replace") or None
 
 
 cdef int pass_on_interrupt(object error) except -1:
-    """Raise again what a signal handler raised; the rest is the call's own."""
+    """Raise the error again if a signal handler raised it and not the call itself."""
     if raised_by_handler(error):
         raise error
     return 0

@@ -17,12 +17,12 @@ llama_backend_init()
 
 def _stop_all_loops():
     # Daemon threads may still compute. Let them end their turn before C++ destroys the backends
-    # they use; the contexts themselves die with the process.
+    # that they use; the contexts themselves die with the process.
     cdef Context context
     process_exits.store(True)
     deadline = _time.monotonic() + MOST_SECONDS_AT_EXIT
     try:
-        # A callback may wait for what no longer comes: then its thread is given up.
+        # A callback may wait for something that never comes; then do not wait for its thread.
         while n_calls_into_python.load() > 0 and _time.monotonic() < deadline:
             _time.sleep(0.001)
     finally:

@@ -57,13 +57,13 @@ cdef void log_line(int level, const char * text) noexcept with gil:
         if line:
             _native_logger.log(_LEVELS.get(level, _logging.INFO), "%s", line)
     except BaseException as error:  # must not unwind through llama.cpp's frames
-        # A broken log handler harms nobody.
+        # A broken log handler must not end the call.
         if in_main_thread and (not isinstance(error, Exception) or raised_by_handler(error)):
             raise_after_logging(error)
 
 
 cdef void emit_deferred_log() noexcept:
-    """Log what this thread put off while it held a monitor."""
+    """Log the lines that this thread deferred while it held a monitor."""
     cdef vector[LogLine] * lines = take_deferred_log()
     cdef size_t i
     if lines is NULL:

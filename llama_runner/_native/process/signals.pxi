@@ -2,14 +2,14 @@
 #
 # Python's signal handlers, while llama.cpp works.
 #
-# Python runs them in its main thread, between two of its own instructions. So what takes long asks
-# for them now and then, and ends early where one raises:
+# Python runs them in its main thread, between two of its own instructions. So native code that
+# takes long runs them now and then, and ends early if one raises:
 #
-# - What returns to Python itself (tokenising, templates, loading) returns with the exception.
-# - The decode loop computes for other threads, too, and goes on for them: engine.interrupt has the
-#   exception until the main thread's own call returns.
-# - A log line goes through Python code with llama.cpp's frames below it. What is raised there waits
-#   in `raised_while_logging` for whichever of these comes next, or for the next Python instruction.
+# - Code that returns to Python itself (tokenizing, templates, loading) returns with the exception.
+# - The decode loop computes for other threads as well and continues for them: engine.interrupt
+#   keeps the exception until the main thread's own call returns.
+# - A log line runs Python code above llama.cpp's frames. An exception raised there waits in
+#   `raised_while_logging` for the first of these, or for the next Python instruction.
 import os as _os
 import threading as _threading
 
@@ -30,11 +30,11 @@ cdef atomic[int] n_calls_into_python
 
 
 cdef bint enter_python() noexcept nogil:
-    """May this thread take the GIL, with llama.cpp's frames below it? Then leave_python() follows.
+    """Return whether this thread may take the GIL above llama.cpp's frames, until leave_python().
 
     At exit Python ends the threads that ask for it by unwinding their stacks, and a `catch (...)`
-    in llama.cpp's frames makes an abort of that. So whoever comes late must not ask, and the exit
-    waits for those who were in time (module.pxi).
+    in llama.cpp's frames turns that into an abort. So a late thread must not ask for it, and the
+    exit waits for the threads that came in time (exit.pxi).
     """
     n_calls_into_python.fetch_add(1)
     if process_exits.load():
@@ -54,7 +54,7 @@ cdef object raised_while_logging = None
 def _learn_main_thread():
     global main_thread
     main_thread = PyThread_get_thread_ident()
-    n_calls_into_python.store(0)  # those who make them are the parent's threads
+    n_calls_into_python.store(0)  # the threads that make them exist in the parent only
 
 
 # In a forked child, the thread that forked is the main one.
@@ -62,13 +62,13 @@ _os.register_at_fork(after_in_child=_learn_main_thread)
 
 
 cdef int check_signals() except -1 with gil:
-    """Run Python's signal handlers, and raise what one raises, or raised while it was logged."""
+    """Run Python's signal handlers; raise what one raises, or what was raised while logging."""
     raise_what_logging_raised(NULL)
     return PyErr_CheckSignals()
 
 
 cdef CheckSignals signal_check() noexcept nogil:
-    """For native code that runs in this thread: what to call, NULL where there is no use in it."""
+    """Return the check that native code calls in this thread, NULL outside the main thread."""
     if PyThread_get_thread_ident() == main_thread:
         return check_signals
     return NULL

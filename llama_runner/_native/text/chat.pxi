@@ -78,7 +78,7 @@ cdef class ChatTemplate:
 
 
 cdef bytes as_json(size_t i, object message):
-    """A message as JSON, in UTF-8; ``i`` is its place in the prompt."""
+    """Return a message as JSON, in UTF-8; ``i`` is its index in the prompt."""
     try:
         return _json.dumps(message, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -92,7 +92,7 @@ cdef bytes as_json(size_t i, object message):
 
 
 cdef str template_error(object error):
-    """What llama.cpp says about a template, the cause first, in one line."""
+    """Return what llama.cpp says about a template in one line, the cause first."""
     cdef str text = str(error)
     place, found, reason = text.partition("\nError: ")
     if found:

@@ -28,7 +28,7 @@ def token_array(tokens):
     """Token ids in any form that is taken for them, as a numpy int32 array of its own.
 
     Raises:
-        TokenizationError: They are no integers, or no vocabulary has one of them.
+        TokenizationError: They are not integers, or one of them does not fit any vocabulary.
     """
     cdef vector[llama_token] copy
     read_tokens(tokens, copy)
@@ -38,7 +38,7 @@ def token_array(tokens):
 cdef int read_tokens(object source, vector[llama_token] & out, int last=INT_MAX) except -1:
     """Copy token ids from a buffer of int32 or int64 (no Python per token) or an iterable of ints.
 
-    All fit int32; whether they are 0 to `last`, the caller sees.
+    All fit int32; the caller checks that they are 0 to `last`.
     """
     cdef const int32_t[:] narrow
     cdef const int64_t[:] wide
@@ -97,8 +97,8 @@ cdef llama_token read_token(object item, object index, int last) except? -1:
 
 
 cdef int check_source(object source) except -1:
-    """Refuse what would pass for token ids, but is none."""
-    # Who has bytes has text. None would pass for a view of nothing.
+    """Refuse objects that would pass for token ids without being any."""
+    # Bytes are text. None would pass for an empty view.
     if source is None or isinstance(source, (str, bytes, bytearray)):
         raise not_token_ids(source)
     if isinstance(source, (list, tuple)):
@@ -109,7 +109,7 @@ cdef int check_source(object source) except -1:
 
 
 cdef bint hides_values(object source):
-    """Is this a numpy array of records, or with a mask? Their buffers pass for plain ones."""
+    """Return whether this is a numpy array of records or with a mask, whose buffer looks plain."""
     dtype = getattr(source, "dtype", None)
     is_masked = hasattr(source, "mask") and hasattr(source, "fill_value")
     return is_masked or getattr(dtype, "names", None) is not None
@@ -127,7 +127,7 @@ cdef object no_such_token(object token, object index, int last):
 
 
 cdef class _TokenIds:
-    # Token ids to read where they lie, if that is an int32 array, else a copy of them.
+    # Token ids: a view of the caller's int32 array, or else a copy.
     cdef const int32_t[::1] view
     cdef vector[llama_token] copy
     cdef const llama_token * data

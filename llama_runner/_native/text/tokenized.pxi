@@ -1,6 +1,6 @@
 # Uses: errors, model, token_ids
 #
-# Texts on their way to the tokenizer, and what is kept of them.
+# Texts for the tokenizer, and a text with its tokens.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 
@@ -13,7 +13,7 @@ from llama_runner._llama_cpp.shim.tokenizer cimport (
 
 
 cdef object immutable_text(object text):
-    """The text as it is now: a str, or bytes of UTF-8 out of whatever is like bytes."""
+    """Return a text that cannot change: a str, or the bytes of any bytes-like object."""
     if isinstance(text, (str, bytes)):
         return text
     try:
@@ -26,7 +26,7 @@ cdef object immutable_text(object text):
 
 
 cdef TextToTokenize text_to_tokenize(object text) except *:
-    """The UTF-8 of an immutable_text(), which lives as long as the text does."""
+    """Return the UTF-8 of an immutable_text(); it is valid as long as the text lives."""
     cdef TextToTokenize native = bytes_of_text(text)
     if native.size > INT_MAX:
         raise TokenizationError(
@@ -104,7 +104,7 @@ cdef class TokenizedText:
         return self.known.n_reused
 
     def common_prefix(self, text):
-        """Bytes of UTF-8 that this text and another begin with both."""
+        """Count the bytes of UTF-8 that this text and another have in common at their beginning."""
         kept = immutable_text(text)
         return common_prefix(self.native, bytes_of_text(kept))
 

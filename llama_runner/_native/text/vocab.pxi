@@ -138,7 +138,7 @@ cdef class Vocab:
             text: str or bytes, as for :meth:`tokenize`.
 
         Returns:
-            Byte offsets in its UTF-8, behind the first character of each control token.
+            Byte offsets in its UTF-8, after the first character of each control token.
 
         Raises:
             TokenizationError: The text has lone surrogates.
@@ -336,7 +336,7 @@ cdef class Vocab:
 
 
 cdef list texts_of(object texts):
-    """Texts that can be read without changing meanwhile."""
+    """Return the texts in a form that cannot change meanwhile."""
     # The letters of a text would pass for texts.
     if isinstance(texts, (str, bytes, bytearray, memoryview)):
         raise TokenizationError(
@@ -354,5 +354,5 @@ cdef object optional_token(llama_token token):
 
 
 cdef inline const llama_vocab * vocab_in(shared_ptr[ModelBox] & box) noexcept nogil:
-    """Freed with the model: use it only as long as there is a share of the box in hand."""
+    """Return the vocabulary, freed with the model: keep a share of the box while using it."""
     return llama_model_get_vocab(box.get().model)

@@ -53,7 +53,7 @@ auto limited(
         budget.next_check    = budget.steps - jinja::steps_between_checks;
     }
 
-    // What is left over holds itself, and nobody will ever free it.
+    // What is left refers to itself and is never freed.
     const auto check = [&] {
         leaks = leaks || budget.values != values;
         jinja::require(true, "");

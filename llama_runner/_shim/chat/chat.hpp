@@ -1,4 +1,4 @@
-// llama.cpp's chat templates (common/chat.h) behind strings of JSON.
+// llama.cpp's chat templates (common/chat.h) as functions on strings of JSON.
 #pragma once
 
 #include <memory>

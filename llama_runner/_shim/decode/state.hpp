@@ -1,10 +1,10 @@
 // The decode loop's state: plain data that many threads reach without the GIL.
 //
-// Who may touch what: `Engine::monitor` guards `active`, the orphans, the `running` and `closed`
+// Access: `Engine::monitor` guards `active`, the orphans, the `running` and `closed`
 // flags and every field of a Request that its caller reads. Sequence contents, the batch and the
-// llama_context belong to whoever holds the loop (`running == true`). The tokens of an idle sequence
-// are its owner's, who may append to them meanwhile: the holder of the loop looks at them with the
-// monitor held. Of those that generate, the holder appends to them: with the monitor held, too.
+// llama_context belong to the holder of the loop (`running == true`). The owner of an idle sequence may
+// append to its tokens meanwhile, so the holder of the loop reads them with the monitor held. The
+// holder appends to those of a generating sequence, also with the monitor held.
 #pragma once
 
 #include <algorithm>
@@ -127,10 +127,10 @@ struct Sequence {
     int32_t                  n_exact   = INT32_MAX;  // from here on, cells depend on tokens now gone
     std::vector<Adapter>     adapters;             // that they are computed with
     const void *             user      = nullptr;  // the request or memory operation that has it
-    uint64_t                 last_used = 0;        // who leaves first for others' sake
+    uint64_t                 last_used = 0;        // by the engine's clock: the oldest is evicted first
     bool                     orphan    = false;    // given up: the holder of the loop frees its slot
     bool                     warm      = false;    // after those that are not
-    bool                     stays     = false;    // whoever wants room now; see can_make_room()
+    bool                     stays     = false;    // not to be evicted now; see can_make_room()
 };
 
 using SequencePtr = std::shared_ptr<Sequence>;
@@ -278,9 +278,9 @@ inline void forget_unparked(std::vector<WeakSequencePtr> & sequences) {
     sequences.erase(std::remove_if(sequences.begin(), sequences.end(), back), sequences.end());
 }
 
-// ---- for the loop, which has nobody to throw at --------------------------------------------------
+// ---- for the loop, which has no caller to throw to ------------------------------------------------
 
-// Others may take over from a sequence's state that is kept aside; not where there is no memory.
+// Let others take over from a sequence's parked state; without memory for the note, they do not.
 inline void note_parked(Engine & engine, const SequencePtr & sequence) noexcept {
     forget_unparked(engine.parked);
     try {
@@ -293,7 +293,7 @@ inline void set_text(std::string & text, const std::string & value) noexcept {
     keep_text(text, value.c_str());
 }
 
-// With the monitor held. False where there is no memory.
+// Call with the monitor held. False if there is no memory.
 inline bool add_active(Engine & engine, Request * request) noexcept {
     try {
         engine.active.push_back(request);
@@ -310,8 +310,8 @@ void have_room(Items & items, size_t n_more) {
     }
 }
 
-// What a turn adds to is made large enough before it, with the monitor held, because there is no way
-// back in the middle of it. False where there is no memory.
+// Reserve what a turn may append, with the monitor held, because a turn cannot be undone in the
+// middle. False if there is no memory.
 inline bool has_room_for_turn(Engine & engine) noexcept {
     constexpr size_t kLongestPiece = 1024;  // append_piece() says so where one is longer
     try {

@@ -1,8 +1,8 @@
-// Whether what a batch wrote into the KV memory are finite numbers.
+// Checks that a batch wrote finite numbers into the KV memory.
 //
 // Attention passes over the cells of others, too, and multiplies what it must not see by zero. An
 // infinite key or value, as one that is too large for the memory's type, makes a NaN of that, for
-// every sequence and for whoever gets the cell next. So such cells are found at once, and zeroed.
+// every sequence and for the next user of the cell. So such cells are found at once and zeroed.
 #pragma once
 
 #include <utility>

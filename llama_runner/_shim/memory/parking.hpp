@@ -21,7 +21,7 @@
 
 namespace llama_runner {
 
-// A file that nobody else can open, and that goes with the process whatever happens to it.
+// A file that no other process can open, and that disappears with this one however it ends.
 class NamelessFile {
   public:
     NamelessFile() = default;
@@ -124,7 +124,7 @@ struct Parking {
     std::atomic<size_t> ram_used{0};
     std::atomic<size_t> disk_used{0};
     std::vector<std::weak_ptr<ParkedState>> states;  // in the order in which they were parked
-    // What is on its way into the memory. Who has to leave for it must not take its place here.
+    // The state that is being restored. A sequence that is evicted for it must not displace it here.
     const ParkedState * coming_in = nullptr;
 
     // Bytes of a tier that are in use, but for what is coming in.

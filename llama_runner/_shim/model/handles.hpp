@@ -1,6 +1,6 @@
 // Owning boxes for llama.cpp's objects.
 //
-// A box embeds a share of its parent, so whoever holds a ContextBox also keeps the weights alive
+// A box embeds a share of its parent, so the holder of a ContextBox also keeps the weights alive
 // and the freeing order (context, then threadpool, then model) cannot go wrong. After fork() the
 // child owns nothing: the worker threads that a destructor would join exist only in the parent.
 #pragma once

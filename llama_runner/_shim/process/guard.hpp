@@ -22,7 +22,7 @@ namespace llama_runner {
 
 // No llama.cpp function returns these.
 constexpr int32_t kThrew    = -100;
-constexpr int32_t kNoMemory = -99;  // it threw for want of memory
+constexpr int32_t kNoMemory = -99;  // it threw because there is no memory
 
 // Python exception classes, filled in once when the module is imported.
 struct PythonErrors {
@@ -120,7 +120,7 @@ inline int32_t append_piece(
     });
 }
 
-// False where there is no memory to sort in.
+// False if there is no memory to sort in.
 inline bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates) noexcept {
     std::string error;
     return guarded(error, [&] {

@@ -16,7 +16,7 @@ struct Interrupted {};
 // Asked between two calls of llama.cpp whether to go on.
 class Interrupt {
   public:
-    // stopped: set by another thread when there is no use in going on.
+    // stopped: set by another thread when it is pointless to continue.
     explicit Interrupt(CheckSignals check_signals, const std::atomic<bool> * stopped = nullptr)
         : check_signals_(check_signals), stopped_(stopped) {}
 

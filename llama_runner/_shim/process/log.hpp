@@ -1,4 +1,4 @@
-// The last error line that llama.cpp logged, per thread: the cause behind a bare NULL or -1.
+// The last error line that llama.cpp logged, per thread: the cause of a bare NULL or -1.
 #pragma once
 
 #include <cstdio>

@@ -1,7 +1,7 @@
 // What short pieces of text were tokenised to before.
 //
 // A table of fixed size in which a piece is written once and never changed, so readers take no
-// lock. A table that has become full is replaced by an empty one; who still reads it keeps it.
+// lock. A table that has become full is replaced by an empty one; a thread that still reads it keeps it.
 #pragma once
 
 #include <algorithm>

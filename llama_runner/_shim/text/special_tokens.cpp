@@ -139,11 +139,11 @@ std::vector<size_t> SpecialTokens::inside_control(std::string_view text) const {
         if (!may_start(text, at)) {
             continue;
         }
-        const size_t behind = at + character_size(text[at]);
+        const size_t after = at + character_size(text[at]);
         for (size_t length : lengths_) {
             const Special * special = look_up(text, at, length, true);
-            if (special && special->control && behind < at + length) {
-                places.push_back(behind);
+            if (special && special->control && after < at + length) {
+                places.push_back(after);
                 break;
             }
         }

@@ -30,7 +30,7 @@ class SpecialTokens {
     // cannot be cut.
     std::vector<size_t> inside_control(std::string_view text) const;
 
-    // Could a special token reach to a cut before byte `at`, or to the byte behind it?
+    // Could a special token reach to a cut before byte `at`, or to the byte after it?
     bool touch(std::string_view text, size_t at, bool parse_control) const;
 
   private:

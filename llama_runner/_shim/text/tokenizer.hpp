@@ -85,7 +85,7 @@ class Tokenizer {
     // Are the tokens of text[:at] and of text[at:] those of the text?
     bool can_cut(const TextToTokenize & text, size_t at, bool parse_special);
 
-    // The last cut of a block, or else the first one behind it, or the end of the text.
+    // The last cut of a block, or else the first one after it, or the end of the text.
     size_t next_cut(const TextToTokenize & text, size_t begin, bool parse_special);
 
     const Tables &              tables();
