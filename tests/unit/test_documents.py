@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from llama_runner import ContextParams, GenerationParams, ModelMetadata, ModelParams
+import llama_runner
+from llama_runner import (
+    ContextParams,
+    GenerationParams,
+    ModelMetadata,
+    ModelParams,
+    errors,
+    loaders,
+    memory,
+    tokens,
+)
 from llama_runner.results import ContextInfo, Receipt, Timings
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +97,15 @@ def test_every_page_is_in_a_table_of_contents() -> None:
             names = [line for line in toctree.split() if not line.startswith(":")]
             listed |= {page.parent / f"{name}.md" for name in names}
     assert pages - listed == set()
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", "\n".join(map(Path.read_text, pages)), re.M))
+    listed_names = {name.rpartition(".")[2] for name in listed} | set(errors.__all__)
+    public = {*llama_runner.__all__, *loaders.__all__, *memory.__all__, *tokens.__all__}
+    # Summarize is what summarize() returns.
+    assert public - listed_names == {"__version__", "Summarize"}
 
 
 @pytest.mark.parametrize(
