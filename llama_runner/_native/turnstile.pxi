@@ -1,6 +1,6 @@
-# Turnstile: whose turn it is to use what threads share, and the undoing of a call that raised.
+# Uses: errors, signals
 #
-# Uses: errors, signals.
+# Turnstile: whose turn it is to use what threads share, and the undoing of a call that raised.
 #
 # The context managers are compiled, because a signal handler may raise wherever a Python function
 # begins: at the beginning of an `__exit__` that is written in Python, too, which then does nothing.
