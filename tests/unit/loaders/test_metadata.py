@@ -39,7 +39,7 @@ def test_the_form_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_description_cannot_be_changed(tmp_path: Path) -> None:
     metadata = load_model(described(tmp_path))
-    with pytest.raises(ModelMetadataError, match=r"^name: ModelMetadata is frozen; make another"):
+    with pytest.raises(ModelMetadataError, match=r"^name: ModelMetadata is frozen; make a new one"):
         metadata.name = "other"  # type: ignore[misc]
     with pytest.raises(ModelMetadataError, match=r"^name: .* is frozen"):
         del metadata.name
