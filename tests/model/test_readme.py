@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llama_runner.cli import commands
+from llama_runner.cli.program import commands
 from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL, find_entry
 from llama_runner.params import ContextParams, GenerationParams, ModelParams
 
