@@ -333,7 +333,7 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     except of_the_call(FileNotFoundError):
         return []
     except of_the_call(OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no path has such characters"
+        reason = getattr(error, "strerror", None) or "a path cannot have such characters"
         raise LlamaSystemError(
             f"the directory {quoted(os.fspath(folder), 200)} cannot be read: {reason}; choose "
             "another with LLAMA_RUNNER_CATALOGUE or LLAMA_RUNNER_CACHE"
