@@ -79,7 +79,7 @@ def test_what_is_not_as_promised_never_gets_the_name(home: Path, damage: str) ->
     content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
     publish(home, content[damage])
     describe(home)
-    with pytest.raises(DownloadError, match="not the file that its description promises") as caught:
+    with pytest.raises(DownloadError, match="not the file in its description") as caught:
         pull("tiny")
     n = len(MODEL)
     told = {
