@@ -1,4 +1,4 @@
-"""The program that tries a model in a process of its own; see ``loading/isolated.py``."""
+"""The program that tries a model in a separate process; see ``loading/isolated.py``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Load the model that standard input asks for; prints the error, if there is one."""
-    from llama_runner.runner import LlamaRunner  # before the limit, which is for the model
+    """Load the model that standard input asks for, print any error, and return the exit status."""
+    from llama_runner.runner import LlamaRunner  # before the memory limit, which is for the model
 
     request = json.load(sys.stdin)
     _limit_memory(request["memory"])
@@ -30,20 +30,20 @@ def main() -> int:
             if not runner.model_params.vocab_only:
                 runner.generate_stateless([runner.model.vocab.bos or 0], 1, temperature=0.0)
     except LlamaError as error:
-        # That it cannot be computed with is the model's fault here.
+        # If it fails to generate here, that is the fault of the model file.
         kind = ModelLoadError if isinstance(error, LlamaRuntimeError) else type(error)
         report = [kind.__name__, error.message, error.field, error.native]
         print(json.dumps(report), flush=True)
         return 1
-    except (MemoryError, ImportError):  # the parent has these modules: there is no room for them
+    except (MemoryError, ImportError):  # the parent has all modules, so memory ran out
         return NO_MEMORY
     return 0
 
 
 def _limit_memory(n_bytes: int) -> None:
-    """Let this process take so much more, and be the first to go where memory runs out.
+    """Allow this process this much more memory, and make it the first to be killed if none is left.
 
-    What is mapped from a file does not count: those pages can be given back.
+    Pages mapped from a file do not count, because the system can take them back.
     """
     import resource
 

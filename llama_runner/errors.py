@@ -1,7 +1,8 @@
-"""Every error that llama_runner raises.
+"""The errors that llama_runner raises.
 
-One base, four categories, and leaves that are also the builtin a Python programmer would
-expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
+There is one base class and four categories. Most leaf classes also derive from the builtin that a
+Python programmer would expect, so both ``except LlamaError`` and ``except FileNotFoundError``
+work::
 
     LlamaError
     ├── LlamaSystemError           the machine: dependencies, permissions, memory, network
@@ -32,9 +33,9 @@ expect, so both ``except LlamaError`` and ``except FileNotFoundError`` work::
         ├── ClosedError                (RuntimeError)
         └── ForkedProcessError         (RuntimeError)
 
-A message is one line: what was wrong, the offending value, and what to do.
-``native`` is the last error line that llama.cpp logged during the call, where there was one.
-Those that are an OSError about one file have its ``errno`` and ``filename``.
+A message is one line: what is wrong, the offending value, and what to do.
+``native`` is the last error line that llama.cpp logged during the call, if it logged one.
+An error that is an OSError about one file has its ``errno`` and ``filename``.
 """
 
 from __future__ import annotations
@@ -80,24 +81,25 @@ _AnyError = TypeVar("_AnyError", bound=BaseException)
 
 
 def of_the_call(*kinds: type[_AnyError]) -> tuple[type[_AnyError], ...]:
-    """Take only what the call itself raised: ``except of_the_call(OSError) as error``.
+    """Catch only what the call itself raised: ``except of_the_call(OSError) as error``.
 
-    Python runs signal handlers between two instructions, and inside system calls that a signal
-    interrupts. So what a handler raises can come out of any line, and its TimeoutError is an
-    OSError. It is for the program, and no word about a file.
+    Python runs signal handlers between instructions and inside system calls that a signal
+    interrupts. An exception that a handler raises can therefore come out of any line, and if it is
+    a TimeoutError, it is an OSError. It is meant for the program and says nothing about a file.
 
     Returns:
-        ``kinds``, or nothing if a signal handler raised the exception that is being handled.
+        ``kinds``, or an empty tuple if a signal handler raised the exception being handled.
     """
     error = sys.exception()
     return () if error is not None and raised_by_handler(error) else kinds
 
 
 def raised_by_handler(error: BaseException) -> bool:
-    """Tell whether a signal handler raised this, or something that it called.
+    """Return whether a signal handler, or a function that it called, raised this error.
 
-    A handler is given the frame that it interrupts. Other functions that raise hold no frame, and
-    unlike the handlers that are installed now, this is also true of one that was replaced since.
+    A handler is recognised by its argument, the frame that it interrupted: other functions that
+    raise hold no frame. Unlike a comparison with the installed handlers, this also recognises one
+    that has been replaced since.
     """
     return any(
         isinstance(held, FrameType)
@@ -108,10 +110,10 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 class LlamaError(Exception):
-    """Base of everything that llama_runner raises on purpose.
+    """Base of all errors that llama_runner raises on purpose.
 
     Args:
-        message: One line: what was wrong and what to do.
+        message: One line: what is wrong and what to do.
         field: The parameter or file field at fault, if there is one.
         native: The last error line that llama.cpp logged during the call.
     """
@@ -125,7 +127,7 @@ class LlamaError(Exception):
         self.native = native
 
     def __str__(self) -> str:
-        # OSError and ImportError have a __str__ of their own that ignores our message.
+        # The __str__ of OSError and ImportError would ignore our message.
         return f"{self.message} (llama.cpp: {self.native})" if self.native else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -152,7 +154,7 @@ class ModelError(LlamaError):
 
 
 class LlamaRuntimeError(LlamaError):
-    """Tokenising, decoding or sampling could not go on."""
+    """Tokenising, decoding or sampling could not continue."""
 
 
 class LogicError(LlamaError):
@@ -168,23 +170,23 @@ class DownloadError(LlamaSystemError, OSError):
 
 
 class FileReadError(LlamaSystemError, OSError):
-    """A file is there, but the system does not let it be read."""
+    """A file exists, but the system does not allow reading it."""
 
 
 class FileWriteError(LlamaSystemError, OSError):
-    """A file cannot be written where it should be."""
+    """A file cannot be written to its destination."""
 
 
 class NoDiskSpaceError(LlamaSystemError, OSError):
-    """The disk has no room for what is to be written."""
+    """The disk has no room for the data to write."""
 
 
 class OutOfMemoryError(LlamaSystemError, MemoryError):
-    """The machine, its cgroup limit or the accelerator has no room for what was asked."""
+    """There is not enough memory on the machine, in its cgroup limit or on the accelerator."""
 
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
-    """No model under this path or name."""
+    """There is no model with this path or name."""
 
 
 class ModelValidationError(ModelError, ValueError):
@@ -208,7 +210,7 @@ class ChatTemplateError(ModelError, ValueError):
 
 
 class ContextFullError(LlamaRuntimeError, RuntimeError):
-    """The KV cache has no room left for what was asked."""
+    """The KV cache has no room left for the request."""
 
 
 class PromptTooLongError(ContextFullError, ValueError):
@@ -216,7 +218,7 @@ class PromptTooLongError(ContextFullError, ValueError):
 
 
 class TokenizationError(LlamaRuntimeError, ValueError):
-    """Text or token ids that the vocabulary cannot take."""
+    """The vocabulary cannot take the text or the token ids."""
 
 
 class DecodeError(LlamaRuntimeError, RuntimeError):
@@ -232,7 +234,7 @@ class SnapshotError(LlamaRuntimeError, ValueError):
 
 
 class SnapshotNotFoundError(SnapshotError, FileNotFoundError):
-    """There is no saved conversation under this path."""
+    """There is no saved conversation at this path."""
 
 
 class SnapshotReadError(SnapshotError, OSError):

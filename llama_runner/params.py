@@ -1,7 +1,7 @@
-"""What can be set: how to load a model, how to make a context, how to generate.
+"""Parameters for loading a model, making a context and generating.
 
-All three are immutable pydantic models. A name that does not exist, a value of the wrong type
-and a value out of range are refused with one line that says what would have been allowed::
+All three classes are immutable pydantic models. An unknown name, a value of the wrong type or a
+value out of range is refused with one line that says what is allowed::
 
     >>> GenerationParams(temperature=float("nan"))
     InvalidParameterError: temperature=nan: must be a number between 0 and 100
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 INT32_MAX = 2**31 - 1
-# llama.cpp reads the last uint32 as "choose one at random", so it cannot be asked for as a seed.
+# llama.cpp reads the largest uint32 as "choose a seed at random", so it cannot be given as a seed.
 SEED_MAX = 2**32 - 2
 # GGML_MAX_N_THREADS and LLAMA_MAX_SEQ of the pinned llama.cpp.
 THREADS_MAX = 512
@@ -47,7 +47,7 @@ KvLayout = Literal["auto", "unified", "streams"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 StopString = Annotated[str, Field(min_length=1)]
 LoraScale = Annotated[float, Field(ge=-100, le=100)]
-# What a model's description may recommend, and the parameters that it stands for.
+# Shared with the description of a model, which may recommend values for these parameters.
 Layers = Annotated[int, Field(ge=-1, le=INT32_MAX)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 TopK = Annotated[int, Field(ge=0, le=INT32_MAX)]
@@ -58,7 +58,7 @@ UNQUANTIZED_KV = ("f32", "f16", "bf16")
 
 
 class Parameters(Values):
-    """Base of the parameter classes. Numbers may be numpy scalars.
+    """Base of the parameter classes. Numbers can be numpy scalars.
 
     Raises:
         InvalidParameterError: A value is out of range or of the wrong type, or a name is unknown.
@@ -68,7 +68,7 @@ class Parameters(Values):
     kind_of_name: ClassVar[str] = "parameter"
 
     def merged(self, **overrides: Any) -> Self:
-        """Return a copy with these values changed, checked like newly made ones.
+        """Return a copy with these values changed, checked as in the constructor.
 
         Raises:
             InvalidParameterError: As for the constructor.
@@ -79,15 +79,15 @@ class Parameters(Values):
 def refuse_unknown(
     names: Iterable[str], *kinds: type[Parameters], others: Sequence[str] = ()
 ) -> None:
-    """Refuse names of parameters that are fields of none of these classes.
+    """Refuse names that are not fields of any of these classes.
 
     Args:
-        names: Those given.
-        kinds: The classes.
-        others: Names that the caller takes beside them, to be proposed, too.
+        names: The names to check.
+        kinds: The parameter classes.
+        others: Further names that the caller accepts. They are suggested for misspelled ones too.
 
     Raises:
-        InvalidParameterError: There is one.
+        InvalidParameterError: A name is unknown.
     """
     known = [*others, *(field for kind in kinds for field in kind.model_fields)]
     unknown = [name for name in names if name not in known]
@@ -109,7 +109,8 @@ def _as_texts(value: object) -> object:
 
 
 def _try_directory(path: str) -> None:
-    # Not with TemporaryFile(), which tries several ways and drops what a signal handler raises.
+    # Not with TemporaryFile(): it tries several ways, and an exception that a signal handler raises
+    # in one of them is lost.
     descriptor, name = tempfile.mkstemp(dir=path)
     os.close(descriptor)
     os.unlink(name)  # noqa: PTH108
@@ -120,26 +121,31 @@ def _as_directory(value: object) -> object:
 
 
 class GenerationParams(Parameters):
-    """How to choose the next token and when to stop.
+    """Settings for choosing the next token and for stopping.
 
     Attributes:
-        max_tokens: Most tokens to generate in one call. -1: until the context is full.
-        temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy.
-        top_k: Keep only this many likeliest tokens. 0 keeps all.
-        top_p: Keep the likeliest tokens that together reach this probability. 1 keeps all.
-        min_p: Drop tokens less likely than this share of the likeliest one. 0 keeps all.
-        repeat_penalty: Weakens the logit of tokens seen lately by this factor. 1 is off.
-        frequency_penalty: Subtracted from a token's logit for each time it was seen lately.
-        presence_penalty: Subtracted once from the logit of a token seen lately.
-        penalty_last_n: How many of the last tokens the penalties look at. 0 turns them off.
-        seed: Same seed, same tokens. None chooses one at random; the completion names it.
-        stop: Strings that end the answer; they are not part of it. None is none.
-        add_special: Begin a raw text prompt with the BOS, and end it with the EOS, where the model
-            wants them. One that the text itself begins or ends with is not doubled.
+        max_tokens: Maximum number of tokens to generate in one call. -1 generates until the context
+            is full.
+        temperature: Divisor of the logits: below 1 the distribution gets sharper, above 1 flatter.
+            0 is greedy.
+        top_k: Keep only the k most likely tokens. 0 keeps all.
+        top_p: Keep the most likely tokens that together reach this probability. 1 keeps all.
+        min_p: Drop tokens less likely than this fraction of the most likely one. 0 keeps all.
+        repeat_penalty: Factor that weakens the logits of recent tokens. 1 is off.
+        frequency_penalty: Subtracted from a token's logit once for each recent occurrence.
+        presence_penalty: Subtracted once from the logit of each recent token.
+        penalty_last_n: Number of most recent tokens that the penalties look at. 0 turns the
+            penalties off.
+        seed: The same seed gives the same tokens. None chooses one at random; the completion
+            reports it.
+        stop: Strings that end the answer and are not part of it: one string, or a list or tuple of
+            up to 16. None stands for no strings.
+        add_special: Add BOS before and EOS after a raw text prompt if the model wants them. A token
+            that the text already begins or ends with is not doubled.
         parse_special: Read special tokens written out in a raw text prompt as those tokens.
-        lora: Adapters to compute with, by the names that load_lora() gave them: a mapping to their
-            scales. 1 is as trained, 0 is none. None is no adapter.
-        ignore_eos: Go on after the model's end-of-generation token, up to max_tokens.
+        lora: Adapters to apply: a mapping from the names given to load_lora() to scales. 1 is as
+            trained, 0 has no effect. None applies no adapter.
+        ignore_eos: Continue after the model's end-of-generation token, up to max_tokens.
     """
 
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | Literal[-1] = 200
@@ -153,7 +159,9 @@ class GenerationParams(Parameters):
     penalty_last_n: int = Field(default=64, ge=0, le=INT32_MAX)
     seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_texts)] = Field(
-        default=(), max_length=16
+        default=(),
+        max_length=16,
+        description="a non-empty string, or a list or tuple of at most 16 of them",
     )
     add_special: bool = True
     parse_special: bool = True
@@ -162,14 +170,14 @@ class GenerationParams(Parameters):
     )
     ignore_eos: bool = False
 
-    if TYPE_CHECKING:  # more is taken than is kept
+    if TYPE_CHECKING:  # the constructor accepts more types than the fields keep
 
         def __init__(self, *, max_tokens: int = 200, **values: Unpack[GenerationOptions]) -> None:
             pass
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The keywords of a generation: the fields of GenerationParams but max_tokens."""
+    """The keywords of a generation: the fields of GenerationParams except max_tokens."""
 
     temperature: float
     top_k: int
@@ -193,10 +201,12 @@ def generation_params(
     overrides: GenerationOptions,
     defaults: GenerationParams,
 ) -> GenerationParams:
-    """What a call asks for: its keywords over what its params set, over the runner's defaults.
+    """Return the parameters of one call.
+
+    Its keywords override the fields set in its ``params``, which override the runner's defaults.
 
     Raises:
-        InvalidParameterError: One is unknown or out of range.
+        InvalidParameterError: A keyword is unknown or a value is out of range.
     """
     if params is not None and not isinstance(params, GenerationParams):
         raise InvalidParameterError(
@@ -211,16 +221,17 @@ def generation_params(
 
 
 class ModelParams(Parameters):
-    """How to load a model's weights.
+    """Settings for loading a model's weights.
 
     Attributes:
-        n_gpu_layers: Layers to put on the accelerator. -1 is all of them, 0 none.
-        split_mode: How to spread the model over several accelerators.
-        main_gpu: Index of the accelerator that is used when split_mode is 'none'.
-        load_mode: How the file gets into memory: read, mapped, locked there, or direct I/O.
-        repack: Rearrange the weights for this CPU: faster, at the price of a copy in memory.
-        vocab_only: Load the vocabulary alone: enough to tokenize, not to generate.
-        check_tensors: Look for invalid values in the weights while loading (slower).
+        n_gpu_layers: Number of layers to put on the accelerator. -1 is all of them, 0 none.
+        split_mode: How to split the model over several accelerators.
+        main_gpu: Index of the accelerator to use when split_mode is 'none'.
+        load_mode: How to get the file into memory: read it, map it, map and lock it, or use direct
+            I/O.
+        repack: Rearrange the weights for this CPU: faster, but needs a copy in memory.
+        vocab_only: Load only the vocabulary: enough to tokenize, not to generate.
+        check_tensors: Check the weights for invalid values while loading (slower).
     """
 
     n_gpu_layers: Layers = -1
@@ -233,34 +244,40 @@ class ModelParams(Parameters):
 
 
 class ContextParams(Parameters):
-    """How to make a context: the KV cache, its sequences, its batches and its threads.
+    """Settings for making a context: its KV cache, sequences, batches and threads.
 
     Attributes:
-        n_ctx: Tokens that the KV cache holds, over all sequences; llama.cpp rounds it up to a
-            multiple of 256. 0 is the length that the model was trained with, "auto" the largest up
-            to that length for which there is memory, and if nothing is given it is 4096 or that
-            length, whichever is less. A model with learned positions refuses to go beyond them.
-        n_seq_max: Most sequences that live in the context at once.
-        n_threads: Threads that decode one token. None is one per usable physical core.
-        n_threads_batch: Threads that fill in the prompt. None is as many as n_threads.
-        n_batch: Most tokens handed to llama.cpp in one call.
-        n_ubatch: Most tokens computed at once. Defaults to 512, or to n_batch if that is less.
-        flash_attention: Compute the attention in one fused step where that is possible.
-        kv_type: Type of the numbers in the KV cache; a quantized one saves memory.
+        n_ctx: Number of tokens that the KV cache holds over all sequences; llama.cpp rounds it up
+            to a multiple of 256. 0 is the length that the model was trained with; "auto" is the
+            largest length up to that for which there is memory. If not given, it is 4096 or the
+            trained length, whichever is less. A model with learned positions refuses to go beyond
+            them.
+        n_seq_max: Maximum number of sequences that live in the context at once.
+        n_threads: Threads for decoding one token. None is one per usable physical core.
+        n_threads_batch: Threads for the prefill. None is as many as n_threads.
+        n_batch: Maximum number of tokens given to llama.cpp in one call.
+        n_ubatch: Maximum number of tokens computed at once. Defaults to 512, or to n_batch if that
+            is less.
+        flash_attention: Whether to compute the attention in one fused step. 'auto' does so where it
+            is possible.
+        kv_type: Type of the numbers in the KV cache; a quantized type saves memory.
         kv_layout: 'unified' pools the cache over all sequences and shares common prefixes;
-            'streams' gives each an equal share of n_ctx and is faster for independent ones.
-        swa_full: Keep all tokens in the layers with a sliding window, so that a conversation can be
-            rewound, instead of the window alone.
-        offload_kqv: Keep the KV cache on the accelerator, where there is one.
-        gc_threshold: Share of the context above which turns are dropped by themselves.
-        parking_ram: Bytes of RAM for idle conversations that had to leave the KV cache for others.
-            Those that left longest ago make room for the next; what is neither there nor on disk is
-            computed again on its next use.
-        parking_disk: Bytes on disk for those that no longer fit in RAM; needs parking_dir.
-        parking_dir: An existing directory for them. Their files have no names and go with the
-            process.
-        rope_freq_base: Base frequency of RoPE. None is the model's.
-        rope_freq_scale: Scale of RoPE's frequencies. None is the model's.
+            'streams' gives each sequence an equal share of n_ctx and is faster for independent
+            ones.
+        swa_full: In layers with a sliding window, keep all tokens and not just the window, so that
+            a conversation can be rewound.
+        offload_kqv: Keep the KV cache on the accelerator, if there is one.
+        gc_threshold: Share of the context above which turns are evicted automatically.
+        parking_ram: Bytes of RAM for parked conversations: idle ones that were evicted from the KV
+            cache to make room for others. If RAM is full, those parked longest ago make room for
+            the next. A conversation that is neither in RAM nor on disk is computed again when it is
+            next used.
+        parking_disk: Bytes on disk for parked conversations that no longer fit in RAM; needs
+            parking_dir.
+        parking_dir: An existing directory for their files. The files have no names and disappear
+            when the process ends.
+        rope_freq_base: Base frequency of RoPE. None uses the model's.
+        rope_freq_scale: Scale of RoPE's frequencies. None uses the model's.
     """
 
     n_ctx: Annotated[int, Field(ge=0, le=INT32_MAX)] | Literal["auto"] = 4096
@@ -285,14 +302,14 @@ class ContextParams(Parameters):
     rope_freq_base: float | None = Field(default=None, gt=0, le=1e12)
     rope_freq_scale: float | None = Field(default=None, gt=0, le=1e6)
 
-    if TYPE_CHECKING:  # more is taken than is kept
+    if TYPE_CHECKING:  # the constructor accepts more types than the fields keep
 
         def __init__(self, **values: Unpack[_ContextOptions]) -> None:
             pass
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse what llama.cpp would abort on or refuse without a word of explanation."""
+        """Refuse combinations that llama.cpp would abort on, or refuse without explanation."""
         if self.n_ubatch > self.n_batch:
             raise InvalidParameterError(
                 f"n_ubatch={self.n_ubatch}: must not exceed n_batch ({self.n_batch})",
@@ -310,14 +327,14 @@ class ContextParams(Parameters):
             )
         if self.parking_dir is not None and not is_directory(Path(self.parking_dir)):
             raise InvalidParameterError(
-                f"parking_dir={self.parking_dir!r}: is no directory", field="parking_dir"
+                f"parking_dir={self.parking_dir!r}: not a directory", field="parking_dir"
             )
         if self.parking_dir is not None and self.parking_disk > 0:
             try:
                 _try_directory(self.parking_dir)
             except of_the_call(OSError) as error:
                 raise InvalidParameterError(
-                    f"parking_dir={self.parking_dir!r}: no file can be made there: "
+                    f"parking_dir={self.parking_dir!r}: cannot create a file there: "
                     f"{error.strerror or error}",
                     field="parking_dir",
                 ) from None
@@ -330,14 +347,14 @@ class ContextParams(Parameters):
         return self
 
     def tokens(self, n_ctx_train: int) -> int | None:
-        """The n_ctx to make for a model of this trained length; None if memory decides."""
+        """Return the n_ctx for a model of this trained length, or None if memory decides."""
         if self.n_ctx == "auto":
             return None
         given = "n_ctx" in self.model_fields_set
         return (self.n_ctx or n_ctx_train) if given else min(self.n_ctx, n_ctx_train)
 
     def core_options(self) -> dict[str, Any]:
-        """The keywords of the core's Context, but for n_ctx and the threads."""
+        """Return the keywords of the core's Context, except n_ctx and the threads."""
         parking_dir = self.parking_dir
         return {
             "n_seq_max": self.n_seq_max,
@@ -352,7 +369,7 @@ class ContextParams(Parameters):
             "rope_freq_scale": self.rope_freq_scale or 0.0,
             "parking_ram": self.parking_ram,
             "parking_disk": self.parking_disk,
-            # Opened whenever something is parked, when the current directory may be another.
+            # Absolute: it is opened at each parking, and the current directory may change.
             "parking_dir": None if parking_dir is None else Path(parking_dir).absolute(),
         }
 
@@ -392,14 +409,15 @@ class RunnerOptions(_ContextOptions, total=False):
 def runner_params(
     options: RunnerOptions, others: Sequence[str] = ()
 ) -> tuple[ModelParams, ContextParams]:
-    """What the keywords of a runner say of the model and of its context.
+    """Split the keywords of a runner into those of the model and those of its context.
 
     Args:
-        options: Those given.
-        others: Keywords that the caller takes beside them, to be proposed for unknown ones, too.
+        options: The keywords.
+        others: Further keywords that the caller accepts. They are suggested for misspelled ones
+            too.
 
     Raises:
-        InvalidParameterError: One is unknown or out of range.
+        InvalidParameterError: A keyword is unknown or a value is out of range.
     """
     refuse_unknown(options, ModelParams, ContextParams, others=others)
     given: dict[str, Any] = dict(options)

@@ -1,4 +1,4 @@
-"""One call for one answer: for scripts and fire-and-forget workers."""
+"""A single call for a single answer, for scripts and short-lived workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def generate_once(
     max_tokens: int = 200,
     **overrides: Unpack[GenerationOptions],
 ) -> str:
-    """Load a model, answer one raw text prompt, free everything.
+    """Load a model, answer one raw text prompt and free everything.
 
-    Options of the runner, such as ``n_ctx``, are for :class:`LlamaRunner`.
+    To set options of the runner, such as ``n_ctx``, use :class:`LlamaRunner`.
 
     Args:
         model_path: A GGUF file, or the name of a pulled model.
         prompt: Raw text.
-        max_tokens: Most tokens to generate.
+        max_tokens: Maximum number of tokens to generate.
         **overrides: Fields of :class:`GenerationParams`, such as ``temperature``.
 
     Returns:

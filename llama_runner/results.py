@@ -1,4 +1,4 @@
-"""What the runner gives back: immutable records, times in milliseconds, sizes in bytes."""
+"""Results that the runner returns: immutable records, times in milliseconds, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ GcMethod = Literal["shift", "rebuild", "checkpoint", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How many tokens went in and came out.
+    """Token counts of a generation.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, the reused ones included.
-        completion_tokens: Tokens that were generated.
+        prompt_tokens: Tokens of the prompt, including reused ones.
+        completion_tokens: Generated tokens.
     """
 
     prompt_tokens: int
@@ -38,18 +38,20 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """Tokens of prompt and completion together."""
+        """Tokens of the prompt and the completion together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one generation went; what the reader of a stream does meanwhile is none.
+    """Where the time of one generation went.
+
+    Time spent by the consumer of a stream between chunks is not counted.
 
     Attributes:
-        prefill_ms: Computing the part of the prompt that was not in the KV cache yet.
-        first_token_ms: From the call to the first generated token, prefill included.
-        decode_ms: From the first generated token to the last.
+        prefill_ms: Time to compute the part of the prompt that was not yet in the KV cache.
+        first_token_ms: Time from the call to the first generated token, including prefill.
+        decode_ms: Time from the first generated token to the last.
         tokens_per_second: Tokens generated per second of decoding.
         prefill_tokens_per_second: Prompt tokens computed per second of prefill.
     """
@@ -62,7 +64,7 @@ class Timings:
 
     @property
     def total_ms(self) -> float:
-        """From the call to the last generated token."""
+        """Time from the call to the last generated token."""
         return self.first_token_ms + self.decode_ms
 
 
@@ -71,14 +73,15 @@ class Receipt:
     """How a prompt got into the KV cache; all counts are tokens.
 
     Attributes:
-        reused: Were there already.
-        recomputed: Had to be computed.
-        shared: Taken over from another sequence.
-        shifted: Of the reused ones, at most: moved to another position since the last generation.
-        first_difference: Position of the first token in which the prompt differed from what was
-            there, if it did.
-        first_message: Index of the message that this token belongs to: of those given, if they were
-            the whole conversation, else of those in memory.
+        reused: Tokens that were already there.
+        recomputed: Tokens that had to be computed.
+        shared: Tokens taken over from another sequence.
+        shifted: Tokens that moved to another position since the last generation, but at most as
+            many as were reused.
+        first_difference: Position of the first token at which the prompt differed from what was
+            there; None if it did not differ.
+        first_message: Index of the message that this token belongs to: an index into the messages
+            given, if they were the whole conversation, otherwise into those in memory.
     """
 
     reused: int
@@ -96,10 +99,11 @@ class Completion:
     Attributes:
         text: The answer, without the stop string.
         tokens: Ids of the generated tokens.
-        finish_reason: ``"stop"``: the model or a stop string ended it; ``"length"``: max_tokens, or
-            the context is full; ``"cancelled"``: the caller.
-        stop_string: The stop string that ended it, if one did.
-        seed: The seed that was used: given again, it gives the same tokens.
+        finish_reason: Why the answer ended. ``"stop"``: the model or a stop string ended it;
+            ``"length"``: it reached max_tokens, or the context is full; ``"cancelled"``: the caller
+            cancelled it.
+        stop_string: The stop string that ended the answer, if one did.
+        seed: The seed that was used. Generating with it again gives the same tokens.
     """
 
     text: str
@@ -120,7 +124,7 @@ class Chunk:
     """A piece of an answer while it is generated. ``str()`` of it is its text.
 
     Attributes:
-        text: Whole characters, never half a one; may be empty in the last chunk.
+        text: Complete characters, never part of one; may be empty in the last chunk.
         tokens: Ids of the tokens that this chunk adds.
         finish_reason: Set in the last chunk.
         completion: The whole answer; set in the last chunk.
@@ -136,15 +140,15 @@ class Chunk:
 
 
 class Span(NamedTuple):
-    """A run of tokens in a context that stays or goes as one.
+    """A run of tokens in a context that is kept or evicted as a whole.
 
     Attributes:
-        role: Who said it: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, ``"raw"``,
-            ``"generated"`` (after raw text) or ``"summary"``.
+        role: Where the tokens come from: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``,
+            ``"raw"``, ``"generated"`` (after raw text) or ``"summary"``.
         start: Position of its first token.
-        tokens: How many tokens it has.
-        pinned: Whether it is kept whatever happens.
-        turn: Number of the turn that it belongs to, from 0.
+        tokens: Number of its tokens.
+        pinned: Whether it is protected from eviction.
+        turn: Number of the turn that it belongs to, counted from 0.
     """
 
     role: str
@@ -156,15 +160,15 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContextInfo:
-    """What a context holds; ``str()`` of it is one line for people.
+    """Content of a context; ``str()`` of it is a readable line.
 
     Attributes:
-        n_ctx: Tokens that the sequence may hold.
-        used: Tokens that it holds.
-        bytes: Memory of the KV cache that they take now; 0 where they are not there at the moment.
-        spans: What the tokens are, in order.
-        gc_would_free: Tokens that ``gc_context()`` would drop now.
-        state: ``"cleaned"``: something was dropped since the last answer.
+        n_ctx: Maximum number of tokens in the sequence.
+        used: Number of tokens in it.
+        bytes: Memory of the KV cache that they take now; 0 while they are not in the cache.
+        spans: The spans that the tokens form, in order.
+        gc_would_free: Number of tokens that ``gc_context()`` would evict now.
+        state: How full the context is; ``"cleaned"`` if tokens were evicted since the last answer.
     """
 
     n_ctx: int
@@ -176,7 +180,7 @@ class ContextInfo:
 
     @property
     def free(self) -> int:
-        """Tokens that still fit."""
+        """Number of tokens that still fit."""
         return self.n_ctx - self.used
 
     @property
@@ -193,15 +197,15 @@ class ContextInfo:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a garbage collection of the context did; ``str()`` of it is one line for people.
+    """Result of a garbage collection of the context; ``str()`` of it is a readable line.
 
     Attributes:
-        method: ``"shift"``: the rest moved up; ``"rebuild"``: the rest was computed again;
-            ``"checkpoint"``: the same, from a saved state on; ``"none"``: there was nothing to
-            drop.
-        ms: Time that it took, without what the next generation computes again. Of a dry run: what
-            collecting and computing again would take, at the speeds last seen; None if none was
-            seen.
+        method: ``"shift"``: the remaining tokens moved up; ``"rebuild"``: they were computed again;
+            ``"checkpoint"``: they were computed again from a saved state on; ``"none"``: there was
+            nothing to evict.
+        ms: Time taken, not counting what the next generation computes again. For a dry run, an
+            estimate for collecting and computing again at the speeds last measured; None if none
+            was measured.
     """
 
     spans_removed: int

@@ -1,1 +1,1 @@
-"""What every layer may use: files, values that users set, the machine."""
+"""Helpers for every layer: files, strict values, the machine."""

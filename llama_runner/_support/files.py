@@ -1,6 +1,7 @@
-"""Files that a user names: what may name one, opening, writing whole or not at all, measuring.
+"""Files that a user names: checking names, opening, atomic writing, measuring.
 
-A name can be anything: no path at all, too long, a directory, a pipe that nobody writes to.
+Nothing can be assumed of a name: it may be impossible as a path or too long, or lead to a directory
+or to a pipe without a writer.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _SPECIAL: Final = {
 
 
 def path_text(given: object, what: str = "model") -> str:
-    """The path, or the name, that a user gave, as text.
+    """Return the path or name that a user gave, as text.
 
     Raises:
         InvalidParameterError: It is neither a string nor path-like.
@@ -66,12 +67,12 @@ def path_text(given: object, what: str = "model") -> str:
             field=what,
         )
     if not text:
-        raise ModelNotFoundError(f"{what}='': an empty name names no model", field=what)
+        raise ModelNotFoundError(f"{what}='': the name of a model is empty", field=what)
     return text
 
 
 def user_path(given: object, what: str = "model") -> Path:
-    """The path that a user gave; ``~`` is the home directory, as in a shell.
+    """Return the path that a user gave; ``~`` is the home directory, as in a shell.
 
     Raises:
         As :func:`path_text`.
@@ -80,7 +81,7 @@ def user_path(given: object, what: str = "model") -> Path:
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
-    """The path with the home directory in place of ``~``, where there is such a user."""
+    """Replace ``~`` in a path with the home directory, if there is such a user."""
     try:
         return Path(path).expanduser()
     except of_the_call(RuntimeError):
@@ -88,20 +89,20 @@ def at_home(path: str | os.PathLike[str]) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there."""
+    """Return whether the path is a regular file."""
     return stat.S_ISREG(_mode(path.stat))
 
 
 def is_directory(path: Path) -> bool:
-    """Whether a directory is there."""
+    """Return whether the path is a directory."""
     return stat.S_ISDIR(_mode(path.stat))
 
 
 def _mode(look: Callable[[], os.stat_result]) -> int:
-    """What kind of file is there, 0 if nothing is.
+    """Return the mode of a file, or 0 if there is none.
 
-    pathlib's own questions raise where no path can have such a name, and drop what a signal handler
-    raises meanwhile.
+    pathlib's own is_file() and is_dir() raise for impossible names, and lose an exception that a
+    signal handler raises meanwhile.
     """
     try:
         return look().st_mode
@@ -110,28 +111,28 @@ def _mode(look: Callable[[], os.stat_result]) -> int:
 
 
 def trouble_at(path: Path) -> OSError | None:
-    """Why nothing can be seen under a path, if so: it is not there, or may not be looked at."""
+    """Return why a path cannot be examined (missing, or access denied); None if it can."""
     try:
         path.stat()
     except of_the_call(OSError) as error:
         return error
-    except of_the_call(ValueError):  # of a name that nothing can have
+    except of_the_call(ValueError):  # an impossible name
         return _NOTHING_THERE
     return None
 
 
 def is_missing(trouble: OSError | None) -> bool:
-    """Whether it is that nothing is there."""
+    """Return whether the trouble is that nothing is there."""
     return trouble is not None and trouble.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def is_there(path: Path) -> bool:
-    """Whether something is there, be it a link to nothing."""
+    """Return whether something is there, even if it is a broken link."""
     return _mode(path.lstat) != 0
 
 
 def size_of(files: Iterable[Path]) -> int:
-    """The bytes that files have together; those that are not there, or no longer, have none."""
+    """Return the total size of files in bytes; missing files count as 0."""
     total = 0
     for file in files:
         try:
@@ -142,7 +143,7 @@ def size_of(files: Iterable[Path]) -> int:
 
 
 def bytes_below(folder: Path) -> int:
-    """The bytes of all files in a folder and in those below it, also while some come and go."""
+    """Return the size of all files below a folder in bytes, even while files come and go."""
     places = os.walk(folder, onerror=_pass_over)
     return size_of(Path(place, name) for place, _, names in places for name in names)
 
@@ -155,19 +156,19 @@ def _pass_over(error: OSError) -> None:
 def about_file(
     error: _AnyOSError, path: str | os.PathLike[str], cause: OSError = _NOTHING_THERE
 ) -> _AnyOSError:
-    """An error of ours that also has what Python's own would: which file, and what was wrong."""
+    """Set ``errno``, ``strerror`` and ``filename`` of an error, as Python's own would have them."""
     error.errno, error.strerror, error.filename = cause.errno, cause.strerror, os.fspath(path)
     return error
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading, if it is a regular one, without waiting for anybody.
+    """Open a regular file for reading, without waiting.
 
     Raises:
-        OSError: ``strerror`` says what is wrong with it.
+        OSError: It cannot be opened or is not a regular file; ``strerror`` says why.
     """
     try:
-        refuse_special(path.stat().st_mode)  # a socket cannot be opened to find out
+        refuse_special(path.stat().st_mode)  # before opening, because a socket cannot be opened
         file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     except of_the_call(ValueError):
         raise _odd_characters() from None
@@ -180,7 +181,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def refuse_special(mode: int) -> None:
-    """Refuse what is no regular file, by its ``st_mode``.
+    """Refuse anything but a regular file, by its ``st_mode``.
 
     Raises:
         OSError: ``strerror`` says what it is.
@@ -191,32 +192,31 @@ def refuse_special(mode: int) -> None:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps for ever.
+    # Without O_NONBLOCK, opening a named pipe waits for a writer, perhaps forever.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part.
+    """Write a file atomically: a reader sees either the old or the new content.
 
-    Who may read and write a file that is there already still may, and nobody else; its group may
-    not any more where this user cannot give it a file. A link stays one, as where a file is opened
-    to be written.
+    Owner, group and mode of an existing file are kept; if the group cannot be kept, group access is
+    dropped. A link stays a link; the file that it leads to is written.
 
     Args:
-        path: Where to write it.
-        content: All that it will hold.
-        private: Let nobody but the user read and write it, if it is new.
+        path: The file to write.
+        content: Its complete content.
+        private: If the file is new, allow only this user to read and write it.
 
     Raises:
         NoDiskSpaceError: The disk has no room.
-        FileWriteError: It cannot be written there.
+        FileWriteError: The file cannot be written.
     """
     is_link = stat.S_ISLNK(_mode(path.lstat))
     target = Path(os.path.realpath(path)) if is_link else path
     beside = target.parent / f".{secrets.token_hex(8)}.part"
     try:
         old = _status_of(target)
-        closed = private or old is not None  # from the start: a part may be read meanwhile
+        closed = private or old is not None  # from the start: it must not be readable meanwhile
         with open(beside, "xb", opener=_open_private if closed else None) as file:
             if old is not None:
                 _keep_access(file.fileno(), old)
@@ -234,11 +234,11 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
         try:
             beside.unlink()
         except of_the_call(OSError, ValueError):
-            pass  # it is not there once it has its name
+            pass  # after a success it was renamed
 
 
 def _status_of(path: Path) -> os.stat_result | None:
-    """The status of the regular file that is there, if one is."""
+    """Return the status of an existing regular file, or None if there is no file."""
     try:
         status = path.stat()
     except of_the_call(FileNotFoundError):
@@ -248,7 +248,7 @@ def _status_of(path: Path) -> os.stat_result | None:
 
 
 def _keep_access(descriptor: int, old: os.stat_result) -> None:
-    """Give a new file the owner, the group and the mode of the one that it replaces."""
+    """Give a new file the owner, group and mode of the file that it replaces."""
     mode = stat.S_IMODE(old.st_mode)
     try:
         os.fchown(descriptor, old.st_uid, -1)
@@ -257,7 +257,7 @@ def _keep_access(descriptor: int, old: os.stat_result) -> None:
     try:
         os.fchown(descriptor, -1, old.st_gid)
     except of_the_call(OSError):
-        mode &= ~stat.S_IRWXG  # another group is meant now
+        mode &= ~stat.S_IRWXG  # the new file has another group
     os.fchmod(descriptor, mode)
 
 
@@ -266,4 +266,4 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _odd_characters() -> OSError:
-    return OSError(errno.EINVAL, "no path has such characters")
+    return OSError(errno.EINVAL, "a path cannot have such characters")

@@ -1,8 +1,8 @@
-"""What this machine offers to this process: processors, memory, CPU features.
+"""Processors, memory and CPU features that this process can use.
 
-A container or a batch system often grants less than the machine has, so the scheduler's
-affinity and every cgroup (v1 and v2) from the process's own up to the top are asked.
-``root`` is where ``/proc`` and ``/sys`` are looked for.
+A container or a batch system often grants less than the machine has. So the scheduler's affinity
+and all cgroups (v1 and v2), from the process's own up to the top, are taken into account. ``root``
+is the directory that contains ``/proc`` and ``/sys``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 ROOT = Path("/")
 
-# Linux's name of each CPU feature that ggml has kernels for, and ggml's name.
+# CPU features that ggml has kernels for: Linux's names, and ggml's.
 FEATURES = {
     "ssse3": "SSSE3",
     "avx": "AVX",
@@ -52,16 +52,16 @@ FEATURES = {
 
 
 def thread_counts(n_threads: int | None, n_threads_batch: int | None) -> tuple[int, int]:
-    """Return the threads for decoding one token and for filling in a prompt.
+    """Return the numbers of threads for decoding one token and for the prefill.
 
     Args:
-        n_threads: As asked for. None is one per usable physical core, because two threads on
-            one core share the unit that does the work.
-        n_threads_batch: As asked for. None is as many as for decoding.
+        n_threads: The number asked for. None is one per usable physical core, because two threads
+            on one core share the unit that does the work.
+        n_threads_batch: The number asked for. None is as many as for decoding.
 
     Raises:
-        InvalidParameterError: More than this process may use: every token would wait for the
-            thread that has no processor.
+        InvalidParameterError: A number exceeds the processors that this process may use: every
+            token would wait for the thread without a processor.
     """
     usable = usable_cpus()
     for field, asked in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
@@ -76,9 +76,9 @@ def thread_counts(n_threads: int | None, n_threads_batch: int | None) -> tuple[i
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """Return how many processors this process may keep busy, at least 1.
+    """Return the number of processors that this process may keep busy, at least 1.
 
-    That is its affinity or the tightest cgroup quota, whichever is less; part of a processor
+    That is its affinity or the tightest cgroup quota, whichever is less; a fraction of a processor
     counts as a whole one.
     """
     quotas = (_cpu_quota(directory) for directory in _cgroups("cpu", root))
@@ -86,9 +86,9 @@ def usable_cpus(root: Path = ROOT) -> int:
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Return how many physical cores are behind the processors of this process's affinity."""
+    """Return the number of physical cores of the processors in this process's affinity."""
     if sys.platform == "darwin":
-        # Apple silicon: the efficiency cores would only hold the others up.
+        # Apple silicon: the efficiency cores would only slow down the others.
         return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or 1
     affinity = _affinity()
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -97,7 +97,7 @@ def physical_cores(root: Path = ROOT) -> int:
 
 
 def memory_limit(root: Path = ROOT) -> int:
-    """Return the bytes that this process can have at most: the RAM or the tightest cgroup."""
+    """Return the most bytes that this process can have: the RAM or the tightest cgroup limit."""
     limits = (_memory_quota(directory) for directory in _cgroups("memory", root))
     return int(min((_total_memory(root), *limits)))
 
@@ -105,8 +105,8 @@ def memory_limit(root: Path = ROOT) -> int:
 def free_memory(root: Path = ROOT) -> int:
     """Return the bytes that this process could get now, without swapping.
 
-    What it and others hold does not count, of the machine and of every cgroup; what the system
-    keeps of files does, since it gives that up.
+    Memory in use does not count as free, neither on the machine nor in any cgroup. The system's
+    cache of files does, because the system gives it up.
     """
     free = [memory_limit(root), *(_free_quota(directory) for directory in _cgroups("memory", root))]
     for line in _read(root / "proc/meminfo").splitlines():
@@ -127,7 +127,7 @@ def peak_rss(root: Path = ROOT) -> int:
 
 
 def data_size(root: Path = ROOT) -> int:
-    """Return the bytes that count against RLIMIT_DATA now, 0 where the system does not say."""
+    """Return the bytes that count against RLIMIT_DATA now; 0 if the system does not say."""
     return _status("VmData", root) or 0
 
 
@@ -137,7 +137,7 @@ def cpu_name(root: Path = ROOT) -> str:
 
 
 def cpu_features(root: Path = ROOT) -> tuple[str, ...]:
-    """Return the features of this CPU that llama.cpp can make use of, by ggml's names."""
+    """Return the features of this CPU that llama.cpp can use, by ggml's names."""
     flags = set((_cpuinfo(root, "flags") or _cpuinfo(root, "Features")).split())
     return tuple(name for flag, name in FEATURES.items() if flag in flags)
 
@@ -156,7 +156,7 @@ def _affinity() -> list[int]:
 
 
 def _cgroups(controller: str, root: Path) -> Iterator[Path]:
-    """The directories of this process's cgroups for a controller, its own first, then upwards."""
+    """Yield the directories of this process's cgroups for a controller, from its own upwards."""
     own = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)
@@ -171,7 +171,7 @@ def _cgroups(controller: str, root: Path) -> Iterator[Path]:
         else:
             continue
         top, point = mount.split()[3:5]
-        # A path outside what is mounted belongs to another namespace; only the top is ours to see.
+        # A path outside the mount belongs to another namespace; only its top is visible to us.
         ours = path.is_relative_to(top) and ".." not in path.parts
         here = path.relative_to(top) if ours else PurePosixPath()
         for directory in (here, *here.parents):
@@ -179,7 +179,7 @@ def _cgroups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _cpu_quota(cgroup: Path) -> float:
-    """Processors that this cgroup may keep busy; infinite where it sets no limit."""
+    """Return the processors that this cgroup may keep busy; infinity if it sets no limit."""
     v1 = f"{_read(cgroup / 'cpu.cfs_quota_us')} {_read(cgroup / 'cpu.cfs_period_us')}"
     match (_read(cgroup / "cpu.max") or v1).split():
         case [quota, period] if quota.isdigit() and period.isdigit():
@@ -193,13 +193,13 @@ def _memory_quota(cgroup: Path) -> float:
 
 
 def _free_quota(cgroup: Path) -> float:
-    """The bytes that this cgroup may still take; infinite where it sets no limit."""
+    """Return the bytes that this cgroup may still take; infinity if it sets no limit."""
     limit = _memory_quota(cgroup)
     held = _read(cgroup / "memory.current") or _read(cgroup / "memory.usage_in_bytes")
     if limit == math.inf or not held.isdigit():
         return limit
     numbers = dict(line.split() for line in _read(cgroup / "memory.stat").splitlines())
-    # Those of v1 that begin with "total" count the cgroups below, as the usage does.
+    # In v1, the numbers that begin with "total" include the cgroups below, as the usage does.
     of_files = sum(
         int(numbers.get(f"total_{name}") or numbers.get(name) or 0)
         for name in ("active_file", "inactive_file", "slab_reclaimable")

@@ -1,4 +1,4 @@
-"""Values that a user sets, field by field: checked however they are made, refused in one line."""
+"""Strict pydantic models for values that a user sets, with one-line errors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from llama_runner.errors import LlamaError, raised_by_handler
 
 __all__ = ["Values", "as_tuple", "nearest"]
 
-# How alike a name must be to be proposed, of 1: less, and 'stop' is taken for 'top_p'.
+# The similarity (up to 1) from which a name is suggested; below it, 'stop' would suggest 'top_p'.
 _CLOSE: Final = 0.7
 
 
 class Values(BaseModel):
-    """Base of what a user sets, field by field: immutable, strict, with one-line errors.
+    """Base of classes whose fields a user sets: immutable and strict, with one-line errors.
 
     Nothing is converted silently: a bool is not an integer, a string is not a number. Every way
-    to make one checks.
+    of making an instance checks the values.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
     refusal: ClassVar[type[LlamaError]]
-    """The error to raise."""
+    """The error to raise for an invalid value."""
     kind_of_name: ClassVar[str]
-    """What a field is called in it."""
+    """The word for a field in its message."""
 
     def __init__(self, /, **values: Any) -> None:
         with _in_our_words(type(self), values):
@@ -53,10 +53,10 @@ class Values(BaseModel):
             return super().model_validate_strings(obj, **options)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        # pydantic's own copy takes the update unchecked.
+        # pydantic's own copy would take the update unchecked.
         return self._with(update) if update else super().model_copy(deep=deep)
 
-    if not TYPE_CHECKING:  # which would let programs set what no class has
+    if not TYPE_CHECKING:  # a type checker that sees __setattr__ would accept any attribute
 
         def __setattr__(self, name: str, value: object) -> Never:
             raise self._frozen(name)
@@ -66,7 +66,7 @@ class Values(BaseModel):
 
     def _frozen(self, name: str) -> LlamaError:
         return self.refusal(
-            f"{name}: {type(self).__name__} is frozen; make another with this value", field=name
+            f"{name}: {type(self).__name__} is frozen; make a new one with this value", field=name
         )
 
     def _with(self, changes: Mapping[str, Any]) -> Self:
@@ -75,7 +75,7 @@ class Values(BaseModel):
 
 
 def _plain(value: object) -> object:
-    """The Python number that a numpy scalar stands for; everything else as it is."""
+    """Convert a numpy scalar to a Python number; return anything else as it is."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     return value
@@ -89,7 +89,7 @@ def _in_our_words(kind: type[Values], values: object) -> Iterator[None]:
         for detail in error.errors(include_url=False):
             cause = detail.get("ctx", {}).get("error")
             if isinstance(cause, Exception) and raised_by_handler(cause):
-                raise cause from None  # pydantic takes any ValueError for a refusal
+                raise cause from None  # pydantic treats any ValueError as a refusal
         known = values if isinstance(values, Mapping) else {}
         raise _refusal(kind, known, error) from None
 
@@ -102,7 +102,7 @@ def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationErr
         if not detail["loc"]:
             if isinstance(cause, LlamaError):
                 return cause
-            return kind.refusal(f"no {kind.__name__}: {' '.join(detail['msg'].split())}")
+            return kind.refusal(f"not a {kind.__name__}: {' '.join(detail['msg'].split())}")
         name = str(detail["loc"][0])
         if isinstance(cause, LlamaError):
             inner = f".{cause.field}" if isinstance(cause, kind.refusal) else ""
@@ -110,7 +110,7 @@ def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationErr
         elif detail["type"] == "missing":
             problems[name] = f"{name}: is missing"
         elif detail["type"] == "default_factory_not_called":
-            continue  # a default that could not be worked out because of another field's error
+            continue  # this default depends on another field, which has an error
         elif name in schema:
             given = _plain(values.get(name, detail["input"]))
             shown = " ".join(reprlib.repr(given).split())
@@ -121,18 +121,18 @@ def _refusal(kind: type[Values], values: Mapping[str, Any], error: ValidationErr
 
 
 def as_tuple(value: object) -> object:
-    """The tuple that is kept of a list; everything else as it is."""
+    """Convert a list to a tuple; return anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """What to add to a message about an unknown name."""
+    """Return the end of a message about an unknown name: a suggestion, or the known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
     return f" (did you mean {close[0]!r}?)" if close else f"; known are {', '.join(known)}"
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a field accepts, in words, from its JSON schema."""
+    """Describe in words the values that a field accepts, given its JSON schema."""
     if "description" in schema:
         return str(schema["description"])
     if "anyOf" in schema:
@@ -153,11 +153,8 @@ def _allowed(schema: dict[str, Any]) -> str:
         case "null":
             return "None"
         case "array":
-            if "prefixItems" in schema["items"]:
-                return f"a mapping of at most {schema['maxItems']} names to numbers" + _range(
-                    schema["items"]["prefixItems"][1]
-                )
-            return f"at most {schema['maxItems']} non-empty strings"
+            value = schema["items"]["prefixItems"][1]
+            return f"a mapping of at most {schema['maxItems']} names to numbers" + _range(value)
     raise AssertionError(f"no words for the schema {schema}")
 
 

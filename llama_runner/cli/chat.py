@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["chat"]
 
 HELP = """\
-/info   what is in the context
-/gc     drop the oldest turns
-/clear  forget everything
-/help   this list
-/quit   leave; Ctrl-D does too. Ctrl-C stops an answer."""
+/info   show what is in the context
+/gc     evict the oldest turns
+/clear  clear the context
+/help   show this list
+/quit   leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 @click.command(params=[MODEL, SYSTEM, *CHAT_GENERATION, *CONTEXT, QUIET])
@@ -42,11 +42,10 @@ HELP = """\
 def chat(
     context: click.Context, /, model: str | None, system: str | None, quiet: bool, **options: Any
 ) -> None:
-    """Talk with a model.
+    """Chat with a model.
 
-    Type /help for what else can be typed. Lines that are pasted together are one question.
-    Where the questions are piped in, each line is one, and the exit status is 1 if one of them got
-    no answer.
+    Type /help for the list of commands. Lines that are pasted together are one question. If the
+    questions are piped in, each line is one, and the exit status is 1 if any of them failed.
     """
     overrides = {"max_tokens": CHAT_MAX_TOKENS} | generation_options(options)
     with open_runner(model, options, quiet=quiet) as runner:
@@ -78,7 +77,7 @@ class Conversation:
         self.opening = [{"role": "system", "content": system}] if system else []
 
     def run(self) -> bool:
-        """Go on until the user leaves; returns whether nothing failed."""
+        """Answer until the user leaves, and return whether every line succeeded."""
         all_well = True
         for line in _lines():
             if line == "/quit":
@@ -94,7 +93,7 @@ class Conversation:
         return all_well
 
     def answer(self, question: str) -> None:
-        """Ask the model and print what it says; Ctrl-C stops it."""
+        """Ask the model and print its answer; Ctrl-C stops it."""
         turn = [{"role": "user", "content": question}]
         begun = self.runner.get_context_info().used > 0
         messages = turn if begun else self.opening + turn
@@ -107,12 +106,12 @@ class Conversation:
                 self.remark("[cut off: --max-tokens or the context is used up]")
 
     def remark(self, text: str) -> None:
-        """Say something about an answer, unless nothing but answers is wanted."""
+        """Print a note about an answer, unless --quiet asks for answers alone."""
         if not self.quiet:
             note(text)
 
     def command(self, line: str) -> str:
-        """Do what a slash command says, and return what it has to tell."""
+        """Run a slash command and return its output."""
         match line:
             case "/info":
                 return _describe(self.runner.get_context_info())
@@ -120,20 +119,20 @@ class Conversation:
                 return str(self.runner.gc_context())
             case "/clear":
                 self.runner.clear_context()
-                return "forgotten"
+                return "cleared"
             case "/help":
                 return HELP
-        return f"unknown command {printable(line)}; /help lists them"
+        return f"unknown command {printable(line)}; /help lists the commands"
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, until the end of input; with a prompt and editing on a terminal."""
+    """Yield what the user types until the input ends; a terminal has a prompt and editing."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.strip() for line in sys.stdin)
         return
-    import readline  # gives input() its editing and history
+    import readline  # adds editing and history to input()
 
-    # The terminal marks what is pasted, and input() gives it as one, line breaks and all.
+    # The terminal marks pasted text, and input() returns it in one piece, line breaks included.
     readline.parse_and_bind("set enable-bracketed-paste on")
     while True:
         try:
@@ -146,11 +145,11 @@ def _lines() -> Iterator[str]:
 
 
 def _waiting_lines() -> Iterator[str]:
-    """The lines after the first that were pasted where the terminal marks no pastes."""
+    """Yield the other lines of a paste if the terminal does not mark pasted text."""
     while select.select([sys.stdin], [], [], 0.05)[0]:
         try:
             yield input()
-        except EOFError:  # comes again when the next question is waited for
+        except EOFError:  # raised again when the next question is read
             return
 
 

@@ -1,4 +1,4 @@
-"""``llama-runner doctor``: what is here, and what is missing."""
+"""``llama-runner doctor``: check what is installed and what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUILD_INFO = Path(__file__).parents[1] / "_build_info.json"
 
 
 class Report:
-    """What was found, what would make things better, and what keeps models from running."""
+    """Facts about the installation, hints to improve it, and problems that keep it from working."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -33,7 +33,7 @@ class Report:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
     """Check the installation.
@@ -83,7 +83,9 @@ def _native(report: Report) -> None:
         or "none"
     )
     if not gpus and shutil.which("nvidia-smi"):
-        report.hints.append("an NVIDIA GPU seems to be here; build with LLAMA_RUNNER_ACCEL=cuda")
+        report.hints.append(
+            "this machine seems to have an NVIDIA GPU; build with LLAMA_RUNNER_ACCEL=cuda"
+        )
 
 
 def _flat(build: dict[str, object]) -> Iterator[tuple[str, str]]:
@@ -109,7 +111,7 @@ def _places(report: Report) -> None:
     report.found["own catalogue"] = os.fspath(catalogue_directory())
     try:
         path, words = default_model()
-        with suppress(ImportError):  # of the core, which was missed above already
+        with suppress(ImportError):  # a missing core was reported above
             from llama_runner.loaders import validate_model
 
             validate_model(path)
@@ -122,5 +124,6 @@ def _places(report: Report) -> None:
 def _extras(report: Report) -> None:
     if find_spec("huggingface_hub") is None:
         report.hints.append(
-            "huggingface_hub is not here; to pull from Hugging Face: pip install 'llama-runner[hf]'"
+            "huggingface_hub is not installed; to pull from Hugging Face: "
+            "pip install 'llama-runner[hf]'"
         )

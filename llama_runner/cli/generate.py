@@ -32,7 +32,7 @@ __all__ = ["generate", "write_stream"]
         click.Argument(["prompt"], required=False),
         click.Option(["-p", "--prompt", "prompt_text"], metavar="TEXT", help="Instead of PROMPT."),
         SYSTEM,
-        click.Option(["--raw"], is_flag=True, help="Use no chat template: the bare text."),
+        click.Option(["--raw"], is_flag=True, help="Send the bare text, without a chat template."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the whole result as JSON."),
         MODEL,
         *GENERATION,
@@ -52,12 +52,12 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
-    PROMPT is taken from standard input if it is - or missing. What is piped in beside a prompt
-    comes after it: cat notes.txt | llama-runner generate "Summarise:". It is a user's message to
-    the model, or, if that has no chat template, a text to go on with.
+    PROMPT is read from standard input if it is - or missing. If there is a prompt as well, piped
+    text is appended to it: cat notes.txt | llama-runner generate "Summarise:". The model gets it as
+    a user's message, or, if the model has no chat template, as a text to continue.
     """
     if raw and system:
-        raise click.UsageError("--system needs the chat template that --raw leaves out.")
+        raise click.UsageError("--system needs a chat template, which --raw does not use.")
     text = _read_prompt(prompt, prompt_text)
     if not text:
         raise click.UsageError("The prompt is empty.")
@@ -65,7 +65,7 @@ def generate(
     with open_runner(model, options, quiet=quiet) as runner:
         bare = raw or (runner.chat_template is None and not system)
         if bare and not raw and not quiet:
-            note("this model has no chat template: it gets the bare text, as with --raw")
+            note("this model has no chat template: sending the bare text, as with --raw")
         request = text if bare else _as_messages(text, system)
         if as_json:
             completion = runner.generate_stateless(request, **overrides)
@@ -77,7 +77,7 @@ def generate(
 
 
 def write_stream(chunks: Stream) -> Completion:
-    """Print an answer while it is generated, and return it."""
+    """Print an answer while it is generated, and return its completion."""
     completion = None
     with closing(chunks):
         for chunk in chunks:

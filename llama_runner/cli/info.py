@@ -1,4 +1,4 @@
-"""``llama-runner info``: what a model file says about itself."""
+"""``llama-runner info``: show the metadata of a model file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ LONGEST_VALUE = 100
 
 @click.command()
 @click.argument("model", metavar="PATH|NAME", required=False)
-@click.option("--tensors", is_flag=True, help="List the tensors, too.")
+@click.option("--tensors", is_flag=True, help="List the tensors as well.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="For programs. NaN and infinity are written as texts."
+    "--json", "as_json", is_flag=True, help="Print JSON; NaN and infinity become strings."
 )
 @click.pass_context
 def info(context: click.Context, model: str | None, tensors: bool, as_json: bool) -> None:
-    """Show what a model file holds.
+    """Show a model's metadata and check whether it is safe to load.
 
-    And whether it is safe to load; the exit status is 1 if it is not. No weights are read. Without
-    PATH or NAME it is the default model.
+    The exit status is 1 if it is not safe. No weights are read. Without PATH or NAME, the default
+    model is shown.
     """
     from llama_runner.loaders import default_model, find_model, read_gguf
 
@@ -57,7 +57,7 @@ def _print_all(gguf: GgufInfo, problem: str | None, notes: tuple[str, ...], tens
 
 
 def _checked(gguf: GgufInfo) -> tuple[str | None, tuple[str, ...]]:
-    """Why the file must not be loaded, if so; and oddities that do no harm."""
+    """Return why the file must not be loaded, or None, and notes on harmless oddities."""
     from llama_runner.loaders import validate_model
 
     try:
@@ -84,7 +84,7 @@ def _summary(gguf: GgufInfo, problem: str | None, notes: tuple[str, ...]) -> lis
     ]
     rows += [("note", note) for note in notes]
     if gguf.parts:
-        rows.append(("split", f"{len(gguf.parts)} files, taken together here"))
+        rows.append(("split", f"{len(gguf.parts)} files, shown as one model"))
         rows += [("part", f"{part.path.name} ({byte_size(part.size)})") for part in gguf.parts]
     return rows
 

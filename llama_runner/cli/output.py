@@ -1,4 +1,4 @@
-"""What the commands print, and where."""
+"""Printing of results, notes and progress."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import click
 __all__ = ["bar", "byte_size", "note", "print_json", "print_table", "printable"]
 
 Update = Callable[[float, float, str], None]
-"""Takes what is done, what there is in all, and what is going on."""
+"""Called with the amount done, the total amount and the name of the stage."""
 
 
 def note(text: str) -> None:
-    """Tell the user something that is not the command's result."""
+    """Print something that is not the command's result, on standard error."""
     click.echo(text, err=True)
 
 
 def print_json(value: object) -> None:
-    """Print a result for programs. Numbers that JSON does not have become texts: "nan", "inf"."""
+    """Print a result as JSON. Numbers that JSON does not have become strings: "nan", "inf"."""
     click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str))
 
 
@@ -35,7 +35,7 @@ def _finite(value: object) -> object:
 
 
 def print_table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print a result for people: columns, those of the indices in ``right`` flush right."""
+    """Print a table; the columns whose indices are in ``right`` are aligned to the right."""
     lines = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -47,12 +47,12 @@ def print_table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> 
 
 
 def printable(text: str) -> str:
-    """The text in one line and without control codes: a model file could hold any."""
+    """Return the text as one line without control codes, which a model file could contain."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def byte_size(count: int) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes for reading."""
     from rich.filesize import decimal
 
     return decimal(count)
@@ -60,7 +60,7 @@ def byte_size(count: int) -> str:
 
 @contextmanager
 def bar(name: str, *, count_bytes: bool) -> Iterator[Update]:
-    """Show a progress bar on a terminal; elsewhere one line for each thing that goes on."""
+    """Show a progress bar on a terminal; elsewhere print one line for each stage."""
     if not sys.stderr.isatty():
         yield _plain_progress(name)
         return
@@ -82,11 +82,11 @@ def bar(name: str, *, count_bytes: bool) -> Iterator[Update]:
 
 
 def _plain_progress(name: str) -> Update:
-    told = set()
+    announced = set()
 
     def update(done: float, total: float, doing: str) -> None:
-        if doing not in told:
-            told.add(doing)
+        if doing not in announced:
+            announced.add(doing)
             note(f"{doing} {name}")
 
     return update

@@ -1,8 +1,7 @@
-"""How much memory a model and its context will take, and which context fits the machine.
+"""Estimating the memory of a model and its context, and the largest context that fits.
 
-llama.cpp works it out itself: it can build a model and a context without allocating them. So the
-figures are those of the real thing, for every architecture, at the price of reading the
-vocabulary once more.
+llama.cpp computes the figures itself, because it can build a model and a context without allocating
+them. So they hold for every architecture, at the price of reading the vocabulary once more.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ __all__ = ["MemoryEstimate", "estimate_memory", "fitting_n_ctx"]
 
 # llama.cpp rounds n_ctx up to a multiple of this.
 _STEP: Final = 256
-# Beyond this many tokens llama.cpp's own list of them takes time and memory; memory grows evenly.
+# Above this many tokens, llama.cpp's own table of them takes time and memory, even in a trial;
+# memory grows linearly, so larger contexts are extrapolated.
 _LONGEST_TRIED: Final = 1 << 20
-# What of the free memory a model may take, so that Python and everything else can go on; and what
-# of that is taken by an n_ctx that we choose.
+# The share of the free memory that a model may take, so that some is left for Python and all else;
+# and the share of that for an n_ctx that we choose.
 _MOST: Final = 0.95
 _COMFORTABLE: Final = 0.9
-# The intermediate results of so many tokens are little beside what else there is.
+# The intermediate results of this many tokens are small compared with the rest.
 _USUAL_UBATCH: Final = 512
-# What llama.cpp's tables take for each token and each merge, measured with SentencePiece and BPE
-# vocabularies of 50,000 and 200,000 short tokens; and the size of ours (_shim/piece_table.hpp).
+# Bytes of llama.cpp's tables for each token and each merge, measured with SentencePiece and BPE
+# vocabularies of 50,000 and 200,000 short tokens; and of our own table (_shim/piece_table.hpp).
 _TOKEN_BYTES: Final = 150
 _MERGE_BYTES: Final = 130
 _PIECE_TABLE_BYTES: Final = 4 << 20
@@ -43,15 +43,15 @@ _PIECE_TABLE_BYTES: Final = 4 << 20
 class MemoryEstimate:
     """The memory that a model and one context on it take, in bytes.
 
-    Not counted is what does not depend on the model: the Python interpreter and what it imports,
-    llama.cpp's code, and some MiB of the allocator's.
+    What does not depend on the model is not counted: the Python interpreter and its modules,
+    llama.cpp's code, and some MiB of the allocator.
 
     Attributes:
         weights: The tensors.
-        kv: What the context remembers of its tokens.
-        compute: Room for intermediate results.
-        vocabulary: Tables of its tokens and of pieces of text; by a rule of thumb.
-        host: How much of the four is in the machine's own memory, not an accelerator's.
+        kv: The state that the context keeps of its tokens, such as the KV cache.
+        compute: Buffers for intermediate results.
+        vocabulary: Tables of tokens and of pieces of text, estimated by a rule of thumb.
+        host: The part of the total that is in the machine's own memory, not an accelerator's.
     """
 
     weights: int
@@ -62,29 +62,29 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All four together."""
+        """Weights, kv, compute and vocabulary together."""
         return self.weights + self.kv + self.compute + self.vocabulary
 
 
 def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> MemoryEstimate:
-    """Work out the memory that a runner with these parameters will take, without loading it.
+    """Estimate the memory that a runner with these parameters will take, without loading the model.
 
-    The model is checked first, as the runner would.
+    The model is checked first, as by the runner.
 
     Args:
-        model: As for :class:`LlamaRunner`: a path, a description or a name.
-        **options: Fields of :class:`ModelParams` and :class:`ContextParams`, with the defaults that
-            :class:`LlamaRunner` has.
+        model: A path, a description or a name, as for :class:`LlamaRunner`.
+        **options: Fields of :class:`ModelParams` and :class:`ContextParams`, with the same defaults
+            as for :class:`LlamaRunner`.
 
     Raises:
         InvalidParameterError: A parameter is unknown or out of range, or ``vocab_only`` is set.
-        ModelNotFoundError: No such file or name.
-        FileReadError: The system does not let it be read.
+        ModelNotFoundError: There is no such file or name.
+        FileReadError: The system does not allow reading it.
         ModelMetadataError: The description is not valid, or contradicts the file.
-        ModelValidationError: The file is not a sound GGUF.
-        ModelLoadError: llama.cpp refused the file.
-        OutOfMemoryError: No n_ctx fits, and "auto" was asked for.
-        UnsupportedModelError: It is no model that generates text.
+        ModelValidationError: The file is not a sound GGUF model.
+        ModelLoadError: It holds no weights, or llama.cpp refused it.
+        OutOfMemoryError: ``n_ctx`` is "auto" and no n_ctx fits.
+        UnsupportedModelError: It is not a model that generates text.
     """
     for_model, for_context = runner_params(options)
     if for_model.vocab_only:
@@ -107,20 +107,21 @@ def fitting_n_ctx(
     file: IO[bytes] | None = None,
     n_resident: int = 0,
 ) -> int:
-    """The number of tokens of context to make: what was asked for, if it fits.
+    """Return the n_ctx of the context to make: the one asked for, if it fits.
 
     Args:
         path: The model.
-        info: Its header, where it was read already; a look at it often tells that all is well.
+        info: Its header, if it was already read; it often suffices to see that there is room.
         for_model: How its weights will be loaded.
-        for_context: ``n_ctx`` may be "auto": the most that fits, up to the trained length.
-        file: The model's only file, if it is open already.
+        for_context: The context asked for. If its ``n_ctx`` is "auto", the result is the largest
+            that fits, up to the trained length.
+        file: The model's only file, if it is already open.
         n_resident: Bytes of it that are in memory already.
 
     Raises:
-        InvalidParameterError: ``kv_type`` is not for this model.
-        OutOfMemoryError: It takes more than the memory that is free on the machine or in its
-            cgroup, less a margin; the message says which n_ctx would fit.
+        InvalidParameterError: This model cannot use the ``kv_type``.
+        OutOfMemoryError: It takes more than the free memory of the machine or of its cgroup, less a
+            margin; the message says which n_ctx would fit.
         ModelLoadError: llama.cpp refused the file.
     """
     limit = room() + n_resident
@@ -137,7 +138,7 @@ def fitting_n_ctx(
         if not largest:
             smallest = blueprint.of_steps(1)
             least = blueprint.estimate(smallest).host
-            if least <= limit:  # not comfortably, but it is what there is
+            if least <= limit:  # within the limit, although not comfortably
                 largest = smallest
             else:
                 asked, needed = smallest, least
@@ -156,12 +157,12 @@ def fitting_n_ctx(
 
 
 def room() -> int:
-    """The bytes that a model may take of the memory that is free now."""
+    """Return the bytes of the memory free now that a model may take."""
     return int(free_memory() * _MOST)
 
 
 class _Blueprint:
-    """A model of which nothing was allocated, to try contexts on."""
+    """A model without allocated weights, for trying contexts."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class _Blueprint:
         self._model = Model(path, file=file, no_alloc=True, **for_model.model_dump())
 
     def asked(self) -> int:
-        """The n_ctx that the parameters stand for on this model."""
+        """Return the n_ctx that the parameters mean for this model."""
         n_ctx = self._params.tokens(self._model.n_ctx_train)
         assert n_ctx is not None
         return n_ctx
@@ -205,7 +206,7 @@ class _Blueprint:
         )
 
     def largest_n_ctx(self, limit: int) -> int:
-        """The most tokens, up to the trained length, that stay within a limit; 0 if none do."""
+        """Return the largest n_ctx within a limit, up to the trained length; 0 if none fits."""
         low, high = 0, max(1, self._model.n_ctx_train // _STEP)
         while low < high:
             middle = (low + high + 1) // 2
@@ -216,7 +217,7 @@ class _Blueprint:
         return self.of_steps(low)
 
     def of_steps(self, n_steps: int) -> int:
-        """So many steps of tokens, or the trained length if that is less."""
+        """Return this many steps in tokens, or the trained length if that is less."""
         return min(n_steps * _STEP, self._model.n_ctx_train)
 
     def __enter__(self) -> Self:
@@ -238,18 +239,18 @@ def _vocabulary_bytes(info: GgufInfo) -> int:
 
 
 def _asked(info: GgufInfo | None, params: ContextParams) -> int | None:
-    """The n_ctx that the parameters stand for, as far as the header tells."""
+    """Return the n_ctx that the parameters mean; None if the header is not enough to tell."""
     trained = info.context_length if info else None
     return None if trained is None else params.tokens(trained)
 
 
 def _far_below(limit: int, n_ctx: int, info: GgufInfo | None, params: ContextParams) -> bool:
-    """Whether a generous guess says that there is room enough, so that nobody need work it out.
+    """Return True if a generous upper bound fits, so that the exact estimate can be skipped.
 
-    The guess gives every layer keys and values as wide as the embeddings, in float32. Models that
-    have wider ones have fewer heads to remember; the other half of the limit is for exceptions.
-    Intermediate results are no small thing where many tokens are computed at once, or where every
-    head's scores for the whole context are written down.
+    The bound assumes keys and values as wide as the embeddings in every layer, in float32. Models
+    with wider ones have fewer heads to store; half of the limit is a reserve for exceptions.
+    If many tokens are computed at once, or if the scores of every head for the whole context are
+    stored, intermediate results are not small: then the exact estimate is needed.
     """
     if params.n_ubatch > _USUAL_UBATCH or params.flash_attention is False:
         return False

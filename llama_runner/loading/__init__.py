@@ -1,1 +1,1 @@
-"""From a model file to a loaded model and its context."""
+"""Opening a model file: the loaded model and its context."""

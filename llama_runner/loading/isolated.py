@@ -1,8 +1,8 @@
 """Try a model in a child process first, so that a native crash becomes an exception here.
 
-The child is a Python of its own (``python -m llama_runner._isolated_child``), not a fork. It does
-what the runner is about to do, and decodes one token. What it reports is JSON, which the parent can
-read without trusting it. Its memory and its time are limited.
+The child is a new Python process (``python -m llama_runner._isolated_child``), not a fork. It loads
+the model as the runner is about to do, and decodes one token. It reports in JSON, which the parent
+can read without trusting it. Its memory and its time are limited.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from llama_runner.params import ContextParams, ModelParams
 
 __all__ = ["NO_MEMORY", "probe"]
 
-# Seconds for the start and the token, and bytes that even a slow disk reads in a second.
+# Seconds for the start and the token, and bytes that even a slow disk reads per second.
 _TIME_LIMIT: Final = 60.0
 _SLOWEST_DISK: Final = 20e6
-# The exit code of a child that got no more memory.
+# The exit code of a child that ran out of memory.
 NO_MEMORY: Final = 77
 
 
@@ -49,14 +49,15 @@ def probe(
         for_context: The context to make.
 
     Raises:
-        ModelLoadError: The child crashed or took too long, or could not decode a token.
-        OutOfMemoryError: It asked for more memory than is free.
-        LlamaSystemError: No child could be started.
-        LlamaError: What the runner in the child raised.
+        ModelLoadError: The child crashed, took too long, or could not decode a token.
+        OutOfMemoryError: The child asked for more memory than is free.
+        LlamaSystemError: The child could not be started.
+        LlamaError: The runner in the child raised this error.
     """
     if not sys.executable:
         raise LlamaSystemError(
-            f"isolated=True starts a Python, and sys.executable={sys.executable!r} names none"
+            f"isolated=True starts a Python, but sys.executable={sys.executable!r} does not name "
+            "one"
         )
     options = for_model.model_dump(exclude_unset=True) | for_context.model_dump(exclude_unset=True)
     memory = free_memory()
@@ -100,7 +101,7 @@ def probe(
 
 
 def _reported(output: bytes) -> LlamaError | None:
-    """The error that the child printed, if what it printed is one."""
+    """Return the error that the child printed; None if it printed anything else."""
     try:
         name, message, field, native = json.loads(output)
     except (ValueError, TypeError):
@@ -112,11 +113,11 @@ def _reported(output: bytes) -> LlamaError | None:
 
 
 def _end(code: int) -> str:
-    """How a child ended, in words."""
+    """Describe in words how a child ended."""
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
-    return f"was ended by {name}" + (", perhaps for want of memory" * (name == "SIGKILL"))
+    return f"was ended by {name}" + (", perhaps because memory ran out" * (name == "SIGKILL"))
 
 
 def _last_line(text: bytes) -> str | None:

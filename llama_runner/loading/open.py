@@ -1,4 +1,4 @@
-"""Opening a runner: its options, the file that is meant, what of it is checked, and its parts."""
+"""Opening a runner: check its options, find and check the file, then load model and context."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-# What calls need is imported before them; these modules, too, which others import when they are
-# called. Python's import system takes an OSError of a signal handler for a missing file, and may
-# lose what else one raises.
+# All modules that calls need are imported up front, even those that others import on demand:
+# Python's import system takes an OSError raised by a signal handler for a missing file, and may
+# lose other exceptions that a handler raises.
 import numpy.ma  # noqa: F401
 
 import llama_runner.loaders.checks.validate  # noqa: F401
@@ -54,22 +54,22 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a runner is made of."""
+    """The parts of a runner."""
 
     model: Model
     context: Context | None
-    """None with vocab_only."""
+    """None if only the vocabulary was loaded."""
     template: ChatTemplate | ChatTemplateError
     model_params: ModelParams
     context_params: ContextParams
     generation_params: GenerationParams
-    """What holds where a call says nothing else."""
+    """The defaults for calls."""
     header: GgufInfo | None
-    """What adapters are compared with: architecture and tensors. None if it was not read."""
+    """Architecture and tensors, with which adapters are compared. None if it was not read."""
 
 
 def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> Opened:
-    """Check and load a model, and make its context; see :class:`LlamaRunner`."""
+    """Check and load a model and make its context; see :class:`LlamaRunner`."""
     model_params, context_params = runner_params(options, _OTHERS)
     generation_params = GenerationParams()
     n_threads, n_threads_batch = thread_counts(
@@ -177,7 +177,7 @@ def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Open
 
 
 def _check_arguments(loading: Loading) -> None:
-    """Refuse now what would be found out in the middle of loading."""
+    """Refuse wrong arguments now and not in the middle of loading."""
     progress, validate, isolated = loading.progress, loading.validate, loading.isolated
     if progress is not None and not callable(progress):
         raise InvalidParameterError(
@@ -194,16 +194,16 @@ def _check_arguments(loading: Loading) -> None:
 
 
 def _warn_beyond_training(params: ContextParams, n_ctx: int, trained: int) -> None:
-    """Say that a conversation may get longer than what the model was trained with."""
+    """Warn that a conversation may get longer than the model's trained context."""
     longest = n_ctx // params.n_seq_max if params.kv_layout == "streams" else n_ctx
     is_scaled = params.rope_freq_base is not None or params.rope_freq_scale is not None
     if 0 < trained < longest and not is_scaled:
         warnings.warn(
-            f"n_ctx={n_ctx}: a conversation may have {longest:,} tokens, and the model was trained "
+            f"n_ctx={n_ctx}: a conversation may have {longest:,} tokens, but the model was trained "
             f"with at most {trained:,}: beyond that its answers get worse, unless rope_freq_base "
             "or rope_freq_scale stretches its positions",
             UserWarning,
-            stacklevel=4,  # where the runner is made
+            stacklevel=4,  # the line that makes the runner
         )
 
 
@@ -213,4 +213,4 @@ def _chat_template(model: Model, source: str | None) -> ChatTemplate | ChatTempl
     except ChatTemplateError as error:
         if source is not None:
             raise
-        return error.with_traceback(None)  # raw prompts work without one; messages say why
+        return error.with_traceback(None)  # raw prompts need no template; messages raise this error

@@ -1,4 +1,4 @@
-"""Text to token ids and back, batches of them, and choosing the next one."""
+"""Tokenising and detokenising, batches of token ids, and samplers."""
 
 from llama_runner.tokens.batch import Batch, build_batch
 from llama_runner.tokens.sampler import create_sampler

@@ -24,13 +24,13 @@ _LAST_POSITION = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Tokens in the order in which one decode would take them, in numpy arrays of shape (n,).
+    """Tokens in decoding order, as numpy arrays of shape (n,).
 
     Attributes:
         tokens: Token ids.
-        positions: Position of each in its sequence.
-        sequence_ids: Which sequence each belongs to.
-        logits: Whether the logits after this token are wanted.
+        positions: Position of each token in its sequence.
+        sequence_ids: Sequence that each token belongs to.
+        logits: Whether the logits after each token are wanted.
     """
 
     tokens: NDArray[np.int32]
@@ -48,19 +48,19 @@ def build_batch(
     positions: Iterable[int] | None = None,
     logits: Literal["last", "all", "none"] = "last",
 ) -> Batch:
-    """Lay tokens of several sequences out as one batch, to look at or to feed a model of your own.
+    """Lay out the tokens of several sequences as one batch, to inspect or for a model of your own.
 
-    Generating needs none of this: the engine builds its batches itself.
+    Generating does not need this: the engine builds its batches itself.
 
     Args:
-        sequences: Token ids of each; the index in here is the sequence id.
-        positions: Of each sequence's first token; 0 by default.
-        logits: After which tokens of each sequence logits are wanted.
+        sequences: Token ids of each sequence; its index is the sequence id.
+        positions: Position of each sequence's first token; 0 by default.
+        logits: The tokens of each sequence after which logits are wanted.
 
     Raises:
-        InvalidParameterError: Another number of positions than of sequences, or one that is
-            negative or too large; another value of ``logits``.
-        TokenizationError: Token ids that are none.
+        InvalidParameterError: The number of positions differs from the number of sequences, a
+            position is negative or too large, or ``logits`` has another value.
+        TokenizationError: Something is not a token id.
     """
     import numpy as np
 
@@ -80,8 +80,8 @@ def build_batch(
     starts = [0] * len(runs) if positions is None else _items(positions, "positions")
     if len(starts) != len(runs) or not all(map(_is_position, starts, lengths)):
         raise InvalidParameterError(
-            f"positions: needs {len(runs)} integers from 0 up that leave the last token at most at "
-            f"{_LAST_POSITION} (got {reprlib.repr(starts)})",
+            f"positions: must be {len(runs)} integers of at least 0, with the last token of each "
+            f"sequence at {_LAST_POSITION} or before (got {reprlib.repr(starts)})",
             field="positions",
         )
     empty = np.empty(0, np.int32)
@@ -121,6 +121,6 @@ def _items(values: Iterable[Any], field: str) -> list[Any]:
 
 
 def _is_position(start: Any, n: int) -> bool:
-    """Can n tokens stand from there on?"""
+    """Return whether n tokens fit from this position on."""
     is_number = isinstance(start, Integral) and not isinstance(start, bool)
     return is_number and 0 <= int(start) <= _LAST_POSITION + 1 - max(n, 1)

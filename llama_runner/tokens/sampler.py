@@ -14,10 +14,11 @@ __all__ = ["create_sampler"]
 def create_sampler(
     params: GenerationParams | None = None, **overrides: Unpack[GenerationOptions]
 ) -> Sampler:
-    """A sampler for logits of your own, with what generating uses.
+    """Make a sampler for your own logits, the same as generating uses.
 
     Args:
-        params: How to sample; without a seed, one is chosen. ``overrides`` are changes to it.
+        params: Sampling parameters; if they have no seed, one is chosen at random.
+        **overrides: Changes to ``params``.
 
     Raises:
         InvalidParameterError: A parameter is unknown or out of range.

@@ -1,7 +1,7 @@
-"""Text to token ids and back: one text, many at once, or one that grows.
+"""Tokenising and detokenising: one text, many texts at once, or one that grows.
 
-``Vocab`` (of the native core) does the work. What is here keeps long texts tokenised, uses all
-processors, and makes batches and samplers for those who run a model by themselves.
+``Vocab`` of the native core does the work. This module keeps the tokens of long texts and uses all
+processors for many.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Detokenizer", "Tokenizer"]
 
-# Of the texts that are kept. Shorter ones are tokenised faster than looked up; all together they
-# have room for some sixty transcripts of 30,000 tokens.
+# Limits of the kept texts. Shorter texts are tokenised faster than looked up; the total is enough
+# for some sixty transcripts of 30,000 tokens.
 _SHORTEST_KEPT = 4096
 _BYTES_KEPT = 8 * 1024 * 1024
 _MOST_KEPT = 16
 
 
 class Tokenizer:
-    """Tokenises with a vocabulary and keeps the last long texts, up to 8 MiB, with their tokens.
+    """A tokenizer that keeps the most recent long texts, up to 8 MiB, with their tokens.
 
-    Of a text that was tokenised before and has grown, only what was appended is tokenised; the
-    tokens are those of the whole text all the same. Threads may share one.
+    If a kept text has grown, only the appended part is tokenised; the result is the same as for the
+    whole text. Threads may share a tokenizer.
 
     Args:
-        vocab: From :attr:`Model.vocab`. Single tokens are looked up there: the special ones as
-            attributes (``vocab.eos``), the bytes of one with ``vocab.token_to_piece()``.
+        vocab: The vocabulary, from :attr:`Model.vocab`. Look up single tokens there: special ones
+            as attributes (``vocab.eos``), the bytes of a token with ``vocab.token_to_piece()``.
 
     Raises:
         InvalidParameterError: ``vocab`` is something else.
@@ -48,26 +48,25 @@ class Tokenizer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = _vocab_of(vocab)
-        # With the options they were tokenised with; newest first.
+        # Each with the options that it was tokenised with; newest first.
         self._kept: tuple[tuple[tuple[bool, bool], TokenizedText], ...] = ()
 
     def tokenize(
         self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> NDArray[np.int32]:
-        """Token ids of a text: numpy int32 array, shape (n,).
+        """Return the token ids of a text as a numpy int32 array of shape (n,).
+
+        Ctrl-C interrupts it between calls of llama.cpp, but not inside one. One call can take some
+        seconds for megabytes of text without a place to cut, such as one repeated letter.
 
         Args:
-            text: Text, or bytes of UTF-8 in any object that is like bytes.
-            add_special: Add BOS/EOS where the model wants them.
+            text: Text, or UTF-8 in a bytes-like object.
+            add_special: Add BOS/EOS if the model wants them.
             parse_special: Read special tokens written out in the text as those tokens.
 
         Raises:
-            TokenizationError: The text has lone surrogates, is too long, or is nothing that the
-                vocabulary can write.
-
-        Ctrl-C ends it, but not inside one call of llama.cpp: that takes some seconds for a
-        stretch of megabytes that has no place where it can be cut, such as a single letter over
-        and over.
+            TokenizationError: The text has lone surrogates, is too long, or cannot be written with
+                this vocabulary.
         """
         if _is_long(text):
             return self._read(text, add_special, parse_special).tokens
@@ -76,10 +75,10 @@ class Tokenizer:
     def tokenize_prompt(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> NDArray[np.int32]:
-        """Token ids of a text to generate from: as :meth:`tokenize`, with no BOS or EOS twice.
+        """Return the token ids of a prompt: as :meth:`tokenize`, but with BOS and EOS not doubled.
 
-        A prompt that was copied from a model's card or rendered elsewhere often begins with the
-        BOS itself, and models are worse after two of them.
+        A prompt that was copied from a model card or rendered elsewhere often begins with BOS, and
+        models answer worse after two of them.
         """
         tokens = self.tokenize(text, add_special=add_special, parse_special=parse_special)
         if not (add_special and parse_special):
@@ -94,7 +93,7 @@ class Tokenizer:
     def count_tokens(
         self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> int:
-        """How many tokens :meth:`tokenize` gives."""
+        """Return the number of tokens that :meth:`tokenize` would return."""
         if _is_long(text):
             return len(self._read(text, add_special, parse_special))
         return self.vocab.count_tokens(text, add_special=add_special, parse_special=parse_special)
@@ -102,13 +101,13 @@ class Tokenizer:
     def tokenize_batch(
         self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
     ) -> list[NDArray[np.int32]]:
-        """What :meth:`tokenize` gives for each of many texts, on all processors.
+        """Return the result of :meth:`tokenize` for each of many texts, using all processors.
 
         Raises:
-            TokenizationError: As :meth:`tokenize`; the message says which is no text.
+            TokenizationError: As :meth:`tokenize`; if an item is not text, the message says which.
         """
         if isinstance(texts, Iterator):
-            texts = list(texts)  # they may be looked through again
+            texts = list(texts)  # after an error they are searched again
         try:
             return self.vocab.tokenize_batch(
                 texts,
@@ -125,10 +124,10 @@ class Tokenizer:
     def detokenize(
         self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = True
     ) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            tokens: Token ids; an int32 array is read where it lies.
+            tokens: Token ids; an int32 array is read in place.
             remove_special: Leave out the BOS/EOS that tokenising added.
             unparse_special: Write special tokens as text instead of leaving them out.
 
@@ -141,11 +140,11 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def forget(self) -> None:
-        """Drop the texts that are kept."""
+        """Drop the kept texts."""
         self._kept = ()
 
     def detokenizer(self, *, unparse_special: bool = True) -> Detokenizer:
-        """A detokenizer for tokens that come one after the other."""
+        """Make a detokenizer for tokens that arrive one after another."""
         return Detokenizer(self.vocab, unparse_special=unparse_special)
 
     @cached_property
@@ -160,7 +159,7 @@ class Tokenizer:
         read = self.vocab.read(text, previous, add_special=add_special, parse_special=parse_special)
         if read.n_bytes > _BYTES_KEPT:
             return read
-        # A text that has grown takes its own place; another that begins the same does not.
+        # A text that has grown replaces its former self; one with just a common beginning does not.
         has_grown = previous is not None and previous.common_prefix(text) == previous.n_bytes
         others = (one for one in kept if not (has_grown and one[1] is previous))
         self._kept = tuple(_that_fit(((options, read), *others)))
@@ -182,7 +181,7 @@ def _is_long(text: Text) -> TypeGuard[str | bytes]:
 
 
 def _first_that_is_no_text(texts: object) -> int | None:
-    """The index of what the core refuses, which looks at the types of all of them first."""
+    """Return the index of the text that the core refused; it checks the types of all first."""
     if not isinstance(texts, Iterable) or _is_text_or_bytes(texts):
         return None
     for is_text in (_is_text_or_bytes, _is_unicode):
@@ -222,10 +221,10 @@ def _vocab_of(source: Vocab | Tokenizer) -> Vocab:
 
 
 class Detokenizer:
-    """Turns tokens that come one after the other into text, never half a character.
+    """A detokenizer for tokens that arrive one after another; it never returns half a character.
 
-    What all calls return, put together, is what :meth:`Tokenizer.detokenize` makes of all the
-    tokens; each token is looked at once.
+    The results of all calls, joined, equal :meth:`Tokenizer.detokenize` of all the tokens; each
+    token is processed only once.
 
     Args:
         vocab: A :class:`Tokenizer`, or the vocabulary of one.
@@ -242,10 +241,10 @@ class Detokenizer:
         self._begun = False
 
     def feed(self, tokens: int | TokenIds) -> str:
-        """The text that one more token, or more of them, completes; it may be empty.
+        """Return the text that one or more further tokens complete; it may be empty.
 
         Raises:
-            TokenizationError: An id is out of range, or no integer.
+            TokenizationError: An id is out of range or not an integer.
         """
         ids = [tokens] if isinstance(tokens, int | Integral) else token_array(tokens)
         data = self._vocab.detokenize(
@@ -255,6 +254,6 @@ class Detokenizer:
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """What is left: U+FFFD where the last character is not whole. Then a new text begins."""
+        """Return the rest, U+FFFD for an incomplete last character, and begin a new text."""
         self._begun = False
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""What can be given as text and as token ids."""
+"""The types that are accepted as text and as token ids."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Text", "TokenIds"]
 
 Text: TypeAlias = "str | Buffer"
-"""What can be tokenised: text, or bytes of UTF-8."""
+"""Input of tokenising: text, or UTF-8 bytes."""
 
-# A type, so that a program may write Prompt | None; only what needs numpy is a string, because
-# importing numpy takes long.
+# Not one string, so that a program can write Prompt | None; only the part that needs numpy is a
+# string, because importing numpy takes long.
 TokenIds: TypeAlias = Union[Sequence[int], "NDArray[np.integer[Any]]"]

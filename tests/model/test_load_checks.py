@@ -95,6 +95,22 @@ def test_other_levels_are_refused(tiny: Path, validate: Any) -> None:
         LlamaRunner(tiny, validate=validate)
 
 
+@pytest.mark.parametrize("validate", ["full", "header"])
+def test_a_file_without_weights_needs_vocab_only(tmp_path: Path, validate: Any) -> None:
+    path = replace(small_llama(), tensors=[]).write(tmp_path / "vocabulary.gguf")
+    message = r"vocabulary\.gguf' holds no weights; only vocab_only=True can open it$"
+    for load in (
+        lambda: LlamaRunner(path, validate=validate),
+        lambda: LlamaRunner(path, validate=validate, isolated=True),
+        lambda: estimate_memory(path),
+        lambda: validate_model(path, "graph"),
+    ):
+        with pytest.raises(ModelLoadError, match=message):
+            load()
+    with LlamaRunner(path, validate=validate, vocab_only=True) as runner:
+        assert len(runner.tokenizer.tokenize("w0")) > 0
+
+
 @pytest.mark.parametrize("load_mode", ["auto", "none", "mmap"])
 def test_the_very_file_that_was_checked_is_loaded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_mode: Any

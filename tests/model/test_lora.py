@@ -356,7 +356,7 @@ def test_the_file_that_was_checked_is_the_one_that_is_loaded(
 def test_without_checks_of_the_model_adapters_are_still_checked(base: Path, adapter: Path) -> None:
     with LlamaRunner(base, n_ctx=256, validate=False) as runner:
         assert runner.load_lora(adapter) == "pirate"
-        with pytest.raises(ModelValidationError, match=r"is no LoRA adapter: general\.type is"):
+        with pytest.raises(ModelValidationError, match=r"is not a LoRA adapter: general\.type is"):
             runner.load_lora(base)
 
 

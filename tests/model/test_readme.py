@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from llama_runner import LlamaRunner
-from llama_runner.cli import commands
+from llama_runner.cli.program import commands
 from llama_runner.loaders import read_gguf
 from llama_runner.loaders.catalogue.catalogue import DEFAULT_MODEL, find_entry
 from llama_runner.params import ContextParams, GenerationParams, ModelParams

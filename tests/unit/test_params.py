@@ -23,6 +23,7 @@ from llama_runner.params import (
 )
 
 ALL = (GenerationParams, ModelParams, ContextParams)
+STOP = "a non-empty string, or a list or tuple of at most 16 of them"
 
 
 def refusal(kind: type[Parameters], **values: Any) -> InvalidParameterError:
@@ -56,8 +57,9 @@ def test_defaults_are_valid_and_immutable(kind: type[Parameters]) -> None:
         ({"top_p": 0}, "top_p=0: must be a number above 0 and at most 1"),
         ({"seed": -1}, "seed=-1: must be an integer between 0 and 4294967294 or None"),
         ({"ignore_eos": 1}, "ignore_eos=1: must be True or False"),
-        ({"stop": ("ok", "")}, "stop=('ok', ''): must be at most 16 non-empty strings"),
-        ({"stop": b"no"}, "stop=b'no': must be at most 16 non-empty strings"),
+        ({"stop": ("ok", "")}, f"stop=('ok', ''): must be {STOP}"),
+        ({"stop": b"no"}, f"stop=b'no': must be {STOP}"),
+        ({"stop": {"a"}}, f"stop={{'a'}}: must be {STOP}"),
         ({"temprature": 1}, "unknown parameter 'temprature' (did you mean 'temperature'?)"),
         ({"top_p": 2, "min_p": 3}, "top_p=2: must be a number above 0 and at most 1; "
          "min_p=3: must be a number between 0 and 1"),
@@ -210,7 +212,7 @@ def test_the_parking_directory_is_a_path_of_either_kind(tmp_path: Path) -> None:
     assert refusal(ContextParams, parking_dir=tmp_path / "missing").field == "parking_dir"
     # Linux makes no files there, whoever asks.
     refused = refusal(ContextParams, parking_dir="/proc", parking_disk=2**20)
-    assert str(refused).startswith("parking_dir='/proc': no file can be made there")
+    assert str(refused).startswith("parking_dir='/proc': cannot create a file there")
     assert str(refusal(ContextParams, parking_dir=3)) == "parking_dir=3: must be a path or None"
 
 

@@ -1,1 +1,1 @@
-"""Models by name, and what is known of each."""
+"""The catalogue: models by name, and their descriptions."""

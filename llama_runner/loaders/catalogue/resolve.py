@@ -1,7 +1,7 @@
-"""The model that a user means: a path, a JSON description, or a name of the catalogue.
+"""Finding the model that a user means: by a path, a JSON description or a name of the catalogue.
 
-Functions that work with a model take all three; those that look at a file, such as ``read_gguf``,
-take its path alone.
+Functions that work with a model take all three; those that only look at a file, such as
+``read_gguf``, take just its path.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llama_runner.loaders.catalogue.catalogue import (
 from llama_runner.loaders.catalogue.description import ModelMetadata, read_metadata
 from llama_runner.loaders.gguf.fingerprint import fingerprint
 from llama_runner.loaders.gguf.header import ModelPath, open_model, quoted, unreadable
-from llama_runner.loaders.gguf.info import GgufInfo
+from llama_runner.loaders.gguf.info import GgufInfo, require_weights
 
 if TYPE_CHECKING:
     from llama_runner.loaders.checks.validate import Level
@@ -50,14 +50,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model that is there to be loaded.
+    """A model that was found and can be loaded.
 
     Attributes:
-        path: Its file; of a split model, the first.
-        metadata: Its description, where it has one.
+        path: Its file; the first one of a split model.
+        metadata: Its description, if it has one.
         info: Its header, if it was read.
-        file: The very file that was checked, open; None for the parts of a split model, which
-            llama.cpp can only open itself.
+        file: The open file that was checked, so that the same file is loaded; None if it was not
+            checked, or if the model is split, because llama.cpp has to open the parts itself.
     """
 
     path: Path
@@ -66,17 +66,23 @@ class FoundModel:
     file: IO[bytes] | None
 
     def load_params(self, given: ModelParams) -> ModelParams:
-        """How to load it: what its description recommends holds where nothing else is given."""
+        """Return the parameters to load it with, and apply what its description recommends.
+
+        Raises:
+            ModelLoadError: It holds no weights, and ``vocab_only`` is not set.
+        """
+        if self.info is not None and not given.vocab_only:
+            require_weights(self.info)
         layers = self.metadata.n_gpu_layers if self.metadata is not None else None
         if layers is None or "n_gpu_layers" in given.model_fields_set:
             return given
         return given.merged(n_gpu_layers=layers)
 
     def fingerprint(self) -> str:
-        """What tells it from others; of a split model, its first file does.
+        """Return the fingerprint of its file; for a split model, of its first file.
 
         Raises:
-            ModelNotFoundError, FileReadError: The file cannot be opened, or not read.
+            ModelNotFoundError, FileReadError: The file cannot be opened or read.
         """
         if self.file is not None:
             return fingerprint(self.file)
@@ -86,14 +92,13 @@ class FoundModel:
 
 @contextmanager
 def checked_model(model: ModelPath, level: Level | Literal[False]) -> Iterator[FoundModel]:
-    """Find a model and check its file, and its description against it; False checks nothing.
+    """Find a model, and check its file and its description; the level False checks nothing.
 
     Raises:
         As :func:`resolve_model` and :func:`validate_model`.
     """
-    from llama_runner.loaders.checks.validate import (
-        validate_model,  # needs the core, without which the rest works
-    )
+    # Imported here, because it needs the core; everything else works without it.
+    from llama_runner.loaders.checks.validate import validate_model
 
     path, metadata = resolve_model(model)
     if level is False:
@@ -107,7 +112,7 @@ def checked_model(model: ModelPath, level: Level | Literal[False]) -> Iterator[F
 
 
 def find_model(name_or_path: ModelPath) -> Path:
-    """The file of a model given by path or by name.
+    """Find the file of a model given by path or by name.
 
     Raises:
         As :func:`resolve_model`.
@@ -116,20 +121,20 @@ def find_model(name_or_path: ModelPath) -> Path:
 
 
 def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
-    """The file of a model given by path or by name, and its description where it has one.
+    """Find the file of a model given by path or by name, and its description if it has one.
 
-    A file that exists wins over a name. A path to a ``.json`` description gives the model file
-    that it describes. A folder, or anything else under a path that is no name of the catalogue, is
-    given back, too: who opens it says best what is wrong with it. The file's path is absolute, as
-    it is needed again when the current directory may be another; a link keeps its name, which says
-    which part of a split model it is.
+    An existing file takes precedence over a name. A path to a ``.json`` description gives the model
+    file that it describes. Anything else that exists under the path, such as a folder, is returned
+    too, unless the catalogue has a model of that name: opening it gives the best error message. The
+    returned path is absolute, because it is used again later, when the current directory may have
+    changed. Links are not resolved: the link's name says which part of a split model it is.
 
     Raises:
-        ModelNotFoundError: Neither a file nor a known name, or not pulled yet; the message says
-            what to do.
-        FileReadError: The system does not let it be looked at, or its description be read.
+        ModelNotFoundError: It is neither a file nor a known name, or it is not pulled yet; the
+            message says what to do.
+        FileReadError: The system does not allow looking at it or reading its description.
         ModelMetadataError: The description is not valid.
-        InvalidParameterError: Neither a string nor a path.
+        InvalidParameterError: It is neither a string nor a path.
     """
     given = path_text(name_or_path)
     path = at_home(given)
@@ -149,16 +154,16 @@ def resolve_model(name_or_path: ModelPath) -> tuple[Path, ModelMetadata | None]:
 
 
 def default_name() -> str:
-    """What to call the model to use when none is given: a name or a path."""
+    """Return the name or the path of the model to use when none is given."""
     return os.environ.get("LLAMA_RUNNER_MODEL") or DEFAULT_MODEL
 
 
 def default_model() -> tuple[Path, str]:
-    """The model to use when none is given, and the words to tell the user which it is.
+    """Return the file of the model to use when none is given, and words that say which it is.
 
     Raises:
-        ModelNotFoundError: ``LLAMA_RUNNER_MODEL`` names no model, or the default model was not
-            pulled yet.
+        ModelNotFoundError: ``LLAMA_RUNNER_MODEL`` does not name a model, or the default model was
+            not pulled yet.
     """
     name = default_name()
     why = "LLAMA_RUNNER_MODEL" if os.environ.get("LLAMA_RUNNER_MODEL") else "the default model"
@@ -168,7 +173,7 @@ def default_model() -> tuple[Path, str]:
 def _described_file(description: Path, metadata: ModelMetadata) -> Path:
     if metadata.path is None:
         raise ModelMetadataError(
-            f"{os.fspath(description)!r} names a source but no path; put it into "
+            f"{os.fspath(description)!r} gives a source but no path; put it into "
             f"{os.fspath(catalogue_directory())!r} and pull it by name",
             field="path",
         )

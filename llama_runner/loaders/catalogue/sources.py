@@ -1,4 +1,4 @@
-"""Where a model can be fetched from, written as one line of text."""
+"""Sources to fetch a model from, written as one line of text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HubSource(NamedTuple):
 
 
 def parse_source(source: str) -> PackageSource | HubSource:
-    """Take a source apart.
+    """Parse a source.
 
     Raises:
         InvalidParameterError: It has neither of the two forms, or its file leads out of its
@@ -46,7 +46,7 @@ def parse_source(source: str) -> PackageSource | HubSource:
 
 
 def _is_plain_path(text: str) -> bool:
-    """Whether the text is safe as a file name below a folder, and as an argument of a command."""
+    """Return whether the text is safe as a path below a folder and as an argument of a command."""
     return (
         text.isprintable()
         and not set(text) & set('\\:*?"<>|; ')

@@ -1,1 +1,1 @@
-"""Checks of model files, before llama.cpp sees them."""
+"""Checks of model files before llama.cpp reads them."""

@@ -1,6 +1,6 @@
-"""The architectures that the pinned llama.cpp can build, and what their graphs take for granted.
+"""The architectures that the pinned llama.cpp can build, and the assumptions of their graphs.
 
-Read off its source; a test compares the names with the pinned tree.
+Taken from its source; a test compares the names with the pinned tree.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ARCHITECTURES: Final = words(
     """
 )
 
-# No attention: the whole past is one state of fixed size.
+# Without attention: the whole past is one state of fixed size.
 RECURRENT: Final = words(
     """
     arwkv7 mamba mamba2 rwkv6 rwkv6qwen2 rwkv7
     """
 )
 
-# Layers with a state and layers with attention; the latter alone have heads.
+# With both layers that have a state and layers with attention; only the latter have heads.
 HYBRID: Final = words(
     """
     bailingmoe3 deepseek4 falcon-h1 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2
@@ -46,7 +46,7 @@ HYBRID: Final = words(
     """
 )
 
-# Their graphs abort unless keys and values have heads of one size.
+# The graphs of these abort unless the heads of keys and values have the same size.
 EQUAL_HEADS: Final = words(
     """
     afmoe apertus arcee arctic baichuan bailingmoe2 bert bitnet bloom chameleon chatglm
@@ -63,7 +63,7 @@ EQUAL_HEADS: Final = words(
     """
 )
 
-# Their graphs abort unless RoPE turns every dimension of a head.
+# The graphs of these abort unless RoPE rotates every dimension of a head.
 ROTATED_HEADS: Final = words(
     """
     apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1

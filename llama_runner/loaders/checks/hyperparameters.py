@@ -1,7 +1,7 @@
 """Checks of the numbers that describe a model's layers.
 
-Each stands for a place where llama.cpp aborts, divides by zero or reads out of bounds when the
-number is wrong. What it refuses by itself with a clear error is left to it.
+Each check stands for a place where llama.cpp aborts, divides by zero or reads out of bounds if the
+number is wrong. Numbers that llama.cpp itself refuses with a clear error are not checked here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_EXPERTS: Final = 1024
 MAX_COUNT: Final = 1 << 20
 INT32_MAX: Final = (1 << 31) - 1
 
-# Divisors and sizes of states: zero divides or makes an empty tensor.
+# Divisors and sizes of states: a zero would divide by zero or make an empty tensor.
 _AT_LEAST_ONE: Final = (
     "attention.group_norm_groups",
     "attention.indexer.block_size",
@@ -49,7 +49,7 @@ _AT_LEAST_ONE: Final = (
     "wkv.head_size",
 )
 
-# Sizes of one head; any of them may be missing.
+# Sizes of a head; any of these keys may be missing.
 _HEAD_SIZES: Final = tuple(
     f"attention.{part}_length{kind}"
     for part in ("key", "value")
@@ -57,7 +57,7 @@ _HEAD_SIZES: Final = tuple(
 )
 _MAX_HEAD_SIZE: Final = 65536
 
-# Their output is wider than their embeddings by design, and checked against a tensor.
+# By design, the output of these is wider than their embeddings, and is checked against a tensor.
 _OWN_OUTPUT_WIDTH: Final = ("deepseek4", "gemma4-assistant", "wavtokenizer-dec")
 
 _ROPE_SCALINGS: Final = ("none", "linear", "yarn", "longrope")
@@ -65,10 +65,10 @@ _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_
 
 
 def check_hyperparameters(facts: Facts) -> None:
-    """Check every number that the pinned llama.cpp would stumble over.
+    """Check every number that could make the pinned llama.cpp fail badly.
 
     Raises:
-        ModelValidationError: One of them cannot be; ``field`` names its key.
+        ModelValidationError: A number is impossible; ``field`` is its key.
     """
     _check_architecture(facts)
     _check_finite(facts)
@@ -94,11 +94,11 @@ def _check_architecture(facts: Facts) -> None:
     if name is None:
         facts.fail(field, f"the key {field} is missing")
     if name == "clip":
-        facts.fail(field, "it is a projector for images or audio, which goes with a model")
+        facts.fail(field, "it is a projector for images or audio, which is used with a model")
     if name not in ARCHITECTURES:
         facts.fail(field, f"the architecture {quoted(name)} is unknown to this llama.cpp")
     if facts.text("general.type") == "adapter":
-        facts.fail("general.type", "it is a LoRA adapter, which goes with a model")
+        facts.fail("general.type", "it is a LoRA adapter, which is used with a model")
 
 
 def _check_finite(facts: Facts) -> None:
@@ -115,7 +115,7 @@ def _check_layer_counts(facts: Facts, n_layers: int) -> None:
     facts.integer(facts.key("attention.shared_kv_layers"), 0, max(0, n_layers - 2))
     facts.integer(facts.key("posnet.block_count"), 0, n_layers)
     facts.integer(facts.key("convnext.block_count"), 0, n_layers)
-    # Fewer buckets than four divide by zero in T5's relative positions.
+    # With fewer than four buckets, T5's relative positions divide by zero.
     facts.integer(facts.key("attention.relative_buckets_count"), 4, MAX_COUNT)
 
 
@@ -156,7 +156,9 @@ def _check_head_sizes(facts: Facts, default_size: int) -> None:
     for count, of in ((rotated, key_size), (swa_rotated, swa_key_size)):
         if count % 2 or count > of:
             facts.fail(
-                field, f"RoPE cannot turn {count} of {of} dimensions: the number must be even"
+                field,
+                f"RoPE cannot rotate {count} of {of} dimensions: the number must be even, and at "
+                f"most {of}",
             )
     if facts.architecture in EQUAL_HEADS:
         for kind, one, other in (
@@ -167,11 +169,11 @@ def _check_head_sizes(facts: Facts, default_size: int) -> None:
                 key = facts.key(f"attention.value_length{kind}")
                 facts.fail(key, f"heads have keys of size {one} but values of size {other}")
     if facts.architecture in ROTATED_HEADS and (rotated, swa_rotated) != (key_size, swa_key_size):
-        facts.fail(field, f"RoPE turns {rotated} dimensions, but heads have {key_size}")
+        facts.fail(field, f"RoPE rotates {rotated} dimensions, but heads have {key_size}")
     sections = facts.per_layer("rope.dimension_sections", 4, _MAX_HEAD_SIZE)
     if sections is not None and not any(sections[:3]):
         key = facts.key("rope.dimension_sections")
-        facts.fail(key, f"{key} has no section with a dimension in it")
+        facts.fail(key, f"{key} has only empty sections")
 
 
 def _check_rope_scaling(facts: Facts) -> None:
@@ -195,7 +197,7 @@ def _check_experts(facts: Facts, n_layers: int) -> None:
     groups_used = facts.integer(groups_used_field, 0, INT32_MAX) or 0
     facts.integer(facts.key("expert_gating_func"), 0, 4)
     if facts.architecture in ("hunyuan_vl", "hunyuan-dense") and n_experts <= 1:
-        n_experts = used = 0  # as llama.cpp does for these two
+        n_experts = used = 0  # as in llama.cpp
     if used > n_experts:
         facts.fail(used_field, f"{used} experts are used, but there are {n_experts}")
     if n_experts and not used:
@@ -217,14 +219,14 @@ def _check_recurrence(facts: Facts, n_embd: int) -> None:
         shifts = 2 if facts.architecture in ("rwkv6", "rwkv7") else 1
         facts.integer(facts.key("token_shift_count"), shifts, shifts)
     _check_state_space(facts, n_embd)
-    # One is a convolution over nothing; zero is how a model without one writes it.
+    # 1 would be a convolution over nothing; 0 means that the model has none.
     if facts.integer(facts.key("shortconv.l_cache"), 0, MAX_COUNT) == 1:
         key = facts.key("shortconv.l_cache")
         facts.fail(key, f"{key} is 1; a convolution needs at least 2")
 
 
 def _check_output_width(facts: Facts, n_embd: int) -> None:
-    """Embeddings are read out as wide as the file says, so it must be as wide as they are."""
+    """Check the width with which llama.cpp reads embeddings: a wrong one reads out of bounds."""
     field = facts.key("embedding_length_out")
     width = facts.integer(field, 1, MAX_COUNT)
     if width in (None, n_embd) or facts.architecture in _OWN_OUTPUT_WIDTH:
@@ -240,14 +242,14 @@ def _check_state_space(facts: Facts, n_embd: int) -> None:
         facts.key(f"ssm.{name}") for name in ("inner_size", "group_count", "time_step_rank")
     )
     inner = facts.integer(inner_field, 1, INT32_MAX)
-    # PLaMo 2 has the key but no groups, and its graph insists on that.
+    # PLaMo 2 has the key but no groups, and its graph requires that.
     lowest, highest = (0, 0) if facts.architecture == "plamo2" else (1, INT32_MAX)
     groups = facts.integer(groups_field, lowest, highest)
     heads = facts.integer(heads_field, 1, INT32_MAX)
     if facts.architecture in ("jamba", "granitehybrid") and inner not in (None, 2 * n_embd):
         facts.fail(inner_field, f"{inner_field} is {inner}, not twice the embedding length")
     if facts.architecture in ("mamba", "jamba"):
-        return  # Mamba 1: the rank is a rank there, not the number of heads
+        return  # in Mamba 1, time_step_rank is a rank, not the number of heads
     for field, parts in ((groups_field, groups), (heads_field, heads)):
         if inner and parts and inner % parts:
             facts.fail(field, f"{inner} inner dimensions cannot be split into {parts} parts")

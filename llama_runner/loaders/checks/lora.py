@@ -1,4 +1,4 @@
-"""Checks of a LoRA adapter against the model that it is to change."""
+"""Checks of a LoRA adapter against the model that it changes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
     """Check that a LoRA adapter can be applied to a model, and return its header.
 
     Args:
-        adapter: The path of its file; or the file, open for reading bytes.
+        adapter: The path of its file, or the file, open for reading bytes.
         base: The model's header.
 
     Raises:
-        ModelNotFoundError: No such file.
-        FileReadError: The system does not let it be read.
-        ModelValidationError: Not an adapter, or not one for this model; ``field`` says where.
+        ModelNotFoundError: There is no such file.
+        FileReadError: The system does not allow reading it.
+        ModelValidationError: It is not an adapter, or not for this model; ``field`` says where.
     """
     info = read_gguf(adapter)
     facts = Facts(info)
@@ -36,7 +36,7 @@ def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
         found = facts.text(key)
         if found != wanted:
             raise ModelValidationError(
-                f"{quoted(str(info.path), 200)} is no LoRA adapter: {key} is "
+                f"{quoted(str(info.path), 200)} is not a LoRA adapter: {key} is "
                 f"{'missing' if found is None else quoted(found)} instead of {wanted!r}",
                 field=key,
             )
@@ -45,7 +45,7 @@ def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
     if facts.text("general.architecture") != base.architecture:
         facts.fail(
             "general.architecture",
-            f"it is for {quoted(facts.architecture)} models, this one is {base.architecture!r}",
+            f"it is for {quoted(facts.architecture)} models, but this one is {base.architecture!r}",
         )
     facts.number("adapter.lora.alpha", -1e6, 1e6)
     facts.array("adapter.alora.invocation_tokens", "u32")
@@ -54,7 +54,7 @@ def validate_lora(adapter: ModelPath | IO[bytes], base: GgufInfo) -> GgufInfo:
 
 
 def bare_header(info: GgufInfo) -> GgufInfo:
-    """What of a model's header its adapters are compared with, without its long arrays."""
+    """Return what a model's adapters are compared with: its header without the long arrays."""
     key = "general.architecture"
     keys = {key: info.keys[key]} if key in info.keys else {}
     return replace(info, keys=keys, value_types={}, parts=())
@@ -68,19 +68,19 @@ def _check_pairs(facts: Facts, base: GgufInfo) -> None:
         if suffix in _LOW_RANK:
             pairs.setdefault(tensor.name.removesuffix(suffix), {})[suffix] = tensor
         elif not tensor.name.endswith("_norm.weight"):
-            facts.fail(tensor.name, f"{quoted(tensor.name)} is no part of a LoRA adapter")
+            facts.fail(tensor.name, f"{quoted(tensor.name)} does not belong in a LoRA adapter")
     if not pairs:
-        facts.fail("n_tensors", "it changes no tensor")
+        facts.fail("n_tensors", "it does not change any tensor")
     for name, pair in pairs.items():
         if len(pair) != 2:
-            facts.fail(name, f"of the pair for {quoted(name)}, one half is missing")
+            facts.fail(name, f"one half of the pair for {quoted(name)} is missing")
         if name not in targets:
             facts.fail(name, f"it changes {quoted(name)}, which this model does not have")
         if name == _EMBEDDINGS and "output.weight" not in targets:
             facts.fail(
                 name,
-                f"it changes {quoted(name)}, which this model uses for its output, too: llama.cpp "
-                "can change them only apart; convert the adapter without it",
+                f"it changes {quoted(name)}, which this model also uses for its output: llama.cpp "
+                "cannot change a tensor with two uses; convert the adapter without it",
             )
         _check_shapes(facts, targets[name], *(_padded_shape(pair[half]) for half in _LOW_RANK))
 
@@ -88,7 +88,7 @@ def _check_pairs(facts: Facts, base: GgufInfo) -> None:
 def _check_shapes(
     facts: Facts, target: TensorInfo, down: tuple[int, ...], up: tuple[int, ...]
 ) -> None:
-    """Compare with the tensor that is changed; a wrong third dimension would be read past."""
+    """Compare with the changed tensor; llama.cpp would read past a wrong third dimension."""
     shape = _padded_shape(target)
     if target.name.endswith("token_embd.weight"):  # looked up, not multiplied: A is transposed
         expected = (up[1], down[1])

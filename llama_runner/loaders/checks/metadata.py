@@ -1,7 +1,7 @@
 """Typed access to a header's metadata, with one error for every way in which a value can be wrong.
 
-llama.cpp reads each key as one exact type and refuses or, for some keys, aborts on another, so a
-type is checked together with the range.
+llama.cpp reads each key as one exact type. It refuses any other type or, for some keys, aborts. So
+the type of a value is checked together with its range.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["Facts"]
 
 
 class Facts:
-    """The metadata of one file, as a check wants to ask for it.
+    """The metadata of one file, for checks.
 
     Attributes:
-        info: The header that the facts come from.
-        architecture: The architecture, or an empty string; `full` checks refuse the latter.
-        notes: Oddities that do no harm, found on the way.
+        info: The header that the metadata comes from.
+        architecture: The architecture, or an empty string, which ``full`` checks refuse.
+        notes: Harmless oddities found by the checks.
     """
 
     def __init__(self, info: GgufInfo) -> None:
@@ -30,7 +30,7 @@ class Facts:
         self.notes: list[str] = []
 
     def fail(self, field: str, problem: str) -> NoReturn:
-        """Refuse the model: the file that has the tensor at fault, or the keys.
+        """Refuse the model; the message names the file with the tensor or the keys at fault.
 
         Raises:
             ModelValidationError: Always.
@@ -40,16 +40,16 @@ class Facts:
         refuse(next(with_it, self.info).path, field, problem)
 
     def key(self, suffix: str) -> str:
-        """A key under the architecture's prefix."""
+        """Return a key with the architecture's prefix."""
         return f"{self.architecture}.{suffix}"
 
     def has(self, key: str) -> bool:
-        """Whether the key is there."""
+        """Return whether the key is there."""
         return key in self.info.keys
 
     def integer(self, key: str, low: int, high: int) -> int | None:
-        """A u32 between two bounds, or None where the key is missing."""
-        if key not in self.info.keys:  # as most are that are asked for
+        """Return a u32 between two bounds, or None if the key is missing."""
+        if key not in self.info.keys:  # first, because most keys are missing
             return None
         value = self._typed(key, "u32")
         assert isinstance(value, int)
@@ -58,14 +58,14 @@ class Facts:
         return value
 
     def required_integer(self, key: str, low: int, high: int) -> int:
-        """A u32 between two bounds."""
+        """Return a u32 between two bounds; a missing key is refused."""
         value = self.integer(key, low, high)
         if value is None:
             self.fail(key, f"the key {quoted(key)} is missing")
         return value
 
     def number(self, key: str, low: float, high: float) -> float | None:
-        """A finite f32 between two bounds, or None where the key is missing."""
+        """Return a finite f32 between two bounds, or None if the key is missing."""
         value = self._typed(key, "f32")
         if value is None:
             return None
@@ -75,18 +75,18 @@ class Facts:
         return value
 
     def text(self, key: str) -> str | None:
-        """A string, or None where the key is missing."""
+        """Return a string, or None if the key is missing."""
         value = self._typed(key, "str")
         assert value is None or isinstance(value, str)
         return value
 
     def flag(self, key: str) -> bool | None:
-        """A bool, or None where the key is missing."""
+        """Return a bool, or None if the key is missing."""
         value = self._typed(key, "bool")
         return None if value is None else bool(value)
 
     def array(self, key: str, *element_types: str) -> GgufArray | None:
-        """An array of one of these element types, or None where the key is missing."""
+        """Return an array of one of these element types, or None if the key is missing."""
         value = self._typed(key, "arr")
         if value is None:
             return None
@@ -97,7 +97,7 @@ class Facts:
         return value
 
     def per_layer(self, suffix: str, n_layers: int, high: int) -> tuple[int, ...] | None:
-        """One count for each layer, given as an array or as one number for all; None if missing."""
+        """Return one count per layer, stored as an array or as one number; None if missing."""
         key = self.key(suffix)
         if self.info.value_types.get(key) != "arr":
             value = self.integer(key, 0, high)

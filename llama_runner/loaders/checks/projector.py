@@ -1,6 +1,6 @@
 """Checks of a projector file (``mmproj``), which turns images or sound into embeddings.
 
-The code that reads it aborts on every key of the wrong type, so all of them are checked.
+The code that reads it aborts on any key of the wrong type, so all keys are checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ENCODERS: Final = ("vision", "audio", "gen_audio")
 _FLAGS: Final = (*(f"has_{encoder}_encoder" for encoder in _ENCODERS), "use_gelu", "use_silu")
 _MAX_IMAGE_SIDE: Final = 1 << 14
 
-# The types that the keys are read as, by the last part of their name.
+# Keys by the type that they are read as; a key is recognised by the last part of its name.
 _NUMBERS: Final = words(
     """
     block_count chunk_size codebook_size conv_kernel_size downsample_rate embedding_length
@@ -45,12 +45,12 @@ _ARRAYS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def validate_mmproj(path: ModelPath) -> GgufInfo:
-    """Check that a projector can be loaded beside a model, and return its header.
+    """Check that a projector can be loaded together with a model, and return its header.
 
     Raises:
-        ModelNotFoundError: No such file.
-        FileReadError: The system does not let it be read.
-        ModelValidationError: Not a projector, or a broken one; ``field`` says where.
+        ModelNotFoundError: There is no such file.
+        FileReadError: The system does not allow reading it.
+        ModelValidationError: It is not a projector, or is broken; ``field`` says where.
     """
     info = read_gguf(path)
     facts = Facts(info)
@@ -113,4 +113,4 @@ def _check_images(facts: Facts) -> None:
         if values is not None and len(values) < 3:
             facts.fail(key, f"{key} has {len(values)} values instead of 3")
         if values is not None and name == "image_std" and not all(values.values()):
-            facts.fail(key, f"{key} has a zero, which images are divided by")
+            facts.fail(key, f"{key} has a zero, but images are divided by it")

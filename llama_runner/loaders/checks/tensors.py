@@ -1,4 +1,4 @@
-"""Checks of where a file's tensors lie and what they are made of."""
+"""Checks of the places and the types of a file's tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = [
     "check_tensor_types",
 ]
 
-# llama.cpp maps the tensor data as it lies in the file and aborts if it is aligned to less.
+# llama.cpp maps the tensor data as it is in the file, and aborts on a smaller alignment.
 MEMORY_ALIGNMENT: Final = 32
 
-# The types that ggml can multiply with on every machine. The others are for its own use (Q8_1,
-# Q8_K) or for tables, and are jumped to through a null pointer if they turn up as weights.
+# The types that ggml can multiply with on every machine. The others are for internal use (Q8_1,
+# Q8_K) or for tables; as weights, they make ggml call a null function pointer.
 _WEIGHT_TYPES: Final = words(
     """
     F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS
@@ -43,7 +43,7 @@ _PLAIN_WEIGHTS: Final = (
 )
 _MATRICES: Final = (".weight", ".lora_a", ".lora_b")
 
-# Tensors that the loader takes for optional but the graph follows without looking.
+# Tensors that are optional for the loader, but that the graph uses without a check.
 _NEEDED: Final[dict[str, tuple[str, ...]]] = {
     "t5": ("enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"),
     "t5encoder": ("enc.blk.0.attn_rel_b.weight",),
@@ -51,7 +51,7 @@ _NEEDED: Final[dict[str, tuple[str, ...]]] = {
 
 
 def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
-    """Check that one file's tensors lie one after the other, inside the file."""
+    """Check that one file's tensors follow one another without gaps, inside the file."""
     padding, whole = part.alignment - 1, -part.alignment  # the alignment is a power of 2
     if part.tensors and part.data_offset % MEMORY_ALIGNMENT:
         refuse(
@@ -64,13 +64,13 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
     room = part.size - part.data_offset
     for name, _, _, offset, nbytes, _ in part.tensors:
         if offset != expected:
-            facts.fail(name, f"{quoted(name)} is at offset {offset}, not at {expected}")
+            facts.fail(name, f"{quoted(name)} is at offset {offset} instead of {expected}")
         if expected + nbytes > room:
             end = part.data_offset + expected + nbytes
             facts.fail(
                 name,
-                f"the file is truncated: {quoted(name)} ends at byte {end}, "
-                f"the file at {part.size}; fetch it again",
+                f"the file is truncated: {quoted(name)} ends at byte {end}, but the file at "
+                f"{part.size}; fetch it again",
             )
         expected += (nbytes + padding) & whole
     trailing = part.size - (part.data_offset + expected)
@@ -79,17 +79,18 @@ def check_tensor_layout(facts: Facts, part: GgufInfo) -> None:
 
 
 def check_tensor_types(facts: Facts) -> None:
-    """Check that every tensor is of a type that ggml can compute with."""
+    """Check that every tensor has a type that ggml can compute with."""
     doubtful = {tensor.type for tensor in facts.info.tensors} - _WEIGHT_TYPES
     for tensor in facts.info.tensors if doubtful else ():
         if tensor.type in doubtful and not _is_table(tensor):
             facts.fail(
-                tensor.name, f"{quoted(tensor.name)} is of type {tensor.type}, which no weight has"
+                tensor.name,
+                f"{quoted(tensor.name)} is of type {tensor.type}, which weights cannot have",
             )
 
 
 def check_plain_tensors(facts: Facts) -> None:
-    """Check that the tensors that are not multiplied as matrices are of the one type for them."""
+    """Check that tensors that are not multiplied as matrices are F32."""
     for tensor in facts.info.tensors:
         if tensor.type == "F32":
             continue
@@ -100,7 +101,7 @@ def check_plain_tensors(facts: Facts) -> None:
 
 
 def check_needed_tensors(facts: Facts) -> None:
-    """Check that the tensors are there that would be missed only when it is too late."""
+    """Check for tensors whose absence llama.cpp would notice too late."""
     needed = _NEEDED.get(facts.architecture)
     if needed is None or not facts.info.tensors:
         return

@@ -1,12 +1,11 @@
-"""Deciding whether a file may be handed to llama.cpp at all.
+"""Checking whether a model file is safe to give to llama.cpp.
 
-llama.cpp trusts a model file in many places: it aborts the process on metadata values that parse
-well, and reads past the end of a truncated file. These checks refuse such files first, with one
-line that says why, in time and memory that the file cannot drive up. They cannot rule out a bug
-in native code behind values that are in range; for files from strangers there is loading in a
-child process.
+llama.cpp trusts a model file in many places: it aborts the process on well-formed metadata with
+impossible values, and reads past the end of a truncated file. These checks refuse such files first,
+with one line that says why, and in bounded time and memory. They cannot rule out a bug in native
+code that values within their range reach; load files from strangers in a child process.
 
-Bytes after the last tensor are accepted, as llama.cpp does not look at them, and reported.
+Bytes after the last tensor are accepted, because llama.cpp does not look at them, and reported.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from llama_runner.loaders.checks.tensors import (
 )
 from llama_runner.loaders.checks.vocabulary import check_vocabulary
 from llama_runner.loaders.gguf.header import ModelPath
-from llama_runner.loaders.gguf.info import GgufInfo
+from llama_runner.loaders.gguf.info import GgufInfo, require_weights
 from llama_runner.loaders.gguf.read import read_gguf
 
 __all__ = ["ValidationReport", "validate_model"]
 
-# Tokens of context in a trial; which graphs there are does not depend on it.
+# Tokens of context for building the graphs; the kinds of graphs do not depend on it.
 _TRIED: Final = 256
 
 Level = Literal["header", "full", "graph"]
@@ -41,12 +40,12 @@ Level = Literal["header", "full", "graph"]
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What was found in a model that may be loaded; ``str()`` of it is one line for people.
+    """Findings about a model that is safe to load; ``str()`` of it is a readable line.
 
     Attributes:
-        info: The model's header; of a split model, all its parts'.
+        info: The model's header; for a split model, with those of all its parts.
         level: How much was checked.
-        notes: Oddities that do no harm, one line each.
+        notes: Harmless oddities, one line each.
     """
 
     info: GgufInfo
@@ -61,24 +60,26 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
     """Check that a GGUF model can be loaded safely.
 
     Args:
-        model: The path of the model, any part of it if it is split; or the file, open for reading
-            bytes, so that the very file that was checked can be loaded.
-        level: ``header`` checks the files' structure: that they are GGUF files, belong together,
-            and that every tensor lies inside its file. ``full`` also checks every value that
-            llama.cpp would stumble over. ``graph`` then has llama.cpp itself read the vocabulary,
-            make the tensors without their data, and build the graphs that a context is made for:
-            it knows which tensors an architecture needs, and of which shapes. That takes as long as
-            loading the vocabulary; a runner need not ask for it, because loading does the same.
+        model: The path of the model, or of any part of it if it is split; or the file, open for
+            reading bytes, so that the same file can be loaded after the check.
+        level: ``header`` checks the files' structure: that they are GGUF files, that they belong
+            together, and that every tensor lies inside its file. ``full`` also checks every value
+            that llama.cpp would stumble over. ``graph`` also makes llama.cpp itself read the
+            vocabulary, make the tensors without their data, and build the graphs of a context,
+            because it knows which tensors an architecture needs and in which shapes. That takes as
+            long as loading the vocabulary. A runner does not need it, because loading does the
+            same.
 
     Raises:
-        InvalidParameterError: Another level, or what is neither a path nor an open file.
-        ModelNotFoundError: No such file.
-        FileReadError: The system does not let it be read.
+        InvalidParameterError: The level is unknown, or the model is neither a path nor an open
+            file.
+        ModelNotFoundError: There is no such file.
+        FileReadError: The system does not allow reading it.
         ModelValidationError: It must not be loaded; ``field`` names the key or tensor at fault.
-        ModelLoadError: llama.cpp cannot build the model or its graphs (``graph`` alone, like
-            the next two).
+        ModelLoadError: It holds no weights, or llama.cpp cannot build the model or its graphs
+            (only ``graph`` raises this and the next two).
         UnsupportedModelError: It is not a model that generates text.
-        OutOfMemoryError: There is no memory for its vocabulary.
+        OutOfMemoryError: There is not enough memory for its vocabulary.
     """
     if level not in ("header", "full", "graph"):
         raise InvalidParameterError(
@@ -101,8 +102,9 @@ def validate_model(model: ModelPath | IO[bytes], level: Level = "full") -> Valid
 
 
 def _build_graphs(info: GgufInfo, file: IO[bytes] | None) -> None:
-    """Make a model without data, and a context on it, which plans its largest graphs."""
+    """Make a model without its data and a context on it, which plans the largest graphs."""
     from llama_runner._core import Context, Model
 
+    require_weights(info)
     with Model(info.path, file=file, no_alloc=True) as model:
         Context(model, n_ctx=min(_TRIED, model.n_ctx_train))

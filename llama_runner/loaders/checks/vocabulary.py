@@ -1,7 +1,7 @@
 """Checks of a model's vocabulary.
 
-Duplicate tokens, byte tokens that name no byte and marks that are to be added but do not exist
-abort llama.cpp while it loads or, worse, later while it tokenises.
+Duplicate tokens, byte tokens that do not name a byte, and special tokens that are to be added but
+do not exist abort llama.cpp while it loads or, worse, later while it tokenises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKENS: Final = "tokenizer.ggml.tokens"
 # The largest vocabularies in use have 262,144 tokens in 4 MiB.
 MAX_TOKENS: Final = 393_216
 MAX_TOKEN_ARRAY_BYTES: Final = 8 << 20
-# For the tokenizers that build a tree of every character, or of every suffix, of every token.
+# For tokenizers that build a tree of all characters, or all suffixes, of all tokens.
 MAX_TREE_BYTES: Final = 4 << 20
 MAX_TREE_TOKEN_BYTES: Final = 1024
 
@@ -29,9 +29,9 @@ _SCORES: Final = "tokenizer.ggml.scores"
 _TYPES: Final = "tokenizer.ggml.token_type"
 _MERGES: Final = "tokenizer.ggml.merges"
 
-# The kinds of tokenizer: which token they take for the beginning, the end and the separator where
-# the file does not say (None: there is none), and whether they add them unless told otherwise.
-_DEFAULT_MARKS: Final[dict[str, tuple[int | None, int | None, int | None]]] = {
+# The kinds of tokenizer, with the ids of the beginning, end and separator tokens that they use if
+# the file does not name any; None: there is none.
+_DEFAULT_SPECIALS: Final[dict[str, tuple[int | None, int | None, int | None]]] = {
     "llama": (1, 2, None),
     "bert": (101, None, 102),
     "gpt2": (11, 11, None),
@@ -45,12 +45,12 @@ _DEFAULT_MARKS: Final[dict[str, tuple[int | None, int | None, int | None]]] = {
 }
 _NO_VOCABULARY: Final = ("no_vocab", "none")
 _BPE: Final = ("gpt2", "hybriddna", "whitespace", "gemma4")
-# The pre-tokenizers that add a beginning-of-text token of their own accord.
+# The pre-tokenizers that add a beginning-of-text token by default.
 _PRE_ADDS_BOS: Final = words(
     "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano "
     "tekken chameleon"
 )
-# ... and those that add it even if told not to.
+# Those that add it even if the file says not to.
 _PRE_INSISTS_ON_BOS: Final = ("gemma4", "granite-embed-multi-311m")
 _PRE_WITHOUT_DEFAULT_BOS: Final = ("chatglm-bpe", "glm4", "glm5")
 
@@ -76,12 +76,12 @@ def check_vocabulary(facts: Facts) -> None:
         facts.fail(_MODEL, f"the key {_MODEL} is missing")
     if kind in _NO_VOCABULARY:
         return
-    if kind not in _DEFAULT_MARKS:
+    if kind not in _DEFAULT_SPECIALS:
         facts.fail(_MODEL, f"the tokenizer {quoted(kind)} is unknown to this llama.cpp")
     tokens = _check_tokens(facts)
     _check_numbers(facts, len(tokens))
     _check_byte_tokens(facts, kind, tokens)
-    _check_marks(facts, kind, len(tokens))
+    _check_special_tokens(facts, kind, len(tokens))
     if kind in _BPE:
         _check_merges(facts)
     if kind in ("t5", "rwkv", "plamo2"):
@@ -105,7 +105,8 @@ def _check_tokens(facts: Facts) -> StringArray:
     duplicate = tokens.find_duplicate()
     if duplicate is not None:
         facts.fail(
-            TOKENS, f"the token {quoted(tokens[duplicate])} is there twice, again as {duplicate}"
+            TOKENS,
+            f"the token {quoted(tokens[duplicate])} occurs twice, the second time as {duplicate}",
         )
     return tokens
 
@@ -137,7 +138,7 @@ def _check_byte_tokens(facts: Facts, kind: str, tokens: StringArray) -> None:
     while index is not None and index < len(tokens):
         if kind == "bert":
             facts.fail(_TYPES, f"token {index} is a byte token, which WordPiece cannot have")
-        # Without two tokens alike, there are at most as many right ones as ways to write a byte.
+        # The loop is short: without duplicates, there are only so many ways to write a byte.
         if not _BYTE_TOKEN.fullmatch(tokens[index]):
             facts.fail(
                 _TYPES, f"the byte token {index} is {quoted(tokens[index])} instead of <0xNN>"
@@ -145,9 +146,9 @@ def _check_byte_tokens(facts: Facts, kind: str, tokens: StringArray) -> None:
         index = types.find(_BYTE_TYPE, index + 1)
 
 
-def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
+def _check_special_tokens(facts: Facts, kind: str, n_tokens: int) -> None:
     def resolved(name: str, default: int | None) -> int | None:
-        """The id that llama.cpp ends up with: it ignores one that is out of range."""
+        """Return the id that llama.cpp will use; it ignores one that is out of range."""
         key = f"tokenizer.ggml.{name}_token_id"
         given = facts.integer(key, 0, 0xFFFFFFFF)
         if given is not None and given < n_tokens:
@@ -156,7 +157,7 @@ def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
             facts.notes.append(f"{key} is {given}, but there are {n_tokens} tokens; it is ignored")
         return default if default is not None and default < n_tokens else None
 
-    bos, eos, separator = _DEFAULT_MARKS[kind]
+    bos, eos, separator = _DEFAULT_SPECIALS[kind]
     pre = facts.text("tokenizer.ggml.pre") or ""
     if pre in _PRE_WITHOUT_DEFAULT_BOS:
         bos = None
@@ -165,7 +166,7 @@ def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
     for name in _SPECIAL_IDS:
         resolved(name, None)
     if kind in ("rwkv", "plamo2", "test"):
-        return  # these add none
+        return  # these do not add any
     insists = kind == "gemma4" or (kind in _BPE and pre in _PRE_INSISTS_ON_BOS)
     by_default = {
         "bos": kind == "llama" or (kind in _BPE and pre in _PRE_ADDS_BOS),
@@ -173,16 +174,16 @@ def _check_marks(facts: Facts, kind: str, n_tokens: int) -> None:
         "sep": False,
     }
     always = {"bos": kind == "bert" or insists, "eos": False, "sep": kind == "bert"}
-    for mark, default in by_default.items():
-        key = f"tokenizer.ggml.add_{mark}_token"
+    for name, default in by_default.items():
+        key = f"tokenizer.ggml.add_{name}_token"
         said = facts.flag(key)
-        wanted = always[mark] or (default if said is None else said)
-        if wanted and ids[mark] is None and (mark != "sep" or kind == "bert"):
-            facts.fail(key, f"a {mark} token is to be added to every text, but there is none")
+        wanted = always[name] or (default if said is None else said)
+        if wanted and ids[name] is None and (name != "sep" or kind == "bert"):
+            facts.fail(key, f"a {name} token is to be added to every text, but there is none")
 
 
 def _check_merges(facts: Facts) -> None:
-    """A merge is two pieces with a space between them; others can never match."""
+    """Check that every merge is two pieces with a space between them."""
     merges = facts.array(_MERGES, "str")
     if merges is None:
         if facts.text("tokenizer.ggml.pre") != "kimi-k2":
@@ -191,7 +192,9 @@ def _check_merges(facts: Facts) -> None:
     strings = merges.strings()
     index = strings.find_without_gap()
     if index is not None:
-        facts.fail(_MERGES, f"merge {index} is {quoted(strings[index])}, which joins no two pieces")
+        facts.fail(
+            _MERGES, f"merge {index} is {quoted(strings[index])}, which does not join two pieces"
+        )
 
 
 def _check_charsmap(facts: Facts) -> None:
@@ -210,7 +213,7 @@ def _check_charsmap(facts: Facts) -> None:
 def _check_every_start_is_a_token(facts: Facts, tokens: StringArray) -> None:
     start = tokens.find_dead_end()
     if start is not None:
-        facts.fail(TOKENS, f"{quoted(start)} starts a token but is no token itself")
+        facts.fail(TOKENS, f"{quoted(start)} starts a token but is not a token itself")
 
 
 def _check_embedding_rows(facts: Facts, n_tokens: int) -> None:

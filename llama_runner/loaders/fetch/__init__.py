@@ -1,1 +1,1 @@
-"""Fetching model files."""
+"""Fetching model files into the cache."""

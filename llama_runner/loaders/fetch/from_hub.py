@@ -1,6 +1,6 @@
-"""Fetching a model from Hugging Face with huggingface_hub, which repairs broken connections.
+"""Fetching a model from Hugging Face with huggingface_hub, which resumes broken connections.
 
-What a pull that was ended had fetched already, the next one does not fetch again.
+After an interrupted pull, the next one continues where it stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["fetch_from_hub"]
 
 
 def fetch_from_hub(source: HubSource, entry: CatalogueEntry, progress: Progress) -> None:
-    """Download the model, all parts of it, compare it with its description, and put it in place.
+    """Download all parts of a model, compare them with its description and put them in place.
 
     Raises:
-        DownloadError: It could not be fetched, or is not what was promised.
+        DownloadError: It could not be fetched, or is not the model that was described.
         MissingDependencyError: huggingface_hub is not installed.
     """
     assert entry.folder is not None
@@ -48,9 +48,9 @@ def fetch_from_hub(source: HubSource, entry: CatalogueEntry, progress: Progress)
         described = _describe(parts, entry, progress)
     except ModelError as error:
         shutil.rmtree(incoming)
-        raise DownloadError(f"what came for {entry.name!r} is of no use: {error}") from error
+        raise DownloadError(f"the download of {entry.name!r} is unusable: {error}") from error
     described.save(entry.folder / SIDECAR)
-    # The first part goes last: its presence is what makes the model count as installed.
+    # The first part last, so that a model whose first part is there is complete.
     for part in reversed(parts):
         part.replace(entry.path.with_name(part.name))
     shutil.rmtree(incoming)
@@ -77,21 +77,20 @@ def _download(repository: str, file: str, folder: Path, progress: Progress) -> P
 
 
 def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progress) -> Path:
-    """Fetch what is missing of a file.
+    """Fetch the missing rest of a file.
 
-    Not with ``hf_hub_download``, which gives up what it has when it is interrupted.
+    Not with ``hf_hub_download``, which loses what it has when it is interrupted.
     """
     client = import_module("huggingface_hub.file_download")
     url = hub.hf_hub_url(repository, file)
     found = hub.get_hf_file_metadata(url)
     headers = dict(hub.utils.build_hf_headers())
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
-        headers.pop(
-            "authorization", None
-        )  # the file lies elsewhere, where the token is no business
+        # Redirected to another host: do not send it the token.
+        headers.pop("authorization", None)
     tag = re.sub(r"\W", "", found.etag or "")
-    # The tag changes with the content, so no file is continued with another one's end; without
-    # one, nothing says what a file is the beginning of.
+    # The tag changes with the content, so a file is never continued with the end of another one.
+    # Without a tag, start again: nothing says which content a partial file belongs to.
     target = folder / f"{PurePosixPath(file).name}.{tag}.partial"
     with target.open("ab" if tag else "wb") as partial:
         client.http_get(
@@ -102,17 +101,17 @@ def _fetch(hub: Any, repository: str, file: str, folder: Path, progress: Progres
             expected_size=found.size,
             tqdm_class=_reporting_to(progress),
         )
-    # Files in Git LFS, as all large ones are, have their SHA-256 as their tag.
+    # The tag of a file in Git LFS (all large files are) is its SHA-256.
     if re.fullmatch("[0-9a-f]{64}", tag) and sha256_of(target, progress) != tag:
         target.unlink()
-        raise ValueError("what arrived does not have the sha256 that the hub says")
+        raise ValueError("the downloaded file does not have the sha256 that the hub gives")
     return target
 
 
 def _describe(parts: list[Path], entry: CatalogueEntry, progress: Progress) -> ModelMetadata:
-    """The sidecar that makes the model listable and verifiable."""
+    """Describe the fetched model, so that it can be listed and verified."""
     source = entry.metadata.source
-    if entry.name != source:  # a sidecar that an earlier pull left is no promise
+    if entry.name != source:  # a user's description; one left by an earlier pull does not count
         verify_files(parts, entry.metadata, progress, "pull it again, or correct the description")
         entry.metadata.check(parts[0])
     found = ModelMetadata.from_gguf(parts[0])
@@ -123,7 +122,7 @@ def _describe(parts: list[Path], entry: CatalogueEntry, progress: Progress) -> M
 
 
 def _reporting_to(progress: Progress) -> type[Any]:
-    """A progress bar class, as huggingface_hub wants it, that draws nothing and tells us."""
+    """Make a progress bar class for huggingface_hub that draws nothing and calls ``progress``."""
     tqdm: Any = import_module("tqdm").tqdm
 
     class Reporter(tqdm):  # type: ignore[misc]
@@ -145,4 +144,4 @@ class _Nowhere:
         """Drop what the progress bar draws."""
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""

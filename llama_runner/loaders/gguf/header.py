@@ -1,7 +1,7 @@
 """A bounded reader for the header of a GGUF file: the bytes before the tensor data.
 
-Nothing the file says is believed before it was compared with the bytes that are there: a count
-is checked before its loop, a length before its read, and everything against a fixed limit.
+No number in the file is trusted until it was compared with the bytes that are there: a count is
+checked before its loop, a length before its read, and everything against a fixed limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from llama_runner.loaders.gguf.types import VALUE_TYPES
 if TYPE_CHECKING:
     from llama_runner._core import StringArray
 
-# The core is imported where it is called: the catalogue and `doctor` must work without it.
+# The core is imported where it is called, because the catalogue and `doctor` must work without it.
 
 __all__ = [
     "GgufArray",
@@ -51,17 +51,17 @@ __all__ = [
 ]
 
 # Room for the largest vocabularies in use (262,144 tokens with 514,906 merges: about 17 MiB) and
-# little more: these two limits are what bounds the time and memory that a hostile file can cost.
+# little more: these two limits bound the time and memory that a hostile file can cost.
 MAX_HEADER_BYTES: Final = 24 << 20
 MAX_ARRAY_STRINGS: Final = 900_000
-# Keys, names and text values together; a few kilobytes are usual, and a chat template.
+# Keys, names and text values together; usual are a few kilobytes and a chat template.
 MAX_TEXT_BYTES: Final = 4 << 20
-MAX_KEYS: Final = 1024  # a hundred are many, and a model in 256 parts has 768 more
+MAX_KEYS: Final = 1024  # a hundred are already many; a model in 256 parts has 768 more
 MAX_TENSORS: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 256 << 10  # of a chat template; some kilobytes are usual
 FIRST_READ: Final = 2 << 20  # bytes; enough for most headers
 
-# Names as cutting tools and uploaders give them: x.gguf.part1of2, x.gguf-split-a.
+# Names that splitting tools and uploaders give to pieces: x.gguf.part1of2, x.gguf-split-a.
 _PIECE: Final = re.compile(
     r"(?P<whole>.+\.gguf)(?P<kind>[.-](?:part|split)-?)(?:\d+of(?P<count>\d+)|\d{1,3}|[a-z]{1,2})"
 )
@@ -72,12 +72,12 @@ Scalar = int | float | bool | str
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text: a long set of names, written so that it can be read."""
+    """Return the words of a text: a readable way to write a long set of names."""
     return frozenset(text.split())
 
 
 def quoted(text: str | bytes, limit: int = 60) -> str:
-    """Text from a file as it may stand in a message: one line, printable, of limited length."""
+    """Quote text from a file for a message: one line, printable, of limited length."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
@@ -95,7 +95,7 @@ def refuse(path: Path, field: str, problem: str) -> NoReturn:
 
 
 def unreadable(path: Path, trouble: OSError) -> FileReadError:
-    """The error for a file that the system does not let us read."""
+    """Make the error for a file that the system does not let us read."""
     forbidden = trouble.errno in (errno.EACCES, errno.EPERM)
     advice = "let this user read it and enter its folders" if forbidden else "give another file"
     error = FileReadError(
@@ -108,22 +108,22 @@ def unreadable(path: Path, trouble: OSError) -> FileReadError:
 def open_model(
     model: ModelPath | IO[bytes], what: str = "model"
 ) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open a model file once, as a regular file; one that is open already is left open.
+    """Open a model file once, as a regular file; a file that is already open is left open.
 
-    It is about files: names of the catalogue and descriptions are resolve_model()'s business.
+    Names of the catalogue and descriptions are not resolved; resolve_model() does that.
 
     Args:
-        model: A path, or the open file.
-        what: What it is of; only models have names.
+        model: A path, or an open file.
+        what: The kind of file, for messages; only "model" files have catalogue names.
 
     Yields:
-        The file, and the path to name it by.
+        The file, and its path for messages.
 
     Raises:
-        ModelNotFoundError: Nothing there.
-        FileReadError: The system does not let it be read.
-        ModelValidationError: A directory, a device, a pipe, or a name that nothing can have.
-        InvalidParameterError: Neither a path nor an open file.
+        ModelNotFoundError: There is no such file.
+        FileReadError: The system does not allow reading it.
+        ModelValidationError: It is a directory, a device or a pipe, or its name is impossible.
+        InvalidParameterError: It is neither a path nor an open file.
     """
     opened = None if isinstance(model, str | os.PathLike) else model
     if opened is not None and not _is_open_file(opened):
@@ -140,10 +140,10 @@ def open_model(
     except of_the_call(OSError) as error:
         if is_missing(error):
             may_be_name = what == "model" and path.name == given and not path.suffix
-            advice = "; find_model() takes names, too" * may_be_name
+            advice = "; find_model() also takes names" * may_be_name
             missing = ModelNotFoundError(f"no {what} file at {name}{advice}", field="path")
             raise about_file(missing, path, error) from None
-        if error.errno == errno.EINVAL:  # what it is says so, not the system
+        if error.errno == errno.EINVAL:  # from our own check, not from the system
             raise ModelValidationError(
                 f"{name} cannot be opened: {error.strerror}; give the path of a .gguf file",
                 field="path",
@@ -158,21 +158,21 @@ def open_model(
 
 
 def _refuse_piece(path: Path) -> None:
-    """Refuse a file that was cut in pieces of bytes, of which none is a model by itself."""
+    """Refuse a piece of a file that was cut at some byte: no piece is a model by itself."""
     piece = _PIECE.fullmatch(path.name)
     if piece is None:
         return
     whole, others = piece["whole"], f"{piece['whole']}{piece['kind']}*"
     in_order = f"$(ls -v {others})" if int(piece["count"] or 0) > 9 else others
     raise ModelValidationError(
-        f"{quoted(path.name, 200)} is a piece of a file that was cut up; join the pieces first: "
+        f"{quoted(path.name, 200)} is a piece of a file that was split; join the pieces first: "
         f"cat {in_order} > {whole}",
         field="path",
     )
 
 
 def _is_open_file(model: IO[bytes]) -> bool:
-    """Whether it gives bytes of a file of the operating system, as no BytesIO does."""
+    """Return whether it reads bytes from a file of the operating system, unlike a BytesIO."""
     try:
         return model.fileno() >= 0 and isinstance(model.read(0), bytes)
     except of_the_call(AttributeError, TypeError, OSError, ValueError):
@@ -181,7 +181,7 @@ def _is_open_file(model: IO[bytes]) -> bool:
 
 @dataclass
 class Limits:
-    """What may still be read of a model's header: one for all parts of a split model."""
+    """The amounts that may still be read of a model's header, shared by all parts of a model."""
 
     header_bytes: int = MAX_HEADER_BYTES
     array_strings: int = MAX_ARRAY_STRINGS
@@ -191,7 +191,7 @@ class Limits:
 
 
 class Header:
-    """The bytes of a header, as far as they were read."""
+    """The bytes of a header that were read so far."""
 
     def __init__(self, buffer: bytes) -> None:
         self.buffer = buffer
@@ -246,33 +246,33 @@ class GgufArray:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the array takes in the file."""
+        """The array's size in the file, in bytes."""
         return self._end - self._start
 
     def raw(self) -> bytes:
-        """The array's bytes as they are in the file."""
+        """Return the array's bytes as they are in the file."""
         return self._source.buffer[self._start : self._end]
 
     def strings(self) -> StringArray:
-        """The elements of a string array, undecoded."""
+        """Return the elements of a string array, undecoded."""
         if self._strings is None:
             raise TypeError(f"this is an array of {self.element_type}, not of strings")
         return self._strings
 
     def find(self, value: int, first: int = 0) -> int | None:
-        """The index, from ``first`` on, of a value in an array of i32."""
+        """Return the first index, from ``first`` on, of a value in an array of i32, if any."""
         from llama_runner._core import find_int32
 
         return find_int32(self._source.buffer, self._start, self._length, value, first)
 
     def find_nan(self) -> int | None:
-        """The index of the first element of an array of f32 that is not a number."""
+        """Return the index of the first NaN in an array of f32; None if it has none."""
         from llama_runner._core import find_nan
 
         return find_nan(self._source.buffer, self._start, self._length)
 
     def values(self) -> list[Scalar]:
-        """The elements as Python values; bytes that are not UTF-8 become U+FFFD."""
+        """Return the elements as Python values; bytes that are not UTF-8 become U+FFFD."""
         scalar = VALUE_TYPES[self._type].scalar
         if scalar is None:
             return [text.decode("utf-8", "replace") for text in self.strings()]
@@ -280,7 +280,7 @@ class GgufArray:
 
 
 def _array(type_id: int, length: int, raw: bytes) -> GgufArray:
-    """An array that has only its own bytes, as it comes out of a pickle."""
+    """Make an array that holds only its own bytes, for unpickling."""
     strings = None
     if VALUE_TYPES[type_id].scalar is None:
         from llama_runner._core import StringArray
@@ -291,10 +291,10 @@ def _array(type_id: int, length: int, raw: bytes) -> GgufArray:
 
 
 class HeaderReader(Header):
-    """Reads forward through a header; what is wrong with it is a `ModelValidationError`.
+    """A forward reader of a header; errors in the header raise `ModelValidationError`.
 
-    The file is read in growing pieces, the first of ``first_read`` bytes, and never past a limit:
-    so the cost depends on the header and not on what the file claims about itself.
+    The file is read in growing pieces, beginning with ``first_read`` bytes, and never past a limit.
+    So the cost depends on the header and not on what the file claims about itself.
     """
 
     def __init__(self, file: IO[bytes], path: Path, limits: Limits, first_read: int) -> None:
@@ -308,7 +308,7 @@ class HeaderReader(Header):
         self._arrays: list[StringArray] = []
 
     def fail(self, field: str, problem: str) -> NoReturn:
-        """Raise the error of this file.
+        """Refuse this file.
 
         Raises:
             ModelValidationError: Always.
@@ -344,13 +344,13 @@ class HeaderReader(Header):
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self._charge(7 * len(raw), field)  # it takes so much longer
+            self._charge(7 * len(raw), field)  # decoding it takes that much longer
             return raw.decode("utf-8", "replace")
 
     def _charge(self, length: int, field: str) -> None:
         self._limits.text_bytes -= length
         if self._limits.text_bytes < 0:
-            self.fail(field, f"a model may have {MAX_TEXT_BYTES >> 20} MiB of text in all")
+            self.fail(field, f"a model may have at most {MAX_TEXT_BYTES >> 20} MiB of text in all")
 
     def array(self, type_id: int, length: int, field: str) -> GgufArray:
         """Step over an array and return a view of it."""
@@ -374,12 +374,12 @@ class HeaderReader(Header):
 
     def _strings(self, length: int, field: str) -> StringArray:
         if length > self._limits.array_strings:
-            limit = f"a model may have {MAX_ARRAY_STRINGS} in all"
+            limit = f"a model may have at most {MAX_ARRAY_STRINGS} in all"
             self.fail(field, f"{quoted(field)} claims {length} strings; {limit}")
         if length * 8 > self.file_size - self.position:
             self.fail(
                 field,
-                f"{quoted(field)} claims {length} strings, more than fit; is the file truncated?",
+                f"{quoted(field)} claims {length} strings, too many for the file; is it truncated?",
             )
         from llama_runner._core import StringArray
 
@@ -391,14 +391,16 @@ class HeaderReader(Header):
             self.position = strings.end
             if len(strings) == length:
                 return strings
-            # The next one leaves the buffer, and perhaps the file.
+            # The next string ends after the buffer, and perhaps after the file.
             self.need(8, field)
             self.need(8 + _U64.unpack_from(self.buffer, self.position)[0], field)
 
     def _grow(self, field: str) -> None:
         limit = self._limits.header_bytes
         if len(self.buffer) >= limit:
-            self.fail(field, f"a model's header may have {MAX_HEADER_BYTES >> 20} MiB in all")
+            self.fail(
+                field, f"a model's header may have at most {MAX_HEADER_BYTES >> 20} MiB in all"
+            )
         target = min(max(self._first_read, 4 * len(self.buffer)), limit, self.file_size)
         try:
             self._file.seek(0)
@@ -407,5 +409,5 @@ class HeaderReader(Header):
             raise unreadable(self._path, error) from None
         if len(self.buffer) < target:
             self.fail(field, "the file became shorter while it was read")
-        for strings in self._arrays:  # which would keep the shorter one in memory
+        for strings in self._arrays:  # they would keep the old, shorter buffer in memory
             strings.read(self.buffer, len(strings))

@@ -1,4 +1,4 @@
-"""Reading what a GGUF file says about itself, without reading a weight.
+"""Reading the header of a GGUF file: its metadata and tensor records, without any weights.
 
 The layout: magic, version, counts; metadata keys with typed values; one record per tensor; then
 padding and the tensors' data. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final, NamedTuple
 
+from llama_runner.errors import ModelLoadError
 from llama_runner.loaders.gguf.header import (
     MAX_KEYS,
     MAX_TENSORS,
@@ -26,7 +27,7 @@ from llama_runner.loaders.gguf.header import (
 )
 from llama_runner.loaders.gguf.types import ARRAY, FILE_TYPES, STRING, TENSOR_TYPES, VALUE_TYPES
 
-__all__ = ["GgufInfo", "TensorInfo", "read_file"]
+__all__ = ["GgufInfo", "TensorInfo", "read_file", "require_weights"]
 
 MAX_KEY_BYTES: Final = 65535
 MAX_TENSOR_NAME_BYTES: Final = 63
@@ -34,7 +35,7 @@ MAX_DIMENSIONS: Final = 4
 DEFAULT_ALIGNMENT: Final = 32
 
 # The shortest key (length, one letter, type, one byte of value) and the shortest tensor record
-# (empty name, one dimension) decide how many of them the rest of a file can hold.
+# (empty name, one dimension) bound how many of them the rest of a file can hold.
 _MIN_KEY_BYTES: Final = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES: Final = 8 + 4 + 8 + 4 + 8
 _SIGNED_64_BITS: Final = 1 << 63
@@ -48,9 +49,9 @@ GgufValue = Scalar | GgufArray
 
 
 class TensorInfo(NamedTuple):
-    """One tensor: its shape as GGUF counts it (fastest dimension first), its type and place.
+    """One tensor: its shape in GGUF's order (fastest dimension first), its type and its place.
 
-    ``offset`` counts bytes from the start of its file's tensor data; ``nbytes`` has no padding.
+    ``offset`` counts bytes from the start of its file's tensor data; ``nbytes`` excludes padding.
     """
 
     name: str
@@ -63,21 +64,21 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What a GGUF model says about itself; ``str()`` of it is one line for people.
+    """The header of a GGUF model; ``str()`` of it is a readable line.
 
-    Immutable, and equal to another where all that they say is. It can be pickled.
+    Immutable, picklable, and equal to another with the same content.
 
     Attributes:
-        path: The file; of a split model, the first.
-        size: Its length in bytes; of a split model, that of all files together.
+        path: The file; the first one of a split model.
+        size: Length in bytes; for a split model, of all files together.
         version: GGUF format version.
         keys: Metadata in file order; arrays are decoded on demand.
         value_types: The type of each key: ``u32``, ``str``, ``arr`` ...
         tensors: The tensor records in file order.
         alignment: Every tensor starts at a multiple of this many bytes.
         data_offset: Where the tensor data starts, in bytes.
-        parts: The files of a split model; empty for a whole one. Of the keys of those after the
-            first, only the ones that say whose parts they are.
+        parts: The headers of a split model's files; empty if the model is not split. Those after
+            the first keep only the keys about the split.
     """
 
     path: Path
@@ -96,7 +97,7 @@ class GgufInfo:
 
     def __reduce__(self) -> tuple[object, ...]:
         values = (getattr(self, field.name) for field in fields(self))
-        # Such a view cannot be pickled.
+        # A MappingProxyType cannot be pickled.
         return GgufInfo, tuple(
             dict(value) if isinstance(value, MappingProxyType) else value for value in values
         )
@@ -115,7 +116,7 @@ class GgufInfo:
 
     @property
     def name(self) -> str | None:
-        """The name that the model's makers gave it."""
+        """The name given by the model's makers."""
         return self._text("general.name")
 
     @property
@@ -125,7 +126,7 @@ class GgufInfo:
 
     @property
     def context_length(self) -> int | None:
-        """The number of tokens that the model was trained to look back on."""
+        """The context length that the model was trained with, in tokens."""
         return self.number("context_length")
 
     @property
@@ -141,12 +142,12 @@ class GgufInfo:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """The bytes that the weights take, without padding."""
+        """The size of the weights in bytes, without padding."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @cached_property
     def quantization(self) -> str | None:
-        """The quantization recipe (``Q4_K_M``), or the tensor type that most bytes are in."""
+        """The quantization recipe (``Q4_K_M``), or the tensor type that takes most bytes."""
         file_type = self.keys.get("general.file_type")
         if isinstance(file_type, int) and file_type in FILE_TYPES:
             return FILE_TYPES[file_type]
@@ -157,12 +158,12 @@ class GgufInfo:
 
     @property
     def split_count(self) -> int:
-        """The number of files that the model is split over; 1 for a whole model."""
+        """The number of files that the model is split into; 1 if it is not split."""
         count = self.keys.get("split.count")
         return count if isinstance(count, int) and count > 0 else 1
 
     def number(self, suffix: str) -> int | None:
-        """An integer under the architecture's own prefix, such as ``block_count``."""
+        """Return an integer under the architecture's prefix, such as ``block_count``, if any."""
         value = self.keys.get(f"{self.architecture}.{suffix}")
         return value if isinstance(value, int) else None
 
@@ -177,8 +178,8 @@ def read_file(file: IO[bytes], path: Path, limits: Limits, first_read: int) -> G
     Args:
         file: The file.
         path: Its name in messages.
-        limits: What its header may have at most, and then what is left of that.
-        first_read: The number of bytes that are probably enough.
+        limits: The limits of the header; what is read is subtracted from them.
+        first_read: The number of bytes to read first, probably enough for the whole header.
 
     Raises:
         ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
@@ -193,6 +194,20 @@ def read_file(file: IO[bytes], path: Path, limits: Limits, first_read: int) -> G
     return GgufInfo(
         path, reader.file_size, version, keys, value_types, tensors, alignment, data_offset
     )
+
+
+def require_weights(info: GgufInfo) -> None:
+    """Refuse a file that holds a vocabulary alone.
+
+    Raises:
+        ModelLoadError: It has no tensors.
+    """
+    if not info.tensors:
+        raise ModelLoadError(
+            f"{quoted(str(info.path), limit=200)} holds no weights; only vocab_only=True can open "
+            "it",
+            field="vocab_only",
+        )
 
 
 def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]:
@@ -216,14 +231,14 @@ def _read_preamble(reader: HeaderReader, limits: Limits) -> tuple[int, int, int]
         ("n_tensors", n_tensors, MAX_TENSORS, limits.tensors, _MIN_TENSOR_BYTES),
     ):
         if left < 0:
-            reader.fail(what, f"{what} is {count}; a model may have {limit} in all")
+            reader.fail(what, f"{what} is {count}; a model may have at most {limit} in all")
         if count * least > reader.file_size - reader.position:
-            reader.fail(what, f"{what} is {count}, more than fit; is the file truncated?")
+            reader.fail(what, f"{what} is {count}, too many for the file; is it truncated?")
     return version, n_tensors, n_keys
 
 
 def _what_it_is(content: bytes) -> str:
-    """What to add about what is fetched in place of a model most often."""
+    """Name what is most often downloaded instead of a model, as the end of a message."""
     beginning = content[:64].lstrip().lower()
     if beginning.startswith(b"version https://git-lfs"):
         return ": this is a git-LFS pointer; fetch the file with git lfs pull"
@@ -238,7 +253,7 @@ def _read_keys(reader: HeaderReader, count: int) -> tuple[dict[str, GgufValue], 
     for index in range(count):
         key = _read_key(reader, index)
         if key in keys:
-            reader.fail(key, f"the key {quoted(key)} is there twice")
+            reader.fail(key, f"the key {quoted(key)} occurs twice")
         (type_id,) = reader.unpack(_U32, key)
         if type_id >= len(VALUE_TYPES):
             reader.fail(key, f"{quoted(key)} has the unknown value type {type_id}")
@@ -292,7 +307,7 @@ def _read_tensors(reader: HeaderReader, count: int) -> list[TensorInfo]:
     for index in range(count):
         tensor = _read_tensor(reader, f"tensor {index}")
         if tensor.name in seen:
-            reader.fail(tensor.name, f"the tensor {quoted(tensor.name)} is there twice")
+            reader.fail(tensor.name, f"the tensor {quoted(tensor.name)} occurs twice")
         seen.add(tensor.name)
         tensors.append(tensor)
     return tensors

@@ -1,7 +1,7 @@
-"""Reading a model's header: of its one file, or of all the files that it is split over.
+"""Reading the header of a model from its file, or from all files that it is split into.
 
-llama.cpp finds the parts by name, in one folder: ``model-00001-of-00003.gguf`` and so on. The
-first part has the metadata; each has its own tensors.
+llama.cpp finds the parts by their names, in one folder: ``model-00001-of-00003.gguf`` and so on.
+The first part has the metadata; each part has its own tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llama_runner.loaders.gguf.info import GgufInfo, read_file
 __all__ = ["part_names", "read_gguf"]
 
 MAX_PARTS: Final = 256
-# A part after the first has three keys, and records of its tensors.
+# A part after the first has only three keys and its tensor records.
 _PART_READ: Final = 16 << 10
 _SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 
@@ -33,7 +33,7 @@ _PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all parts, given the name of one; a file that is no part is alone."""
+    """Return the names of all parts of a model, given the name of one part or of the only file."""
     match = _PART.fullmatch(name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]) <= MAX_PARTS:
         return [name]
@@ -44,17 +44,17 @@ def part_names(name: str) -> list[str]:
 def read_gguf(model: ModelPath | IO[bytes]) -> GgufInfo:
     """Read a GGUF model's metadata and tensor records: its header, never its weights.
 
-    The time depends on the vocabulary's size alone: milliseconds, also for a file of 50 GB. Any
-    part of a split model stands for the whole.
+    The time depends only on the vocabulary's size: milliseconds, even for a file of 50 GB. Any part
+    of a split model stands for the whole.
 
     Args:
-        model: A path, or a file that is open for reading bytes.
+        model: A path, or a file open for reading bytes.
 
     Raises:
-        InvalidParameterError: Neither a path nor an open file.
-        ModelNotFoundError: No such file, or a part of the model is not there.
-        FileReadError: The system does not let it be read.
-        ModelValidationError: Not a GGUF file, or its header cannot be read; ``field`` says where.
+        InvalidParameterError: It is neither a path nor an open file.
+        ModelNotFoundError: There is no such file, or a part of the model is missing.
+        FileReadError: The system does not allow reading it.
+        ModelValidationError: It is not a GGUF file, or its header is broken; ``field`` says where.
     """
     limits = Limits()
     with open_model(model) as (file, path):
@@ -66,7 +66,7 @@ def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
     for key in ("split.no", "split.count"):
         value_type = given.value_types.get(key)
         if value_type != "u16":
-            refuse(given.path, key, f"{key} should be of type u16, not {value_type}")
+            refuse(given.path, key, f"{key} must be of type u16, not {value_type}")
     names = part_names(given.path.name)
     if len(names) != given.split_count:
         refuse(
@@ -91,7 +91,7 @@ def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
                 refuse(
                     part.path,
                     tensor.name,
-                    f"{quoted(tensor.name)} is in two parts, also in {quoted(other, 200)}",
+                    f"{quoted(tensor.name)} is in two parts: it is also in {quoted(other, 200)}",
                 )
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     claimed = first.keys.get("split.tensors.count")
@@ -106,7 +106,7 @@ def _read_parts(given: GgufInfo, limits: Limits) -> GgufInfo:
 
 
 def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufInfo:
-    """One part, with its number and the count of parts in the one type that llama.cpp takes."""
+    """Read one part, and check that its number and the count of parts are right and u16."""
     path = given.path.with_name(name)
     if name == given.path.name:
         part = given
@@ -116,7 +116,7 @@ def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufI
                 part = read_file(file, path, limits, _PART_READ if number else FIRST_READ)
         except ModelNotFoundError as error:
             missing = ModelNotFoundError(
-                f"the model is split over {given.split_count} files; {quoted(name, 200)} is "
+                f"the model is split into {given.split_count} files; {quoted(name, 200)} is "
                 "missing next to the others",
                 field="split.count",
             )
@@ -124,5 +124,5 @@ def _read_part(given: GgufInfo, name: str, number: int, limits: Limits) -> GgufI
     for key, wanted in (("split.no", number), ("split.count", given.split_count)):
         found = part.keys.get(key)
         if found != wanted or part.value_types[key] != "u16":
-            refuse(part.path, key, f"{key} should be {wanted} of type u16, not {found!r}")
+            refuse(part.path, key, f"{key} must be {wanted} of type u16, not {found!r}")
     return part

@@ -1,4 +1,4 @@
-"""What the numbers in a GGUF file stand for, at the pinned llama.cpp.
+"""The meaning of the type numbers in a GGUF file, as in the pinned llama.cpp.
 
 Tensor types, value types and file types as data; a test compares them with the pinned tree.
 """
@@ -12,7 +12,7 @@ __all__ = ["FILE_TYPES", "TENSOR_TYPES", "VALUE_TYPES", "TensorType", "ValueType
 
 
 class TensorType(NamedTuple):
-    """How a tensor type lays its elements out: ``block_bytes`` bytes for ``block`` elements."""
+    """Layout of a tensor type's elements: ``block_bytes`` bytes for each ``block`` elements."""
 
     name: str
     block: int
@@ -45,7 +45,7 @@ VALUE_TYPES: Final[tuple[ValueType, ...]] = (
     ValueType("f64", struct.Struct("<d")),
 )
 
-# Numbers that are missing were removed from the format; llama.cpp refuses them too.
+# The missing numbers were removed from the format; llama.cpp refuses them too.
 TENSOR_TYPES: Final[dict[int, TensorType]] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -84,7 +84,7 @@ TENSOR_TYPES: Final[dict[int, TensorType]] = {
     42: TensorType("Q2_0", 64, 18),
 }
 
-# general.file_type: the quantization recipe, named as model publishers name it.
+# general.file_type: the quantization recipe, under the name that model publishers use.
 FILE_TYPES: Final[dict[int, str]] = {
     0: "F32",
     1: "F16",

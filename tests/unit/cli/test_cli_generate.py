@@ -78,7 +78,7 @@ def test_an_empty_name_is_not_the_default_model(
     for command in (("info", ""), ("generate", "-m", "", "Hi"), ("chat", "-m", "")):
         status, out, err = run(*command)
         assert (status, out) == (1, "")
-        assert "an empty name names no model" in err
+        assert "the name of a model is empty" in err
     assert not fake.made
 
 

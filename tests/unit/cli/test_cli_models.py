@@ -120,7 +120,7 @@ def pulled(tmp_path: Path, model: Path) -> Path:
 
 
 def test_verify_tells_a_whole_file_from_a_damaged_one(run: Run, pulled: Path) -> None:
-    assert run("verify", "mine") == (0, "", "verifying mine\nmine is whole\n")
+    assert run("verify", "mine") == (0, "", "verifying mine\nmine is intact\n")
     pulled.write_bytes(pulled.read_bytes()[:-1] + b"x")
     status, out, err = run("verify", "mine")
     assert (status, out) == (1, "")
@@ -135,7 +135,7 @@ def test_verify_says_what_it_could_not_compare(run: Run, tmp_path: Path, pulled:
     description.write_text(json.dumps(entry))
     status, _, err = run("verify", "mine")
     assert status == 0
-    assert "whole" not in err
+    assert "intact" not in err
     assert "no sha256" in err
 
 
@@ -158,7 +158,7 @@ def test_verify_refuses_what_could_not_be_loaded(run: Run, tmp_path: Path, pulle
 
 def test_rm_deletes_the_file_and_keeps_the_name(run: Run, pulled: Path) -> None:
     size = output.byte_size(pulled.stat().st_size)
-    assert run("rm", "mine") == (0, "", f"mine is gone: {size} freed\n")
+    assert run("rm", "mine") == (0, "", f"removed mine: {size} freed\n")
     assert not pulled.exists()
     assert json.loads(run("models", "--json")[1])[0]["installed"] is False
     status, out, err = run("rm", "mine")

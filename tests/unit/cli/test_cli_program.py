@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_runner.cli import output
-from tests.unit.cli.fakes import Run
+from tests.unit.cli.fakes import FakeRunner, Run
 from tests.unit.loaders.model_files import tiny_llama
 
 
@@ -45,6 +47,35 @@ def test_help_loads_neither_the_core_nor_what_is_slow() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "generate" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["llama_runner.cli.program", "click", "llama_runner.errors"])
+def test_ctrl_c_while_the_program_starts_is_quiet(module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from llama_runner.cli import main\n"
+        "main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_a_warning_is_one_plain_line(
+    fake: type[FakeRunner], model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = fake.__init__
+
+    def warn(self: FakeRunner, *arguments: Any, **options: Any) -> None:
+        warnings.warn("n_ctx=9:\nlong", UserWarning, stacklevel=2)
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(fake, "__init__", warn)
+    status, out, err = run("generate", "-q", "-m", model, "Hi")
+    assert (status, out, err) == (0, "Hello\n", "warning: n_ctx=9:\\nlong\n")
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

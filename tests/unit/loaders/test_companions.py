@@ -119,7 +119,7 @@ def test_an_adapter_for_one_expert_of_many_would_be_read_past_its_end(tmp_path: 
 
 
 def test_an_adapter_that_changes_nothing(tmp_path: Path, base: GgufInfo) -> None:
-    with pytest.raises(ModelValidationError, match="changes no tensor"):
+    with pytest.raises(ModelValidationError, match="does not change any tensor"):
         validate_lora(replace(adapter(), tensors=[]).write(tmp_path / "lora.gguf"), base)
 
 

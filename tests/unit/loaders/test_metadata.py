@@ -39,7 +39,7 @@ def test_the_form_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_description_cannot_be_changed(tmp_path: Path) -> None:
     metadata = load_model(described(tmp_path))
-    with pytest.raises(ModelMetadataError, match=r"^name: ModelMetadata is frozen; make another"):
+    with pytest.raises(ModelMetadataError, match=r"^name: ModelMetadata is frozen; make a new one"):
         metadata.name = "other"  # type: ignore[misc]
     with pytest.raises(ModelMetadataError, match=r"^name: .* is frozen"):
         del metadata.name
@@ -172,7 +172,7 @@ def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         ('"path": "a.gguf", "name": "b", "sampling": {"top_k": 1, "top_k": 2}', "top_k"),
     ):
         path.write_text(f'{{"architecture": "llama", {twice}}}')
-        with pytest.raises(ModelMetadataError, match=f"'{name}' is there twice") as caught:
+        with pytest.raises(ModelMetadataError, match=f"'{name}' occurs twice") as caught:
             load_model(path)
         assert str(path) in str(caught.value)
         assert "not JSON" not in str(caught.value)
@@ -242,7 +242,7 @@ def test_a_missing_description(tmp_path: Path) -> None:
 
 
 def test_neither_path_nor_source(tmp_path: Path) -> None:
-    with pytest.raises(ModelMetadataError, match="neither path nor source"):
+    with pytest.raises(ModelMetadataError, match="path or source must say"):
         load_model(described(tmp_path, path=None))
 
 

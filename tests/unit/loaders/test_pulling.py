@@ -79,7 +79,7 @@ def test_a_file_with_another_size_or_hash_never_gets_the_name(home: Path, damage
     content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
     publish(home, content[damage])
     describe(home)
-    with pytest.raises(DownloadError, match="not the file that its description promises") as caught:
+    with pytest.raises(DownloadError, match="not the file in its description") as caught:
         pull("tiny")
     n = len(MODEL)
     told = {

@@ -236,7 +236,7 @@ def test_a_large_header_that_is_cut(tmp_path: Path, key: str) -> None:
 
 def test_a_header_beyond_the_limit(tmp_path: Path) -> None:
     keys: dict[str | bytes, tuple[int, Any]] = {"a": (STRING, "x" * (25 << 20))}
-    with pytest.raises(ModelValidationError, match="header may have 24 MiB in all"):
+    with pytest.raises(ModelValidationError, match="header may have at most 24 MiB in all"):
         read_gguf(GgufFile(keys=keys).write(tmp_path / "vast.gguf"))
 
 
@@ -468,7 +468,7 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
     }
     GgufFile(keys=keys, tensors=[Tensor("output_norm.weight", (32,))]).write(paths[2])
     with pytest.raises(
-        ModelValidationError, match=r"00003-of-00003\.gguf.*in two parts, also in .*00001-of"
+        ModelValidationError, match=r"00003-of-00003\.gguf.*in two parts: it is also in .*00001-of"
     ):
         read_gguf(paths[0])
 
