@@ -19,8 +19,8 @@ class Stream(Iterator[Chunk]):
 
     Closing the stream, leaving its ``with`` block or dropping it stops the generation. After the
     last chunk, or when a signal handler raises while a chunk is computed, :attr:`completion` is
-    set, with all that was generated; text that was not in a chunk yet comes with the next one. Threads
-    that read one stream share its chunks, and any thread may call :meth:`cancel`.
+    set, with all that was generated; text that was not in a chunk yet comes with the next one.
+    Threads that read one stream share its chunks, and any thread may call :meth:`cancel`.
 
     Args:
         generation: Not begun yet.
