@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, Unpack
+from typing import Unpack
 
 from llama_runner._core import Context
+from llama_runner._support.closable import Closable
 from llama_runner.conversation.conversation import Conversation, ConversationSettings
 from llama_runner.conversation.intake import Reuse
 from llama_runner.conversation.policies import GcPolicyLike, resolve_policy
@@ -14,7 +14,7 @@ from llama_runner.conversation.session import Session
 from llama_runner.conversation.transcript import Transcript
 from llama_runner.errors import ClosedError, InvalidParameterError
 from llama_runner.generation.generation import Generation
-from llama_runner.generation.prompt_work import PromptWork
+from llama_runner.generation.stateless import prepare_stateless
 from llama_runner.generation.stream import Stream
 from llama_runner.loaders.gguf.header import ModelPath
 from llama_runner.loading.adapters import load_adapter
@@ -34,19 +34,14 @@ from llama_runner.params import (
 )
 from llama_runner.prompts.chat_format import ChatFormat
 from llama_runner.prompts.messages import Message, Prompt
-from llama_runner.prompts.prompt import Ids, Messages, read_prompt
 from llama_runner.results import Completion, ContextInfo, GcReport
+from llama_runner.tokens.methods import TokenMethods
 from llama_runner.tokens.tokenizer import Tokenizer
-from llama_runner.tokens.types import Text, TokenIds
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["LlamaRunner"]
 
 
-class LlamaRunner:
+class LlamaRunner(TokenMethods, Closable):
     """A GGUF model in this process, for programs that control its memory themselves.
 
     *Stateless* calls are independent and leave nothing in the KV memory. *Stateful* calls continue
@@ -89,6 +84,8 @@ class LlamaRunner:
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
         OutOfMemoryError: There is no memory for the weights, the context or the child.
     """
+
+    cannot_be_copied = "a LlamaRunner cannot be copied or pickled: create one in each process"
 
     def __init__(
         self,
@@ -157,8 +154,7 @@ class LlamaRunner:
     ) -> Stream:
         """Generate like :meth:`generate_stateless`, in chunks, from an iterator that can be closed.
 
-        Raises:
-            As :meth:`generate_stateless`. Errors of the computation come where the stream is read.
+        Errors of the computation come where the stream is read.
         """
         return Stream(self._stateless(prompt, max_tokens, params, overrides), lambda: None)
 
@@ -169,28 +165,9 @@ class LlamaRunner:
         params: GenerationParams | None,
         overrides: GenerationOptions,
     ) -> Generation:
-        work = PromptWork()
         context = self._alive_context()
         chosen = generation_params(max_tokens, params, overrides, self.generation_params)
-        sequence = context.new_sequence()
-        given = read_prompt(prompt, self._chat.template)
-        stops: tuple[str, ...] = ()
-        if isinstance(given, Messages):
-            rendered = self._chat.render(given.messages)
-            stops = rendered.stops
-            sequence.append(self._chat.tokenize(rendered.data, previous=None)[0])
-        elif isinstance(given, Ids):
-            sequence.append(given.ids)
-        elif given.text:
-            sequence.append(
-                self.tokenizer.tokenize_prompt(
-                    given.text, add_special=chosen.add_special, parse_special=chosen.parse_special
-                )
-            )
-        sequence.use_adapters(chosen.lora)
-        generation = Generation(sequence, chosen, work, stops=stops, temporary=True)
-        generation.check_adapters()
-        return generation
+        return prepare_stateless(context, self._chat, prompt, chosen)
 
     # ---- stateful ------------------------------------------------------------------------------
 
@@ -330,42 +307,6 @@ class LlamaRunner:
             raise InvalidParameterError(f"name={name!r}: must be a string", field="name")
         context.unload_adapter(name)
 
-    # ---- text ----------------------------------------------------------------------------------
-
-    def tokenize(
-        self, text: Text, *, add_special: bool = True, parse_special: bool = True
-    ) -> NDArray[np.int32]:
-        """Return the token ids of a text. See :meth:`Tokenizer.tokenize`.
-
-        The last few long texts, up to 8 MiB, are kept until :meth:`clear_context` or :meth:`close`,
-        so that a text that has grown is not tokenised from its beginning.
-        """
-        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
-
-    def tokenize_batch(
-        self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
-    ) -> list[NDArray[np.int32]]:
-        """Tokenise many texts on all processors. See :meth:`Tokenizer.tokenize_batch`."""
-        return self.tokenizer.tokenize_batch(
-            texts, add_special=add_special, parse_special=parse_special
-        )
-
-    def count_tokens(
-        self, text: Text, *, add_special: bool = True, parse_special: bool = True
-    ) -> int:
-        """Return how many tokens a text has. See :meth:`Tokenizer.count_tokens`."""
-        return self.tokenizer.count_tokens(
-            text, add_special=add_special, parse_special=parse_special
-        )
-
-    def detokenize(
-        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = True
-    ) -> str:
-        """Return the text of token ids. See :meth:`Tokenizer.detokenize`."""
-        return self.tokenizer.detokenize(
-            tokens, remove_special=remove_special, unparse_special=unparse_special
-        )
-
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the chat template in use; None if there is none."""
@@ -384,20 +325,6 @@ class LlamaRunner:
     def closed(self) -> bool:
         """Whether the runner was closed."""
         return self.model.closed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a LlamaRunner cannot be copied or pickled: create one in each process")
 
     def __repr__(self) -> str:
         return f"<LlamaRunner {self.model.path!r}{' (closed)' if self.closed else ''}>"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llama_runner._core import Sequence
+from llama_runner._support.closable import Closable
 from llama_runner._support.files import write_file
 from llama_runner.conversation.conversation import Conversation, SessionMark
 from llama_runner.conversation.policies import GcPolicyLike, resolve_policy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "SessionMark"]
 
 
-class Session:
+class Session(Closable):
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
     Calls from several threads take turns: :meth:`info`, :attr:`messages` and :meth:`close` also
@@ -41,6 +41,10 @@ class Session:
     Raises:
         InvalidParameterError: ``name`` is not printable text.
     """
+
+    cannot_be_copied = (
+        "a session cannot be copied or pickled: use fork() for a second one, or save()"
+    )
 
     def __init__(
         self,
@@ -301,22 +305,9 @@ class Session:
         """
         self._conversation.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.cancel()  # a loop over a stream may have been left early
         self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a session cannot be copied or pickled: use fork() for a second one, or save()"
-        )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

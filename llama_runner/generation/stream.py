@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import NoReturn, Self
 
+from llama_runner._support.closable import Closable
 from llama_runner.errors import ContextFullError, LlamaError
 from llama_runner.generation.generation import Generation, MakeRoom
 from llama_runner.results import Chunk, Completion
@@ -14,7 +13,7 @@ from llama_runner.results import Chunk, Completion
 __all__ = ["Stream"]
 
 
-class Stream(Iterator[Chunk]):
+class Stream(Closable, Iterator[Chunk]):
     """The chunks of one generation, computed as they are read.
 
     Closing the stream, leaving its ``with`` block or dropping it stops the generation. After the
@@ -28,6 +27,8 @@ class Stream(Iterator[Chunk]):
             dropped, which may happen in any thread at any time.
         make_room: As for :meth:`Generation.run`.
     """
+
+    cannot_be_copied = "a stream cannot be copied or pickled: read it, and keep its chunks"
 
     def __init__(
         self,
@@ -99,20 +100,6 @@ class Stream(Iterator[Chunk]):
             self.completion = self._generation.completion()
         self._ended = True
         self._on_end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a stream cannot be copied or pickled: read it, and keep its chunks")
 
     def __del__(self) -> None:
         if hasattr(self, "_ended") and not self._ended:

@@ -117,3 +117,13 @@ def test_help_explains_each_field(kind: type) -> None:
     assert fields
     for name in fields:
         assert re.search(rf"^ {{8}}{name}: \S", kind.__doc__ or "", re.MULTILINE), name
+
+
+def test_no_class_is_longer_than_three_hundred_lines() -> None:
+    long = [
+        (path.name, node.name)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno >= 300
+    ]
+    assert long == []
