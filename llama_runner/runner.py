@@ -270,7 +270,7 @@ class LlamaRunner(TokenMethods, Closable):
     # ---- adapters ------------------------------------------------------------------------------
 
     def load_lora(self, path: ModelPath, name: str | None = None) -> str:
-        """Load a LoRA adapter; a generation uses it with ``lora={name: scale}``.
+        """Load a LoRA adapter and return its name; calls use it by ``lora={name: scale}``.
 
         Requests with different adapters or scales are not computed together: they take turns, the
         oldest first. A conversation that continues with other adapters is computed again.
@@ -278,9 +278,6 @@ class LlamaRunner(TokenMethods, Closable):
         Args:
             path: A GGUF file of an adapter for this model.
             name: What to call it; by default the file's name without its ending.
-
-        Returns:
-            The name.
 
         Raises:
             ModelNotFoundError: There is no such file.

@@ -26,7 +26,7 @@ class TokenMethods:
         """Return the token ids of a text. See :meth:`Tokenizer.tokenize`.
 
         The last few long texts, up to 8 MiB, are kept until :meth:`LlamaRunner.clear_context` or
-        :meth:`LlamaRunner.close`, so that a text that has grown is not tokenised from its beginning.
+        :meth:`LlamaRunner.close`, so that a text that has grown need not be tokenised whole.
         """
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
