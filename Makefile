@@ -1,6 +1,7 @@
 # make run    environment, native build, default model, and an answer: make run PROMPT="..."
 # make test   the same, and then the whole test suite
 # make lint   formatting, style, types and layers
+# make docs   the documentation, into build/docs
 
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue?
@@ -9,7 +10,7 @@ export PROMPT
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint build model bench-tools clean
+.PHONY: run test lint docs build model bench-tools clean
 .DELETE_ON_ERROR:
 
 run: model
@@ -27,6 +28,11 @@ lint: .venv/installed
 	@cython-lint llama_runner
 	@mypy
 	@lint-imports --no-cache
+
+docs: .venv/installed
+	@echo "==> Building the documentation into build/docs"
+	@$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null || $(BIN)/python -m pip install -q --no-build-isolation -e '.[docs]'
+	@$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
 model: build
 	@echo "==> Default model"

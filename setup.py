@@ -157,9 +157,9 @@ def extension() -> Extension:
     link_args = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
     pieces = [
         Path("setup.py"),
-        *PACKAGE.glob("_native/*.pxi"),
-        *PACKAGE.glob("_llama_cpp/*.pxd"),
-        *PACKAGE.glob("_shim/*.hpp"),
+        *PACKAGE.glob("_native/**/*.pxi"),
+        *PACKAGE.glob("_llama_cpp/**/*.pxd"),
+        *PACKAGE.glob("_shim/**/*.hpp"),
         *PACKAGE.glob("_core.pxd"),
     ]
     return Extension(

@@ -1,4 +1,4 @@
-"""What this machine offers the build, and what is made of it.
+"""The tools and the CPU of this machine, and the build options that follow from them.
 
 Three environment variables decide, the rest is found:
 
@@ -37,7 +37,7 @@ ACCELERATORS: Mapping[str, str | None] = {
     "vulkan": "GGML_VULKAN",
 }
 
-# Frame pointers and line numbers are what makes its reports readable.
+# Its reports are readable only with frame pointers and line numbers.
 SANITIZERS: Mapping[str, list[str]] = {
     "address": ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1"],
 }
@@ -55,7 +55,7 @@ BASELINE_X86 = {
 
 
 class BuildToolError(Exception):
-    """The build lacks a tool or was given an unknown wish; the message says what to do."""
+    """A tool is missing or an option is unknown; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Features:
 
     @property
     def tag(self) -> str:
-        """Names the build folder: what differs here must not share object files."""
+        """Return the name of the build folder; builds that differ in it share no object files."""
         kind = "native" if self.native else "portable"
         suffix = f"-{self.sanitizer}" if self.sanitizer else ""
         return f"{sysconfig.get_platform()}-{self.accelerator}-{kind}{suffix}"
@@ -98,7 +98,7 @@ class Features:
         return self.machine.lower() in ("x86_64", "amd64")
 
     def cmake_options(self) -> dict[str, str]:
-        """The CMake cache entries that follow from the decisions."""
+        """Return the CMake cache entries that follow from the decisions."""
         options = {"GGML_NATIVE": _on_off(self.native)}
         if self.is_x86 and not self.native:
             options |= dict.fromkeys(BASELINE_X86, "ON")
@@ -116,13 +116,13 @@ class Features:
         return options
 
     def cpu_flags(self) -> list[str]:
-        """The compiler flags with which the extension is built for the same CPU as ggml."""
+        """Return the compiler flags that build the extension for the same CPU as ggml."""
         if self.native:
             return ["-march=native" if self.is_x86 else "-mcpu=native"]
         return list(BASELINE_X86.values()) if self.is_x86 else []
 
     def sanitizer_flags(self) -> list[str]:
-        """The flags with which everything is compiled, and the extension linked, to be checked."""
+        """Return the flags of a sanitizer build, for all compilers and the linker."""
         return list(SANITIZERS[self.sanitizer]) if self.sanitizer else []
 
 
@@ -229,7 +229,7 @@ def _jobs(environ: Mapping[str, str]) -> int:
 
 
 def _cgroup_cpus(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many CPUs the cgroup's quota amounts to; many where there is no quota."""
+    """Return the number of CPUs in the cgroup's quota; a large one if there is no quota."""
     try:
         quota, period = cpu_max.read_text(encoding="ascii").split()
         return max(1, round(int(quota) / int(period)))

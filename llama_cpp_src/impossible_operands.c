@@ -1,8 +1,8 @@
-// What the checks that the compiler puts into ggml.c call: a null pointer or a zero divisor is a failed
-// assertion, not a signal.
+// Handlers for the checks that the compiler puts into ggml.c: a null pointer or a zero divisor is a failed
+// assertion instead of a signal.
 //
-// The compilers' own handlers are in a library that prints and ends the process. Of the data that
-// they are called with, only the beginning is used, which GCC and Clang agree on.
+// The compilers' own handlers are in a library that prints and ends the process. These use only the
+// beginning of the data that they are called with, which is the same for GCC and Clang.
 #include <stdint.h>
 
 #include "ggml.h"

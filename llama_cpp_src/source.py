@@ -1,8 +1,8 @@
-"""Where llama.cpp's source comes from.
+"""The source tree of llama.cpp.
 
-In this order: a tree that ``LLAMA_RUNNER_LLAMA_CPP_DIR`` names; the tree already unpacked beside
-this file (our own source distribution carries one); the pinned source distribution, fetched with
-pip, verified and pruned. Whatever the way, the tree must be of the pinned version.
+It is looked for in this order: a tree that ``LLAMA_RUNNER_LLAMA_CPP_DIR`` names; the tree already
+unpacked beside this file (our own source distribution carries one); the pinned source distribution,
+fetched with pip, verified and pruned. In each case the tree must be of the pinned version.
 
 ``python -m llama_cpp_src.source`` makes sure that there is one and prints its path.
 """
@@ -40,7 +40,7 @@ __all__ = [
 
 HERE = Path(__file__).resolve().parent
 TREE_VARIABLE = "LLAMA_RUNNER_LLAMA_CPP_DIR"
-# Inside the unpacked tree: what it was unpacked for.
+# A file in the unpacked tree that says for which pin and changes it was unpacked.
 STAMP = ".llama_runner_pin"
 
 # What a build needs; our source distribution carries exactly this.
@@ -76,7 +76,7 @@ DEVELOPMENT_PATHS = (
 
 
 class SourceError(Exception):
-    """llama.cpp's source cannot be had; the message says why and names the ways out."""
+    """There is no llama.cpp source to build; the message says why and names the ways out."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Pin:
 
     @property
     def requirement(self) -> str:
-        """The source distribution as pip names it."""
+        """Return the source distribution as a requirement for pip."""
         return f"{self.sdist_name}=={self.sdist_version}"
 
 
@@ -122,7 +122,7 @@ def find_tree(
     Args:
         pin: Which llama.cpp; by default the one of PIN.toml.
         home: The folder that holds (or will hold) the unpacked tree ``llama.cpp``.
-        environ: The environment variables that count.
+        environ: The environment variables to look at.
 
     Raises:
         SourceError: The tree is of another version, the archive is not the pinned one or is
@@ -190,7 +190,7 @@ def _check_version(tree: Path, pin: Pin) -> None:
 
 
 def _fetch(pin: Pin, tree: Path) -> None:
-    """Unpack the pinned source distribution as ``tree``, all of it or nothing."""
+    """Unpack the pinned source distribution as ``tree``, completely or not at all."""
     try:
         tree.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -297,7 +297,7 @@ def unpack(archive: Path, destination: Path, pin: Pin) -> None:
 
 
 def _is_wanted(path: PurePosixPath, patterns: Iterable[str]) -> bool:
-    """Whether ``path`` matches a pattern or lies in a folder that one names.
+    """Return whether ``path`` matches a pattern or lies in a folder that one names.
 
     A pattern's last component ``*`` stands for the files of a folder, not for its folders.
     """

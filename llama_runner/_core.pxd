@@ -1,4 +1,4 @@
-# The extension types of _core, and what its pieces share.
+# The extension types of _core: a piece may name one before the piece that defines it.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
@@ -9,19 +9,13 @@ from llama_runner._llama_cpp.llama cimport (
     llama_token,
     llama_vocab,
 )
-from llama_runner._llama_cpp.shim cimport (
-    Adapter,
-    CellBytes,
-    ChatTemplates,
-    ContextBox,
-    Engine,
-    ModelBox,
-    RequestPtr,
-    SequencePtr,
-)
+from llama_runner._llama_cpp.shim.chat cimport ChatTemplates
+from llama_runner._llama_cpp.shim.handles cimport ContextBox, ModelBox
+from llama_runner._llama_cpp.shim.memory cimport CellBytes
+from llama_runner._llama_cpp.shim.state cimport Adapter, Engine, RequestPtr, SequencePtr
 
 
-cdef struct Text:  # bytes that somebody else keeps
+cdef struct StringView:  # bytes that another object keeps alive
     const unsigned char * data
     size_t size
 
@@ -35,9 +29,9 @@ cdef class StringArray:
     cdef bytes header
     cdef const char * data  # of the header
     cdef vector[uint32_t] starts  # of each string's length, and the end of the last one
-    cdef Text raw(self, size_t index) noexcept nogil
-    cdef Text text(self, size_t index, char * stand_in) noexcept nogil
-    cdef size_t n_windows(self) noexcept nogil
+    cdef StringView raw(self, size_t index) noexcept nogil
+    cdef StringView text(self, size_t index, char * stand_in) noexcept nogil
+    cdef size_t n_heads(self) noexcept nogil
     cdef void hash_all(self, uint32_t * hashes, HashKey key) noexcept nogil
     cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
                                 size_t mask) noexcept nogil
@@ -56,6 +50,7 @@ cdef class Model:
 cdef class Vocab:
     cdef Model model
     cdef readonly int n_tokens
+    cdef int _read_from(self, Model model) except -1
     cdef shared_ptr[ModelBox] alive(self) except *
     cdef llama_token one_of_mine(self, object item) except -1
     cdef int _tokenize_into(self, text, bint add_special, bint parse_special,

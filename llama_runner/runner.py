@@ -7,21 +7,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
 from llama_runner._core import Context
-from llama_runner._support.files import path_text
 from llama_runner.conversation.conversation import Conversation, ConversationSettings
 from llama_runner.conversation.intake import Reuse
 from llama_runner.conversation.policies import GcPolicyLike, resolve_policy
 from llama_runner.conversation.session import Session
 from llama_runner.conversation.transcript import Transcript
-from llama_runner.errors import ClosedError, InvalidParameterError, UnsupportedModelError
+from llama_runner.errors import ClosedError, InvalidParameterError
 from llama_runner.generation.generation import Generation
 from llama_runner.generation.prompt_work import PromptWork
 from llama_runner.generation.stream import Stream
-from llama_runner.loaders.checks.lora import validate_lora
-from llama_runner.loaders.gguf.fingerprint import fingerprint
-from llama_runner.loaders.gguf.header import ModelPath, open_model
-from llama_runner.loaders.gguf.read import read_gguf
-from llama_runner.loading.open import Progress, Validation, open_runner
+from llama_runner.loaders.gguf.header import ModelPath
+from llama_runner.loading.adapters import load_adapter
+from llama_runner.loading.open import (
+    Loading,
+    Opened,
+    Progress,
+    Validation,
+    open_beside,
+    open_runner,
+)
 from llama_runner.params import (
     GenerationOptions,
     GenerationParams,
@@ -45,14 +49,15 @@ __all__ = ["LlamaRunner"]
 class LlamaRunner:
     """A GGUF model in this process, for programs that control its memory themselves.
 
-    *Stateless* calls are independent and leave nothing in the KV memory. *Stateful* calls go on
-    with one conversation that lives there, of which only what is new is computed.
+    *Stateless* calls are independent and leave nothing in the KV memory. *Stateful* calls continue
+    one conversation that stays there, so that only what is new is computed.
 
     A prompt is raw text (``str``), token ids, or a list of ``{"role", "content"}`` messages, which
-    go through the model's chat template. For stateful calls, messages with an assistant's answer
-    among them, or a system message first, are the whole conversation. Others are added to it, and
-    so are those that begin with an assistant's message or a tool's. If an answer was there last,
-    the assistant's message takes its place: it is the same, as the program reads it.
+    the model's chat template makes a text of. In stateful calls, messages that contain an
+    assistant's answer, or begin with a system message, are the whole conversation. Others are added
+    to it, and so are messages that begin with an assistant's or a tool's message. If the
+    conversation ends with an answer, a leading assistant message replaces it: it is the same
+    answer, parsed by the caller (for example as a tool call).
 
     Threads may share a runner: stateless calls are computed together, stateful ones take turns.
 
@@ -60,32 +65,34 @@ class LlamaRunner:
 
     Args:
         model: Path of a GGUF file or of a JSON description of one, or the name of a pulled model.
-            A description's chat template, ``n_gpu_layers`` and sampling values hold where nothing
-            else is given.
+            A description's chat template, ``n_gpu_layers`` and sampling values are used unless
+            others are given.
+            Or another runner: its weights serve this one as well, with a context of its own; they
+            are freed with the last runner that uses them.
         chat_template: A Jinja template to use instead of the model's own.
         progress: Called with the fraction loaded, 0.0 to 1.0; returning False cancels the load.
-        validate: What to check of the file first. "full" is every value that llama.cpp would
-            stumble over, "header" the structure alone, False nothing.
-        gc_policy: What is dropped by itself when ``gc_threshold`` is exceeded, as for
-            :meth:`gc_context`; where that is not enough, the oldest turns go. What it raises, the
-            call raises.
+        validate: What to check in the file first. "full" checks every value that could make
+            llama.cpp fail, "header" the structure alone, False nothing.
+        gc_policy: What to evict automatically when ``gc_threshold`` is exceeded, as for
+            :meth:`gc_context`. If that is not enough, the oldest turns are evicted as well. An
+            exception of the policy is raised by the call.
         isolated: First load the model and decode a token in a child process, so that a file that
-            crashes llama.cpp is an error. Takes as long as the loading itself.
+            crashes llama.cpp raises an error. Takes as long as the loading itself.
         **options: Fields of :class:`ModelParams` and :class:`ContextParams`.
 
     Raises:
         InvalidParameterError: An option is unknown or out of range.
-        ModelNotFoundError: No such file or name.
+        ModelNotFoundError: There is no such file or name.
         FileReadError: The system does not let it be read.
         ModelMetadataError: The description is not valid, or contradicts the file.
-        ModelValidationError: The file is not a sound GGUF.
+        ModelValidationError: The file is not a sound GGUF file.
         ModelLoadError: llama.cpp refused it or crashed in the child, or ``progress`` cancelled.
-        OutOfMemoryError: No room for the weights or the context, or not enough free for the child.
+        OutOfMemoryError: There is no memory for the weights, the context or the child.
     """
 
     def __init__(
         self,
-        model: ModelPath,
+        model: ModelPath | LlamaRunner,
         *,
         chat_template: str | None = None,
         progress: Progress | None = None,
@@ -95,20 +102,17 @@ class LlamaRunner:
         **options: Unpack[RunnerOptions],
     ) -> None:
         self._gc_policy = resolve_policy(gc_policy)
-        opened = open_runner(
-            model,
-            options,
-            chat_template=chat_template,
-            progress=progress,
-            validate=validate,
-            isolated=isolated,
-        )
+        loading = Loading(chat_template, progress, validate, isolated)
+        if isinstance(model, LlamaRunner):
+            opened = open_beside(model._opened, options, loading)
+        else:
+            opened = open_runner(model, options, loading)
+        self._opened: Opened = opened
         self.model = opened.model
         self.model_params = opened.model_params
         self.context_params = opened.context_params
         self.generation_params = opened.generation_params
         self.tokenizer = Tokenizer(self.model.vocab)
-        self._header = opened.header
         self._context = opened.context
         self._chat = ChatFormat(self.tokenizer, opened.template)
         self._session = None if self._context is None else self.session()
@@ -126,19 +130,19 @@ class LlamaRunner:
 
         Args:
             prompt: Text, token ids or messages.
-            max_tokens: Most tokens to generate, -1 until the context is full; what ``params`` say,
-                or 200, if not given.
-            params: How to sample and when to stop, where it says so: for what it does not set, the
-                runner's defaults hold. ``overrides`` are changes to it.
+            max_tokens: Most tokens to generate, -1 until the context is full. By default what
+                ``params`` say, or 200.
+            params: How to sample and when to stop. For what they do not set, the runner's defaults
+                hold. ``overrides`` are changes to them.
 
         Raises:
             InvalidParameterError: A parameter is out of range, or the prompt is empty.
-            TokenizationError: The prompt is no text, or has token ids that do not exist.
+            TokenizationError: The prompt is not text, or has token ids that do not exist.
             ChatTemplateError: There is no chat template, or it refuses these messages.
             PromptTooLongError: The prompt does not fit the context.
             ContextFullError: Other requests leave no room in the KV memory.
-            DecodeError: llama.cpp could not compute it, or the model gave no number.
-            OutOfMemoryError: There is no memory to compute it in.
+            DecodeError: llama.cpp could not compute it, or a logit is not a number.
+            OutOfMemoryError: There is not enough memory to compute it.
             UnsupportedModelError: The model was loaded with vocab_only.
             ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
         """
@@ -151,11 +155,10 @@ class LlamaRunner:
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
-        """Like :meth:`generate_stateless`, as an iterator of chunks that can be closed.
+        """Generate like :meth:`generate_stateless`, in chunks, from an iterator that can be closed.
 
         Raises:
-            As :meth:`generate_stateless`; what goes wrong while it is computed, where the stream is
-            read.
+            As :meth:`generate_stateless`. Errors of the computation come where the stream is read.
         """
         return Stream(self._stateless(prompt, max_tokens, params, overrides), lambda: None)
 
@@ -173,8 +176,9 @@ class LlamaRunner:
         given = read_prompt(prompt, self._chat.template)
         stops: tuple[str, ...] = ()
         if isinstance(given, Messages):
-            text, stops = self._chat.render(given.messages)
-            sequence.append(self._chat.tokenize(text.encode(), behind=None)[0])
+            rendered = self._chat.render(given.messages)
+            stops = rendered.stops
+            sequence.append(self._chat.tokenize(rendered.data, previous=None)[0])
         elif isinstance(given, Ids):
             sequence.append(given.ids)
         elif given.text:
@@ -184,7 +188,9 @@ class LlamaRunner:
                 )
             )
         sequence.use_adapters(chosen.lora)
-        return Generation(sequence, chosen, work, stops=stops, temporary=True)
+        generation = Generation(sequence, chosen, work, stops=stops, temporary=True)
+        generation.check_adapters()
+        return generation
 
     # ---- stateful ------------------------------------------------------------------------------
 
@@ -195,17 +201,10 @@ class LlamaRunner:
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Completion:
-        """Go on with the conversation in the KV memory; prompt and answer stay there.
+        """Continue the conversation in the KV memory; prompt and answer stay there.
 
-        Above ``gc_threshold`` the oldest turns are dropped first. A call that raises leaves the
-        conversation as it was.
-
-        Args:
-            prompt: Text or token ids to go on with, or messages.
-            max_tokens: Most tokens to generate, -1 until the context is full; what ``params`` say,
-                or 200, if not given.
-            params: How to sample and when to stop, where it says so: for what it does not set, the
-                runner's defaults hold. ``overrides`` are changes to it.
+        Above ``gc_threshold`` the oldest turns are evicted first. A call that raises leaves the
+        conversation as it was. See :meth:`Session.generate`.
 
         Raises:
             ContextBusyError: A stream on the conversation is still open.
@@ -222,25 +221,12 @@ class LlamaRunner:
         params: GenerationParams | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Stream:
-        """Like :meth:`generate_stateful`, as an iterator of chunks that can be closed.
-
-        What was generated by then stays in the conversation.
-
-        Raises:
-            As :meth:`Session.stream`.
-        """
+        """Generate like :meth:`generate_stateful`, in chunks. See :meth:`Session.stream`."""
         session = self._alive_session()
         return session.stream(prompt, max_tokens, params, **overrides)
 
     def get_context_info(self) -> ContextInfo:
-        """What the conversation holds and how much room is left.
-
-        Waits for a call of another thread on the conversation.
-
-        Raises:
-            UnsupportedModelError: The model was loaded with vocab_only.
-            ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
-        """
+        """Return what the conversation holds and what room is left; see :meth:`Session.info`."""
         return self._alive_session().info()
 
     def gc_context(
@@ -251,14 +237,11 @@ class LlamaRunner:
         dry_run: bool = False,
         exact: bool = False,
     ) -> GcReport:
-        """Drop spans of the conversation until at most ``target`` of the context is used.
-
-        See :meth:`Session.gc`.
-        """
+        """Evict spans until at most ``target`` of the context is used. See :meth:`Session.gc`."""
         return self._alive_session().gc(target, policy=policy, dry_run=dry_run, exact=exact)
 
     def clear_context(self) -> None:
-        """Forget the conversation, and the texts that are kept tokenised."""
+        """Forget the conversation, and the texts that were kept tokenised."""
         self._alive_session().clear()
         self.tokenizer.forget()
 
@@ -270,31 +253,29 @@ class LlamaRunner:
         reuse: Reuse = "prefix",
         gc_policy: GcPolicyLike | None = None,
     ) -> Session:
-        """A further conversation, beside the one of the stateful methods.
+        """Begin another conversation beside the one of the stateful methods.
 
         There may be any number of them; up to ``n_seq_max`` are in the KV memory at once. An idle
-        one leaves it when another needs the room, and comes back on use.
+        one is parked when another needs the room, and restored on use.
 
         Args:
-            system: Text of a system message to begin with. It stays, also where a conversation
-                is given whole that has none.
+            system: Text of a system message to begin with. It also stays if a whole conversation is
+                given that has none.
             name: For people; a saved session keeps it.
-            reuse: What of the memory serves messages that are given whole, as chat front ends do.
-                "prefix": the common beginning. "chunks": also what comes behind messages that
-                were taken out, or changed, as a system message with the date; it is moved, and
-                still remembers the old ones faintly. Changed messages only in the unified
-                layout, with ``n_seq_max`` above 1.
-            gc_policy: What is dropped by itself, as for :class:`LlamaRunner`; the runner's, if not
-                given.
+            reuse: What to reuse of the memory for messages that are given whole, as chat front ends
+                do. "prefix": the common beginning. "chunks": also what follows messages that were
+                taken out or changed, such as a system message with the date. Its cached keys and
+                values are moved, not recomputed, so they still reflect the old messages: results
+                are approximate. Changed messages only in the unified layout, with ``n_seq_max``
+                above 1.
+            gc_policy: What to evict automatically; by default the runner's policy.
 
         Raises:
-            InvalidParameterError: ``name`` is no printable text, ``system`` is no text, or
+            InvalidParameterError: ``name`` is not printable text, ``system`` is not text, or
                 ``reuse`` or ``gc_policy`` is unknown.
             ChatTemplateError: There is no chat template, or it refuses a system message.
-            TokenizationError: The system message is nothing that the vocabulary can write.
+            TokenizationError: The vocabulary cannot write the system message.
             PromptTooLongError: It does not fit the context.
-            UnsupportedModelError: The model was loaded with vocab_only.
-            ClosedError, ForkedProcessError: The runner cannot be used any more, or not here.
         """
         transcript = Transcript(self._alive_context().new_sequence(), self._chat)
         settings = ConversationSettings(
@@ -314,51 +295,34 @@ class LlamaRunner:
     def load_lora(self, path: ModelPath, name: str | None = None) -> str:
         """Load a LoRA adapter; a generation uses it with ``lora={name: scale}``.
 
-        Requests with other adapters, or other scales, are not computed together: they take turns,
-        the oldest first. A conversation that goes on with other adapters is computed again.
+        Requests with different adapters or scales are not computed together: they take turns, the
+        oldest first. A conversation that continues with other adapters is computed again.
 
         Args:
             path: A GGUF file of an adapter for this model.
-            name: What to call it; the file's name without its ending, if not given.
+            name: What to call it; by default the file's name without its ending.
 
         Returns:
             The name.
 
         Raises:
-            ModelNotFoundError: No such file.
+            ModelNotFoundError: There is no such file.
             FileReadError: The system does not let it be read.
             ModelValidationError: Not an adapter, or not one for this model.
-            UnsupportedModelError: It is to be switched on by tokens of the prompt (aLoRA).
+            UnsupportedModelError: It is activated by tokens of the prompt (aLoRA).
             ModelLoadError: llama.cpp refused it, or cannot compute with it.
-            InvalidParameterError: The name is taken, empty or no string, or the path is no path.
+            InvalidParameterError: The name is taken, empty or not a string, or the path is not one.
         """
-        context = self._alive_context()
-        if not isinstance(name, str | None) or name == "":
-            raise InvalidParameterError(
-                f"name={name!r}: must be a string that is not empty", field="name"
-            )
-        with open_model(path_text(path, "path"), "adapter") as (file, place):
-            info = validate_lora(file, self._header or read_gguf(self.model.path))
-            if "adapter.alora.invocation_tokens" in info.keys:
-                raise UnsupportedModelError(
-                    f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a "
-                    "prompt: convert it as a plain one"
-                )
-            name = place.stem if name is None else name
-            context.load_adapter(name, place.absolute(), file, fingerprint(file))
-        return name
+        return load_adapter(self._alive_context(), self._opened.header, path, name)
 
     def unload_lora(self, name: str) -> None:
-        """Free an adapter, so that its memory is given back and its name may be given again.
+        """Free an adapter's memory and its name.
 
-        Conversations that were computed with it are computed again on their next use, with what
-        that asks for.
-
-        Args:
-            name: As :meth:`load_lora` gave it.
+        Conversations that were computed with it are computed again on their next use, with the
+        adapters of that call.
 
         Raises:
-            InvalidParameterError: There is none of this name.
+            InvalidParameterError: There is no adapter of this name.
             ContextBusyError: Something is generated with it, or a stream with it is open.
         """
         context = self._alive_context()
@@ -371,27 +335,17 @@ class LlamaRunner:
     def tokenize(
         self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> NDArray[np.int32]:
-        """Token ids of a text: numpy int32 array, shape (n,).
+        """Return the token ids of a text. See :meth:`Tokenizer.tokenize`.
 
-        Of a long text that has grown since it was tokenised last, only what was appended is
-        tokenised. The last few, up to 8 MiB, are kept for that until :meth:`clear_context`,
-        :meth:`close` or ``tokenizer.forget()``.
-
-        Args:
-            text: Text, or bytes of UTF-8 in any object that is like bytes.
-            add_special: Add BOS/EOS where the model wants them.
-            parse_special: Read special tokens written out in the text as those tokens.
-
-        Raises:
-            TokenizationError: The text has lone surrogates, is too long, or is nothing that the
-                vocabulary can write.
+        The last few long texts, up to 8 MiB, are kept until :meth:`clear_context` or :meth:`close`,
+        so that a text that has grown is not tokenised from its beginning.
         """
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def tokenize_batch(
         self, texts: Iterable[Text], *, add_special: bool = True, parse_special: bool = True
     ) -> list[NDArray[np.int32]]:
-        """What :meth:`tokenize` gives for each of many texts, on all processors."""
+        """Tokenise many texts on all processors. See :meth:`Tokenizer.tokenize_batch`."""
         return self.tokenizer.tokenize_batch(
             texts, add_special=add_special, parse_special=parse_special
         )
@@ -399,7 +353,7 @@ class LlamaRunner:
     def count_tokens(
         self, text: Text, *, add_special: bool = True, parse_special: bool = True
     ) -> int:
-        """How many tokens :meth:`tokenize` gives."""
+        """Return how many tokens a text has. See :meth:`Tokenizer.count_tokens`."""
         return self.tokenizer.count_tokens(
             text, add_special=add_special, parse_special=parse_special
         )
@@ -407,23 +361,14 @@ class LlamaRunner:
     def detokenize(
         self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = True
     ) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
-
-        Args:
-            tokens: Token ids; an int32 array is read where it lies.
-            remove_special: Leave out the BOS/EOS that tokenising added.
-            unparse_special: Write special tokens as text instead of leaving them out.
-
-        Raises:
-            TokenizationError: An id is out of range.
-        """
+        """Return the text of token ids. See :meth:`Tokenizer.detokenize`."""
         return self.tokenizer.detokenize(
             tokens, remove_special=remove_special, unparse_special=unparse_special
         )
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the chat template in use, if there is one."""
+        """The Jinja source of the chat template in use; None if there is none."""
         return None if self._chat.template is None else self._chat.template.source
 
     # ---- lifetime ------------------------------------------------------------------------------

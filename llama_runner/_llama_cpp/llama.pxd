@@ -5,7 +5,7 @@ from libcpp cimport bool
 
 from llama_runner._llama_cpp.ggml cimport ggml_abort_callback, ggml_log_callback, ggml_type
 
-cdef extern from "guard.hpp" namespace "llama_runner" nogil:
+cdef extern from "process/guard.hpp" namespace "llama_runner" nogil:
     void set_python_error()
     void set_load_error()
 

@@ -1,4 +1,4 @@
-"""Which tokens of a ledger stand for which bytes of a rendered text."""
+"""Aligning the tokens of a ledger with the bytes of a rendered text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Alignment", "Replacement", "n_same_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Tokens to put in the place of tokens[start:stop]."""
+    """Tokens that are to replace tokens[start:stop]."""
 
     start: int
     stop: int
@@ -25,7 +25,7 @@ class Replacement:
 
 
 class Alignment:
-    """The tokens of a sequence, from one index on, held against a text.
+    """The tokens of a sequence, from one index on, compared with a text.
 
     Args:
         sequence: Its ledger.
@@ -35,6 +35,8 @@ class Alignment:
 
     Attributes:
         start: Index of the first token of the text: after a BOS that the text does not write.
+        n_tokens: Index of the first token that does not spell the text.
+        n_bytes: How many bytes of the text the tokens before it spell.
     """
 
     def __init__(self, sequence: Sequence, chat: ChatFormat, base: int, data: bytes) -> None:
@@ -45,19 +47,7 @@ class Alignment:
         bos = chat.vocab.bos
         if bos is not None and len(sequence) > base and sequence.token_at(base) == bos:
             self.start += not data.startswith(chat.vocab.token_to_piece(bos))
-        # The tokens from self._token on end at these bytes; those before it, at self._byte.
-        self._token, self._byte = self.start, 0
-        self._ends = self._spelled()
-
-    @property
-    def n_tokens(self) -> int:
-        """Index of the first token that does not spell the text."""
-        return self._token + len(self._ends)
-
-    @property
-    def n_bytes(self) -> int:
-        """How many bytes of the text the tokens before it spell."""
-        return int(self._ends[-1]) if len(self._ends) else self._byte
+        self._spell_from(self.start, 0)
 
     def byte_at(self, token: int) -> int:
         """Return the byte at which a token that spells the text begins."""
@@ -73,26 +63,28 @@ class Alignment:
     def token_at(self, byte: int) -> int:
         """Return the index of the first token that ends after a byte.
 
-        Some vocabularies do not give a text back: they normalise it, or lack its characters. What
-        comes before the byte is then tokenised once more, to count its tokens. Ask for ascending
-        bytes.
+        The tokens of some vocabularies do not spell the text: they normalise it, or lack some of
+        its characters. Then the text before the byte is tokenised once more, to count its tokens.
+        Ask for ascending bytes.
         """
         if byte > self.n_bytes and self.n_tokens < len(self._sequence):
             first = self.n_tokens
             previous = self._sequence.token_at(first - 1) if first else None
             again = self._chat.continue_rendered(self._data[self.n_bytes : byte], previous)
             ledger = self._sequence.tokens[first:]
-            self._token, self._byte = first + n_same_tokens(ledger, again), byte
-            self._ends = self._spelled()
+            self._spell_from(first + n_same_tokens(ledger, again), byte)
         return self._token + int(self._ends.searchsorted(byte, "right"))
 
-    def _spelled(self) -> NDArray[np.int64]:
-        rest = self._data[self._byte :]
-        return self._sequence.match_text(self._token, rest, skip=BREAK) + self._byte
+    def _spell_from(self, token: int, byte: int) -> None:
+        # Tokens from self._token on end at the bytes self._ends; those before it, at self._byte.
+        self._token, self._byte = token, byte
+        self._ends = self._sequence.match_text(token, self._data[byte:], skip=BREAK) + byte
+        self.n_tokens = token + len(self._ends)
+        self.n_bytes = int(self._ends[-1]) if len(self._ends) else byte
 
 
 def n_same_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Return with how many equal tokens two runs begin."""
+    """Return how many tokens at the beginning of two runs are equal."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]
     return int(different[0]) if len(different) else n

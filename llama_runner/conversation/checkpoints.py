@@ -1,8 +1,8 @@
-"""Copies of what a memory cannot rewind, so that going back need not begin at the beginning.
+"""Copies of states that cannot be rewound, so that going back need not begin at the beginning.
 
-A recurrent state knows all tokens at once: none of them can be taken back. Where the model has
-one (recurrent and hybrid memory), a copy of it is kept from the end of the opening, and from the
-ends of the last prompts and answers; taking tokens back then computes again from the nearest copy.
+A recurrent state contains all tokens at once: none of them can be removed. If a model has such a
+state (recurrent and hybrid memory), a copy of it is kept from the end of the opening, and from the
+ends of the last prompts and answers. Removing tokens then computes again from the nearest copy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
-# Beside the one of the opening, which every collection goes back to: the ends of the last two
+# Besides the copy of the opening, to which every collection goes back: the ends of the last two
 # prompts and of their answers.
 MAX_RECENT = 4
 
 
 def has_state(sequence: Sequence) -> bool:
-    """Whether its memory has a part that cannot be rewound."""
+    """Return whether its memory has a part that cannot be rewound."""
     return sequence.context.memory_kind in ("recurrent", "hybrid")
 
 
@@ -36,17 +36,17 @@ def _adapter_fingerprints(sequence: Sequence) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """The state behind the first n tokens."""
+    """The state after the first n tokens."""
 
     tokens: NDArray[np.int32]
     adapters: tuple[tuple[str, float], ...]
     fingerprints: tuple[str, ...]
-    """Of the adapters: one of the same name may be another by now."""
+    """Of the adapters: another one may have the same name by now."""
     state: bytes
 
     @classmethod
     def take(cls, sequence: Sequence) -> Checkpoint | None:
-        """Of the tokens that are in the memory now; None where that is not needed."""
+        """Copy the state after the tokens in memory; None if the model does not need that."""
         if not has_state(sequence) or not sequence.n_cached:
             return None
         state, n = sequence.save_state(partial=True)
@@ -54,7 +54,7 @@ class Checkpoint:
         return cls(sequence.tokens[:n], sequence.adapters, prints, state) if n else None
 
     def fits(self, sequence: Sequence, n: int) -> bool:
-        """Whether it could bring the sequence back to at most n tokens in memory."""
+        """Return whether it could bring the sequence back to at most n tokens in memory."""
         return (
             len(self.tokens) <= min(n, sequence.n_cached)
             and self.adapters == sequence.adapters
@@ -63,39 +63,41 @@ class Checkpoint:
         )
 
     def restore(self, sequence: Sequence) -> None:
-        """Go back to it; where the sequence has left the memory meanwhile, nothing happens."""
+        """Go back to it. If the sequence was evicted meanwhile, nothing happens."""
         sequence.rewind_state(self.state, len(self.tokens))
 
 
 class Checkpoints:
-    """Those of one sequence.
+    """The copies of one sequence's states.
 
     Args:
         sequence: Whose memory they are of.
+
+    Attributes:
+        wanted: Whether the memory has a part that cannot be rewound; otherwise none are taken.
     """
 
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
+        self.wanted = has_state(sequence)
         self._opening: Checkpoint | None = None
         self._recent: list[Checkpoint] = []
 
     def adopt(self, other: Checkpoints) -> None:
-        """Go back to those of a conversation that has begun in the same way, too."""
+        """Also use those of a conversation that has begun in the same way."""
         self._opening, self._recent = other._opening, list(other._recent)
 
     def take_opening(self, n: int, compute: Callable[[Request], None]) -> int:
-        """Decode the first n tokens by themselves, and keep a copy of the state then.
+        """Decode the first n tokens separately, and keep a copy of the state after them.
 
         Args:
-            n: How many there are.
-            compute: Called with what decodes them, which it runs.
+            n: How many tokens.
+            compute: Runs the request that decodes them.
 
         Returns:
             How many had to be decoded.
         """
         sequence = self._sequence
-        if not has_state(sequence):
-            return 0
         sequence.bring_in()
         if not sequence.n_cached < n < len(sequence):
             return 0
@@ -108,13 +110,8 @@ class Checkpoints:
             return request.counts[-1]
         finally:
             if request is not None:
-                request.close()  # it has the sequence where it was cancelled
+                request.close()  # if it was cancelled, it still has the sequence
             sequence.append(rest)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the memory has a part that cannot be rewound."""
-        return has_state(self._sequence)
 
     def take(self) -> None:
         """Keep a copy of the state as it is, at the end of a prompt or of a turn."""
@@ -123,22 +120,22 @@ class Checkpoints:
             self._recent = [*self._recent, taken][-MAX_RECENT:]
 
     def go_back(self, n: int, marked: Checkpoint | None = None) -> None:
-        """Before tokens from n on are changed: restore the latest state of at most n tokens.
+        """Restore the latest state of at most n tokens, before tokens from n on are changed.
 
         Args:
             n: How many tokens stay.
-            marked: A further one that was kept.
+            marked: Another copy that was kept.
         """
         found = self.latest(n, marked)
         if found is not None:
             found.restore(self._sequence)
 
     def latest(self, n: int, marked: Checkpoint | None = None) -> Checkpoint | None:
-        """The one that :meth:`go_back` would restore; None also where none is needed."""
+        """Return the copy that :meth:`go_back` would restore; None also if none is needed."""
         kept = [c for c in (marked, self._opening, *self._recent) if c is not None]
         if not kept:
             return None
-        self._sequence.bring_in()  # they are of what is in the memory
+        self._sequence.bring_in()  # the copies belong to what is in the memory
         if self._sequence.n_cached <= n:
             return None
         found = [checkpoint for checkpoint in kept if checkpoint.fits(self._sequence, n)]

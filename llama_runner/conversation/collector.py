@@ -8,9 +8,8 @@ from typing import Literal
 
 from llama_runner.conversation.alignment import Replacement
 from llama_runner.conversation.policies import GcPolicy, Summarize, oldest_turns, plan, whole_turns
-from llama_runner.conversation.removal import Removal
+from llama_runner.conversation.removal import Removal, plan_removal, plan_summary
 from llama_runner.conversation.splice import Splicer
-from llama_runner.conversation.transcript import Transcript
 from llama_runner.conversation.turns import DecodeCancelledError, Turns
 from llama_runner.errors import (
     ChatTemplateError,
@@ -24,8 +23,8 @@ from llama_runner.results import ContextInfo, ContextState, GcMethod, GcReport, 
 
 __all__ = ["Collector"]
 
-# Where an automatic collection goes, of the context and of the threshold: low enough that it is not
-# needed again at once.
+# The goal of an automatic collection, as a share of the context and of the threshold: low enough
+# that the next one is not needed at once.
 AUTOMATIC_TARGET = 0.5
 SHARE_OF_THRESHOLD = 0.625
 
@@ -46,14 +45,10 @@ class Collector:
         self._policy = policy
         self._target = min(AUTOMATIC_TARGET, SHARE_OF_THRESHOLD * threshold)
 
-    @property
-    def _transcript(self) -> Transcript:
-        return self._turns.transcript
-
     def info(self) -> ContextInfo:
-        """What is in memory. Computes nothing on the model."""
-        used, n_ctx = len(self._transcript.sequence), self._context.n_ctx_seq
-        spans = self._transcript.spans()
+        """Return what is in memory. Computes nothing on the model."""
+        used, n_ctx = len(self._turns.transcript.sequence), self._context.n_ctx_seq
+        spans = self._turns.transcript.spans()
         doomed = plan(spans, used - n_ctx // 2, oldest_turns)
         state: ContextState = "growing"
         if used == 0:
@@ -65,7 +60,7 @@ class Collector:
         return ContextInfo(
             n_ctx=n_ctx,
             used=used,
-            bytes=self._transcript.sequence.kv_bytes,
+            bytes=self._turns.transcript.sequence.kv_bytes,
             spans=spans,
             gc_would_free=sum(spans[i].tokens for i in doomed),
             state=state,
@@ -74,16 +69,16 @@ class Collector:
     def collect(
         self, target: float, policy: GcPolicy, *, dry_run: bool = False, exact: bool = False
     ) -> GcReport:
-        """Drop spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
+        """Evict spans until at most ``target`` of the context is used; see :meth:`Session.gc`."""
         started = time.perf_counter()
-        transcript, sequence = self._transcript, self._transcript.sequence
+        transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         spans = transcript.spans()
         doomed = plan(spans, len(sequence) - int(target * self._context.n_ctx_seq), policy)
-        if doomed and isinstance(policy, Summarize):  # the new summary is of the older ones, too
+        if doomed and isinstance(policy, Summarize):  # the new summary includes the older ones
             doomed = sorted({*doomed, *(i for i, s in enumerate(spans) if s.role == "summary")})
         summary = "" if dry_run else self._summary(doomed, policy)
-        # What is not in the memory cannot be shifted there; what the caller's functions did by now
-        # may have moved it out.
+        # Only tokens in the memory can be moved there; what the caller's functions did may have
+        # evicted them.
         sequence.bring_in()
         doomed, removal = self._planned(doomed, summary)
         n_same = removal.first_token if doomed else len(sequence)
@@ -97,8 +92,8 @@ class Collector:
             method = "checkpoint"
         elif not doomed and n_same == len(sequence):
             method = "none"
-        elif doomed and not exact and self._can_move(removal, policy):
-            method = "shift"
+        elif doomed and not exact and not isinstance(policy, Summarize):
+            method = "shift" if self._splicer().can_move(removal.replacements) else "rebuild"
         n_again = removal.n_new
         if method in ("rebuild", "checkpoint"):
             n_left = n_same if checkpoint is not None else sequence.n_left_of(n_same)
@@ -120,44 +115,35 @@ class Collector:
         return GcReport(len(doomed), removal.n_removed, method, n_again, ms)
 
     def _planned(self, doomed: list[int], summary: str) -> tuple[list[int], Removal]:
-        """Plan a removal of spans, or of as many of them as the template lets go."""
-        transcript = self._transcript
+        """Plan the removal of spans, or of as many of them as the template allows."""
+        transcript = self._turns.transcript
         if summary:
-            return doomed, transcript.plan_summary(doomed, summary)
+            return doomed, plan_summary(transcript, doomed, summary)
         whole = whole_turns(transcript.spans(), doomed)
         for chosen in (doomed, whole):
             try:
-                return chosen, transcript.plan_removal(chosen)
+                return chosen, plan_removal(transcript, chosen)
             except ChatTemplateError:
-                pass  # without a step or result it may not be a conversation to this template
-        return [], transcript.plan_removal([])
+                pass  # this template may not accept a conversation without a step or result
+        return [], plan_removal(transcript, [])
 
     def _summary(self, doomed: list[int], policy: GcPolicy) -> str:
-        """What is to take the place of spans, "" for nothing."""
+        """Return the text that is to replace spans, "" for none."""
         if not doomed or not isinstance(policy, Summarize):
             return ""
-        summary = policy.write(self._transcript.text_of(doomed))
+        summary = policy.write(self._turns.transcript.text_of(doomed))
         if not isinstance(summary, str):
             raise InvalidParameterError(
                 f"summarize: the function returned {type(summary).__name__}, not str"
             )
         return summary if summary.strip() else ""
 
-    def _can_move(self, removal: Removal, policy: GcPolicy) -> bool:
-        """Whether what stays can be moved up: a cell is moved for all sequences that have it."""
-        sequence = self._transcript.sequence
-        is_there = sequence.n_cached > removal.replacements[0].stop
-        is_free = sequence.n_shared <= removal.replacements[-1].stop
-        new_fit = removal.n_new == 0 or self._splicer().possible
-        shifts = self._context.can_shift and not isinstance(policy, Summarize)
-        return shifts and is_there and is_free and new_fit
-
     def _splicer(self) -> Splicer:
         return Splicer(self._turns, self._context.n_ctx_seq - 1)
 
     def _apply(self, removal: Removal, *, move: bool) -> Literal["shift", "rebuild"]:
-        """Take parts out of the transcript; count what was moved, and computed for that."""
-        transcript, sequence = self._transcript, self._transcript.sequence
+        """Take parts out of the transcript, and count what was moved."""
+        transcript, sequence = self._turns.transcript, self._turns.transcript.sequence
         n_cached, n_same = sequence.n_cached, removal.first_token
         splicer = self._splicer()
 
@@ -165,7 +151,7 @@ class Collector:
             try:
                 return splicer.replace(new)
             except DecodeCancelledError:
-                return False  # the caller's generation ends; the conversation is whole without it
+                return False  # the generation ends; the conversation is complete without it
 
         method = transcript.apply(removal, splice if move else None)
         if method == "shift":
@@ -174,21 +160,21 @@ class Collector:
         return method
 
     def drop(self, indices: list[int]) -> None:
-        """Take out parts that the caller took out of the conversation."""
-        removal = self._transcript.plan_removal(indices, remember=False)
+        """Remove parts whose messages the caller took out of the conversation."""
+        removal = plan_removal(self._turns.transcript, indices, remember=False)
         self._apply(removal, move=True)
 
     def take_opening(self) -> None:
         """Keep a copy of the state after what opens the conversation, if it has one to keep."""
-        transcript, started = self._transcript, time.perf_counter()
+        transcript, started = self._turns.transcript, time.perf_counter()
         first = transcript.parts[0]
-        if first.role == "system":
+        if transcript.checkpoints.wanted and first.role == "system":
             n = transcript.checkpoints.take_opening(first.n_tokens, self._turns.decode)
             if n:
                 self._turns.work.add_computed(n, started)
 
     def _estimate(self, method: GcMethod, n_again: int) -> float | None:
-        """Milliseconds at the speeds last seen."""
+        """Estimate the milliseconds, at the speeds that were last measured."""
         tokens_per_second, shift_ms = self._context.speeds
         if method == "shift":
             return shift_ms or None
@@ -200,10 +186,10 @@ class Collector:
         Raises:
             PromptTooLongError: The newest turn has no room beside what is pinned.
         """
-        n_ctx, used = self._context.n_ctx_seq, len(self._transcript.sequence)
+        n_ctx, used = self._context.n_ctx_seq, len(self._turns.transcript.sequence)
         if used <= self._threshold * n_ctx:
             return
-        spans = self._transcript.spans()
+        spans = self._turns.transcript.spans()
         doomed = set(plan(spans, used, oldest_turns))
         left = [span for i, span in enumerate(spans) if i not in doomed]
         if sum(span.tokens for span in left) >= n_ctx:
@@ -217,7 +203,7 @@ class Collector:
                 f"of {n_ctx:,}, one token for the answer){beside}; shorten it{unpin} or raise n_ctx"
             )
         self._collect_by_itself()
-        n_left = len(self._transcript.sequence)
+        n_left = len(self._turns.transcript.sequence)
         if n_left >= n_ctx:
             raise PromptTooLongError(
                 f"the prompt and what has to stay have {n_left:,} tokens, the context {n_ctx:,}: "
@@ -225,27 +211,27 @@ class Collector:
             )
 
     def _collect_by_itself(self) -> bool:
-        """Drop what the policy says and, where that is not enough, the oldest turns.
+        """Evict what the policy says and, if that is not enough, the oldest turns.
 
         Returns:
-            Whether anything was done.
+            True if anything was done.
         """
         done = False
-        with suppress(ChatTemplateError):  # it takes no summary
+        with suppress(ChatTemplateError):  # it does not take a summary
             done = self.collect(self._target, self._policy).method != "none"
-        if len(self._transcript.sequence) >= self.limit and self._policy is not oldest_turns:
+        if len(self._turns.transcript.sequence) >= self.limit and self._policy is not oldest_turns:
             done |= self.collect(self._target, oldest_turns).method != "none"
         return done
 
     @property
     def limit(self) -> int:
-        """Most tokens that there may be without a collection."""
+        """The number of tokens from which a collection is needed."""
         n_ctx = self._context.n_ctx_seq
         return min(int(self._threshold * n_ctx), n_ctx - 1)
 
     def first_pause(self) -> int:
         """Return the ledger length at which a generation pauses first."""
-        if self._transcript.checkpoints.wanted:
+        if self._turns.transcript.checkpoints.wanted:
             return len(self._turns.sequence) + 1  # after its prompt was computed
         return self._next_pause()
 
@@ -253,12 +239,12 @@ class Collector:
         return max(self.limit, len(self._turns.sequence) + 1)
 
     def go_on(self, generation: Generation) -> None:
-        """Let a paused generation go on: keep a copy of its state, or make room for it.
+        """Let a paused generation continue: keep a copy of its state, or make room for it.
 
         Raises:
             ContextFullError: All that could be evicted is pinned.
         """
-        request, checkpoints = generation.request, self._transcript.checkpoints
+        request, checkpoints = generation.request, self._turns.transcript.checkpoints
         if len(request.tokens) == 1 and checkpoints.wanted:
             checkpoints.take()
         if len(self._turns.sequence) < self.limit:
@@ -273,28 +259,28 @@ class Collector:
             raise
 
     def make_room_while_generating(self, generation: Generation) -> None:
-        """Collect in the middle of an answer, and let it go on.
+        """Collect in the middle of an answer, and let it continue.
 
         Raises:
-            ContextFullError: All that could go is pinned.
+            ContextFullError: All that could be evicted is pinned.
         """
-        self._transcript.book_answer(None)
+        self._turns.transcript.book_answer(None)
         if self._collect_by_itself():
             generation.request.resume(self._next_pause())
             return
         n_ctx, pinned = self._context.n_ctx_seq, self._pinned()
-        if pinned and len(self._transcript.sequence) >= n_ctx - 1:
+        if pinned and len(self._turns.transcript.sequence) >= n_ctx - 1:
             raise ContextFullError(
-                f"the context of {n_ctx:,} tokens is full and what could go is pinned: "
+                f"the context of {n_ctx:,} tokens is full and what could be evicted is pinned: "
                 f"{_listed(pinned)}; unpin some of it, or raise n_ctx"
             )
-        # Nothing can go. With pinned spans ask again at the very end; a turn that alone fills
-        # the context ends there by itself, for its length.
+        # Nothing can be evicted. With pinned spans, try again at the very end; a turn that fills
+        # the whole context ends there anyway, because of its length.
         generation.request.resume(n_ctx - 1 if pinned else 0)
 
     def _pinned(self) -> list[Span]:
-        """Not what stays anyhow, but what the caller can unpin."""
-        pairs = zip(self._transcript.spans(), self._transcript.parts, strict=True)
+        """Return the spans that the caller could unpin, without those that always stay."""
+        pairs = zip(self._turns.transcript.spans(), self._turns.transcript.parts, strict=True)
         return [span for span, part in pairs if part.pinned and part.role != "system"]
 
 

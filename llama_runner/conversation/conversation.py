@@ -136,7 +136,7 @@ class Conversation:
         """Add a prompt, and prepare the generation of its answer."""
         turns = self.turns
         stops: tuple[str, ...] = ()
-        turns.begin_work()
+        turns.begin_answer()
         turns.sequence.use_adapters(params.lora)
         with suppress(DecodeCancelledError):  # then the generation is cancelled, too, as it begins
             stops = self._intake.add(
@@ -146,13 +146,15 @@ class Conversation:
                 parse_special=params.parse_special,
             )
             self._collector.take_opening()
-        generation = Generation(turns.sequence, params, turns.take_work(), stops=stops)
-        turns.wait_for(generation.request)
+        generation = Generation(turns.sequence, params, turns.work, stops=stops)
+        turns.request = generation.request  # at once: if the attempt fails, this is closed
+        generation.check_adapters()
+        turns.start(generation.request)
         generation.request.resume(self._collector.first_pause())
         return generation
 
     def _make_room(self, generation: Generation) -> None:
-        """Let a paused generation go on, after its prompt was computed or because of its length.
+        """Let a paused generation continue, after its prompt was computed or because of its length.
 
         Raises:
             ContextFullError: All that could be evicted is pinned.

@@ -1,7 +1,6 @@
-"""Changed messages in the middle of a conversation: computed alone, and what follows moved.
+"""Changing messages in the middle of a conversation without computing what follows again.
 
-What follows was computed with the old message before it. So this is for callers who say that this
-is exact enough for them.
+See :mod:`llama_runner.conversation.splice` for what that costs in exactness.
 """
 
 from __future__ import annotations
@@ -9,23 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
+from llama_runner.conversation.history import n_before_messages
 from llama_runner.conversation.splice import Splicer
 from llama_runner.conversation.transcript import Transcript
-from llama_runner.prompts.chat_format import BREAK
+from llama_runner.prompts.chat_format import BREAK, Rendered
 from llama_runner.prompts.message_ends import MessageEnds
 
 __all__ = ["Edits"]
 
 
 class Edits:
-    """Changed messages of one conversation.
+    """Change messages of one conversation.
 
     Args:
         transcript: Of the conversation.
-        splicer: What replaces tokens in it.
+        splicer: Replaces tokens in it.
 
     Attributes:
-        first_token: Where the first change is that was made here; None if there is none.
+        first_token: The place of the first change that was made; None if there is none.
     """
 
     def __init__(self, transcript: Transcript, splicer: Splicer) -> None:
@@ -36,26 +36,25 @@ class Edits:
     def apply(
         self, edited: dict[int, list[dict[str, Any]]], conversation: list[dict[str, Any]]
     ) -> None:
-        """Give parts other messages, as far as what follows need not be computed for it.
+        """Give parts other messages, as far as what follows need not be computed again.
 
-        What cannot be done is left as it was, for :meth:`Transcript.add_messages`.
+        The rest stays as it was; :meth:`Transcript.add_messages` changes it.
 
         Args:
-            edited: By the parts' indices, what they are to say.
-            conversation: All messages that there are to be.
+            edited: The new messages, by the indices of the parts.
+            conversation: All messages, with the changes.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
-            Others: What ``compute`` raises.
+            Others: Whatever computing the new tokens raises.
         """
         transcript = self._transcript
         if not self.splicer.possible:
             return
-        n_fixed = transcript.n_fixed(whole=True)
-        text, _ = transcript.chat.render(conversation, opens=n_fixed == 0)
-        data = text.encode()
+        n_fixed = n_before_messages(transcript.parts, whole=True)
+        rendered = transcript.chat.render(conversation, opens=n_fixed == 0)
         for i in sorted(edited):
-            found = self._replacement(i, edited, conversation, data)
+            found = self._replacement(i, edited, rendered)
             if found is None or not self.splicer.replace(found):
                 return
             if self.first_token is None and (found.start < found.stop or len(found.tokens)):
@@ -68,16 +67,15 @@ class Edits:
         self,
         index: int,
         edited: dict[int, list[dict[str, Any]]],
-        conversation: list[dict[str, Any]],
-        data: bytes,
+        rendered: Rendered,
     ) -> Replacement | None:
-        """Which tokens of a part are to be replaced by which.
+        """Return which tokens of a part to replace by which.
 
-        None where the template shows what is before it, or what follows, differently now.
+        None if the template shows what is before it, or what follows, differently now.
         """
-        transcript = self._transcript
+        transcript, data = self._transcript, rendered.data
         sequence, chat = transcript.sequence, transcript.chat
-        n_fixed = transcript.n_fixed(whole=True)
+        n_fixed = n_before_messages(transcript.parts, whole=True)
         n_before = sum(len(part.messages) for part in transcript.parts[n_fixed:index])
         last = n_before + len(edited[index]) - 1
         start, stop = transcript.start_of(index), transcript.start_of(index + 1)
@@ -86,11 +84,11 @@ class Edits:
         old = Alignment(sequence, chat, transcript.start_of(n_fixed), data)
         n_bytes = old.byte_at(start)
         begins = n_bytes if len(edited[index]) == 1 else None
-        ends = MessageEnds(chat, conversation, data, for_answer=True, opens=n_fixed == 0)
+        ends = MessageEnds(chat, rendered)
         end_byte = ends.find(last, start=begins)
         if old.n_tokens < start or end_byte is None or end_byte <= n_bytes:
             return None
-        # A turn's marker is the same after any message: what follows must be it to its end.
+        # The marker of a turn is the same after any message, so all that follows must be the same.
         n_after = len(sequence.match_text(stop, data[end_byte:], skip=BREAK))
         end = min(transcript.start_of(index + 2), next_start)
         if stop < next_start and n_after < max(1, end - stop):

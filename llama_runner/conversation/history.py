@@ -1,4 +1,4 @@
-"""A transcript's parts, and what they know of a conversation that is given whole."""
+"""The parts of a transcript, and reading a whole conversation against them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import operator
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -17,13 +18,15 @@ __all__ = [
     "Origin",
     "Part",
     "changes",
+    "copies",
     "index_in",
     "left",
+    "n_before_messages",
     "origins",
     "without_collected",
 ]
 
-# Roles of parts that no template made.
+# Roles of parts that a template did not make.
 UNTEMPLATED = ("raw", "generated")
 _sorted = json.JSONEncoder(sort_keys=True, default=repr).encode
 
@@ -38,36 +41,49 @@ class Part:
     pinned: bool = False
     messages: list[dict[str, Any]] = field(default_factory=list)
     collected: tuple[bytes, ...] = ()
-    """Digests of messages that were dropped from before it."""
+    """Digests of messages that were evicted before it."""
     n_opening: int | None = None
-    """Of an answer that was generated: its tokens that the template wrote before it."""
+    """Of a generated answer: how many of its tokens the template wrote to open it."""
 
     @property
     def templated(self) -> bool:
-        """Whether the chat template made its tokens, from its messages."""
+        """Return whether the chat template made its tokens from its messages."""
         return self.role not in UNTEMPLATED and (self.role != "summary" or bool(self.messages))
 
-    def copy(self) -> Part:
-        """Return a part that can change without this one."""
-        return replace(self, messages=list(self.messages))
-
     def collect(self) -> tuple[bytes, ...]:
-        """What is to be remembered when it is dropped; a summary was never given."""
+        """Return what to remember when it is evicted; the caller never gave a summary."""
         if self.role == "summary":
             return self.collected
         return (*self.collected, *map(_digest, self.messages))
 
 
+def copies(parts: Iterable[Part]) -> list[Part]:
+    """Return parts that can change without these."""
+    return [replace(part, messages=list(part.messages)) for part in parts]
+
+
+def n_before_messages(parts: list[Part], *, whole: bool) -> int:
+    """Return how many parts precede the messages that are rendered together.
+
+    These follow the last raw text. But a conversation that is given whole replaces raw text that
+    came after messages.
+    """
+    raw = [i for i, part in enumerate(parts) if not part.templated]
+    if whole:
+        raw = [i for n, i in enumerate(raw) if i == n]
+    return raw[-1] + 1 if raw else 0
+
+
 def left(
     parts: list[Part], gone: set[int], *, note: Part | None = None, remember: bool = True
 ) -> list[Part]:
-    """The parts that are left, each with the digests of what went from before it.
+    """Return the parts that remain, each with the digests of what was removed before it.
 
     Args:
-        parts: Those that there were.
-        gone: Indices of those that go.
-        note: To be put in the place of the first run of them; it stands for that run alone.
-        remember: Know the messages of those that go again, beside what they remembered.
+        parts: All parts.
+        gone: Indices of the parts to remove.
+        note: A part to replace the first run of them; it stands for that run alone.
+        remember: Recognise the messages of the removed parts later, not only what these remembered.
     """
     kept: list[Part] = []
     collected: tuple[bytes, ...] = ()
@@ -85,12 +101,12 @@ def left(
 
 
 def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation without what was dropped of it, and with the summaries in its place.
+    """Return a conversation without what was evicted of it, and with the summaries instead.
 
-    Who gives it whole may not know what had no room, or may give what is left, as the session
-    shows it. It is read in the way in which more of it is the conversation that the parts show. One
-    that goes on otherwise from before what was dropped, and has nothing of what came later, is new:
-    nothing is left out of it.
+    The caller may send messages that were already evicted, or only those still in the session.
+    Choose the reading that matches more of the stored parts. A conversation that continues
+    differently from before what was evicted, and has nothing of what came later, is new: return all
+    of it.
     """
     if not any(part.collected or part.role == "summary" for part in parts):
         return given
@@ -102,7 +118,7 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
         end = k + len(part.collected)
         known = part.collected == digests[k:end]
         if known and part.collected:
-            # Users and tools say the same again; that shows nothing, unless it is what came next.
+            # Users and tools repeat themselves: that proves nothing, unless it is what came next.
             came_next = end < len(given) and digests[end] == _next(parts[i:])
             known = came_next or last_said[i] >= end
         if known:
@@ -126,7 +142,7 @@ def without_collected(parts: list[Part], given: list[dict[str, Any]]) -> list[di
 def _last_said(
     parts: list[Part], given: list[dict[str, Any]], digests: tuple[bytes, ...]
 ) -> list[int]:
-    """For each part, where those given have last what the assistant said in it or later; or -1."""
+    """Find, for each part, the last given message that the assistant said in it or later; or -1."""
     places = {
         digest: k
         for k, (message, digest) in enumerate(zip(given, digests, strict=True))
@@ -137,7 +153,7 @@ def _last_said(
 
 
 def _next(parts: list[Part]) -> bytes | None:
-    """The digest of the message that came next; a summary stands for what came before it."""
+    """Return the digest of the next message; a summary stands for what came before it."""
     for i, part in enumerate(parts):
         come = part.collected if i else ()
         if part.role != "summary":
@@ -148,22 +164,22 @@ def _next(parts: list[Part]) -> bytes | None:
 
 
 def _n_same(parts: list[Part], messages: list[dict[str, Any]]) -> int:
-    """How many messages of the parts a conversation has."""
+    """Return how many messages of the parts a conversation has."""
     aligned = _align(parts, messages)
     return sum(len(said) for i, said in aligned.items() if said == parts[i].messages)
 
 
 class Changes(NamedTuple):
-    """How a conversation that is given whole differs from the parts in what is not its end."""
+    """How a whole conversation differs from the parts, its end excepted."""
 
     gone: list[int]
     """Indices of parts whose messages it no longer has, though it has later ones."""
     edited: dict[int, list[dict[str, Any]]]
-    """By index, what it has in the place of a part's messages, before others that are the same."""
+    """By index, what replaces a part's messages, before other messages that are the same."""
     first_message: int
-    """Index of the first message given that is not where the parts have it."""
+    """Index of the first given message that is not where the parts have it."""
     conversation: list[dict[str, Any]]
-    """What was given, without what had been dropped of it."""
+    """The given messages, without those that were evicted."""
 
 
 def changes(parts: list[Part], given: list[dict[str, Any]]) -> Changes:
@@ -182,15 +198,15 @@ def changes(parts: list[Part], given: list[dict[str, Any]]) -> Changes:
 
 
 class Origin(NamedTuple):
-    """Where a message was before."""
+    """Where a message comes from."""
 
     part: Part
     collected: tuple[bytes, ...]
-    """What was dropped from before it."""
+    """Digests of messages that were evicted before it."""
 
 
 def origins(parts: list[Part], messages: list[dict[str, Any]]) -> list[Origin]:
-    """Where each message of a conversation was, from the first to the last that was there."""
+    """Find where each message of a conversation comes from, up to the last that was there."""
     found: list[Origin] = []
     n_seen = 0
     for i, said in _align(parts, messages).items():
@@ -202,9 +218,9 @@ def origins(parts: list[Part], messages: list[dict[str, Any]]) -> list[Origin]:
 
 
 def _align(parts: list[Part], messages: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """What a conversation has in the place of each part's messages, up to where they part.
+    """Map each stored part to the messages that now stand for it, up to the first divergence.
 
-    Some of the parts may have gone. Others may say something else, where as many messages with the
+    Some of the parts may be missing. Others may have other contents, if as many messages with the
     same roles stand between two that are the same.
     """
     aligned: dict[int, list[dict[str, Any]]] = {}
@@ -232,12 +248,12 @@ def _align(parts: list[Part], messages: list[dict[str, Any]]) -> dict[int, list[
         elif len(found) == n and found[-1] - found[0] == n - 1:
             aligned[i] = messages[found[0] : found[-1] + 1]
         elif found:
-            break  # a part that is there in part
+            break  # only some of the messages of this part are there
     return aligned
 
 
 def _paired(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, int]:
-    """Indices of old messages, and of what stands in their places."""
+    """Map the indices of old messages to those of the new ones in their places."""
     changed = _opcodes(list(map(_digest, old)), list(map(_digest, new)))
     while changed and changed[-1][0] != "equal":  # the end is new, whatever it was
         changed.pop()
@@ -252,11 +268,11 @@ def _paired(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, i
 
 
 def _opcodes(old: list[bytes], new: list[bytes]) -> list[tuple[str, int, int, int, int]]:
-    """What became of a list, as difflib says it; up to the end of the shorter one at least."""
+    """Compare two lists as difflib does, at least up to the end of the shorter one."""
     n_in_place = sum(map(operator.eq, old, new))
     if n_in_place < (Counter(old) & Counter(new)).total():
         return [*difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]
-    # No other way pairs more of them; difflib takes quadratic time where messages repeat.
+    # No other alignment pairs more of them, and difflib takes quadratic time if messages repeat.
     places = groupby(range(min(len(old), len(new))), lambda i: old[i] == new[i])
     runs = [(same, list(run)) for same, run in places]
     return [
@@ -270,13 +286,13 @@ def _roles(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def index_in(given: list[dict[str, Any]], read: list[dict[str, Any]], i: int) -> int:
-    """Where the i-th of the messages that were read is among those given, or the next that is."""
+    """Return the index among the given messages of the i-th that was read, or of the next one."""
     places = {id(message): k for k, message in enumerate(given)}
     found = (places[id(message)] for message in read[i:] if id(message) in places)
     return next(found, len(given))
 
 
 def _digest(message: dict[str, Any]) -> bytes:
-    """What is remembered of a message that was dropped, to know it again."""
+    """Return what to remember of a message in order to recognise it later."""
     text = _sorted(message)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

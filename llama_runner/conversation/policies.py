@@ -1,11 +1,11 @@
-"""Garbage collection of a conversation: which spans go when room is needed.
+"""Garbage collection of a conversation: which spans to evict when room is needed.
 
-A policy proposes spans, in the order in which they should go; :func:`plan` takes them until the
-goal is met and keeps the rules that no policy may break. What is left must be a conversation that
-templates accept, so a turn, a question with all that answers it, goes whole or stays, and with a
-pinned span in it it stays. Only what an agent did on the way may go by itself: a step, which is a
-call with its results, where a later step of the turn stays; and a result alone. Of the newest turn
-the question, the last results and what follows them stay.
+A policy proposes spans in the order in which to evict them. :func:`plan` takes them until the goal
+is met, and enforces rules that hold for every policy. The rest must be a conversation that
+templates accept. So a turn, which is a question with all that answers it, is evicted whole or not
+at all, and not at all if a span of it is pinned. There are two exceptions: a step, which is a tool
+call with its results, may be evicted if a later step of the turn stays; and so may a single result.
+Of the newest turn the question, the last results and what follows them stay.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class GcPolicy(Protocol):
-    """Proposes groups of span indices, the first to go first; a group goes whole."""
+    """A function that proposes groups of span indices, in the order in which to evict them."""
 
     def __call__(self, spans: Sequence[Span], /) -> Iterable[Sequence[int]]: ...
 
@@ -44,19 +44,19 @@ GcPolicyLike: TypeAlias = "str | GcPolicy"
 
 
 def oldest_turns(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
-    """Whole turns, the oldest first; then steps of the newest, which may have many."""
+    """Propose whole turns, the oldest first; then the steps of the newest turn."""
     *older, newest = list(_turns(spans).values()) or [[]]
     return older + _steps(spans, newest)
 
 
 def tool_results(spans: Sequence[Span]) -> Iterable[Sequence[int]]:
-    """The oldest tool results first, then as :func:`oldest_turns`."""
+    """Propose tool results, the oldest first; then what :func:`oldest_turns` proposes."""
     results = [[i] for i, span in enumerate(spans) if span.role == "tool"]
     return [*results, *oldest_turns(spans)]
 
 
 def sliding_window(n: int) -> GcPolicy:
-    """Whole turns, the oldest first, but never one of the last n turns."""
+    """Return a policy that proposes whole turns, the oldest first, but not the last n turns."""
     _check_count("sliding_window", n)
 
     def policy(spans: Sequence[Span], /) -> Iterable[Sequence[int]]:
@@ -66,7 +66,7 @@ def sliding_window(n: int) -> GcPolicy:
 
 
 def attention_sinks(n: int) -> GcPolicy:
-    """Whole turns, the oldest first, but the turns with the first n tokens stay.
+    """Return a policy that proposes whole turns, but not those with the first n tokens.
 
     The first positions gather much of the attention, whatever they say (Xiao et al. 2023,
     "Efficient Streaming Language Models with Attention Sinks").
@@ -86,20 +86,20 @@ class Summarize:
     write: Callable[[str], str]
 
     def __call__(self, spans: Sequence[Span], /) -> Iterable[Sequence[int]]:
-        """Whole turns, the oldest first."""
+        """Propose whole turns, the oldest first."""
         return oldest_turns(spans)
 
 
 def summarize(fn: Callable[[str], str]) -> GcPolicy:
-    """Whole turns, the oldest first; what a function makes of their text takes their place.
+    """Return a policy that replaces whole turns, the oldest first, by a summary of their text.
 
     The summary is a pinned span with the role "summary". A later collection by this policy gives
-    the function the earlier summary together with the turns, and puts one in the place of both.
+    the function the earlier summary together with the turns, and replaces both by a new one.
 
     Args:
-        fn: Called with the text of what goes, messages as "role: content"; returns the summary,
-            or "" for none. It may use the runner, but not this conversation. What it raises ends
-            the collection before anything has changed.
+        fn: Called with the text of what is evicted, messages as "role: content"; returns the
+            summary, or "" for none. It may use the runner, but not this conversation. If it raises,
+            the collection ends before anything has changed.
     """
     if not callable(fn):
         raise InvalidParameterError(f"summarize({fn!r}): must be a function", field="fn")
@@ -113,10 +113,10 @@ _BY_NAME: dict[str, Callable[[Sequence[Span]], Iterable[Sequence[int]]]] = {
 
 
 def resolve_policy(policy: GcPolicyLike) -> GcPolicy:
-    """The policy of a name, or the policy itself.
+    """Return the policy of a name, or the policy itself.
 
     Raises:
-        InvalidParameterError: No such name, and not callable.
+        InvalidParameterError: It is neither a known name nor callable.
     """
     if isinstance(policy, str) and policy in _BY_NAME:
         return _BY_NAME[policy]
@@ -137,10 +137,13 @@ def resolve_policy(policy: GcPolicyLike) -> GcPolicy:
 
 
 def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
-    """Indices of the spans to remove, so that ``n_to_free`` tokens go if the rules allow it.
+    """Choose the spans to evict, so that ``n_to_free`` tokens are freed if the rules allow it.
+
+    Returns:
+        Their indices, ascending.
 
     Raises:
-        InvalidParameterError: The policy proposes something else than groups of indices.
+        InvalidParameterError: The policy proposes anything but groups of indices.
     """
     if n_to_free <= 0 or not spans:
         return []
@@ -159,14 +162,14 @@ def plan(spans: Sequence[Span], n_to_free: int, policy: GcPolicy) -> list[int]:
 
 
 def whole_turns(spans: Sequence[Span], doomed: Iterable[int]) -> list[int]:
-    """Return those of the spans that go together with their whole turn."""
+    """Return those of the spans whose whole turn is doomed."""
     chosen = set(doomed)
     turns = _turns(spans).values()
     return sorted(i for turn in turns if chosen.issuperset(turn) for i in turn)
 
 
 class _Turn:
-    """What was proposed of a turn, and what may go then, so that templates accept what is left.
+    """The proposals for one turn, and what may be evicted so that templates accept the rest.
 
     Args:
         spans: Of the conversation.
@@ -179,14 +182,14 @@ class _Turn:
         self._wanted: set[int] = set()
         self._is_newest = spans[indices[-1]].turn == spans[-1].turn
         steps = _steps(spans, indices)
-        if self._is_newest:  # what the model is to answer now are the last results
+        if self._is_newest:  # the model is about to answer the last results
             steps = steps[: max((k for k, step in enumerate(steps) if len(step) > 1), default=0)]
         self._step_of = {i: step for step in steps for i in step}
-        # Of an older turn, the last step is the answer.
+        # The last step of an older turn is the answer.
         self._answer = None if self._is_newest or not steps else steps[-1]
 
     def propose(self, i: int) -> set[int]:
-        """What may go now that one more of its spans is proposed."""
+        """Propose one more of its spans, and return what may be evicted now."""
         if self._spans[i].pinned:
             return set()
         self._wanted.add(i)
@@ -195,13 +198,13 @@ class _Turn:
         step = self._step_of.get(i, [])
         if step and step is not self._answer and self._wanted.issuperset(step):
             return set(step)
-        # No template made what is untemplated, so none can refuse what is left.
+        # A template did not make these spans, so it cannot refuse the rest.
         untemplated = self._spans[i].role in UNTEMPLATED and not self._is_newest
         return {i} if untemplated or i in step[1:] else set()
 
 
 def _checked(policy: GcPolicy, spans: Sequence[Span]) -> Iterator[list[int]]:
-    """What a policy proposes, if it is what a policy may propose; what it raises is its own."""
+    """Yield the valid groups that a policy proposes; its own exceptions pass through."""
     groups = policy(spans)
     if not isinstance(groups, Iterable):
         raise _no_groups(groups)
@@ -227,7 +230,7 @@ def _no_groups(found: object) -> InvalidParameterError:
 
 
 def _turns(spans: Sequence[Span]) -> dict[int, list[int]]:
-    """The spans of each turn, without what stays whatever happens: system messages, summaries."""
+    """Group the spans by turn, without those that always stay: system messages, summaries."""
     turns: dict[int, list[int]] = {}
     for i, span in enumerate(spans):
         if span.role not in ("system", "summary"):
@@ -236,7 +239,7 @@ def _turns(spans: Sequence[Span]) -> dict[int, list[int]]:
 
 
 def _steps(spans: Sequence[Span], turn: list[int]) -> list[list[int]]:
-    """A turn's steps: each message of the assistant, with the tools' results behind it."""
+    """Divide a turn into steps: each message of the assistant, with the tool results after it."""
     steps: list[list[int]] = []
     for i in turn:
         if spans[i].role == "assistant":

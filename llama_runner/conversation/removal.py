@@ -1,9 +1,9 @@
-"""What a ledger becomes when spans of a conversation go.
+"""Planning what a ledger becomes when spans of a conversation are removed.
 
-What stays must be the text that the template makes of the messages that stay. Templates may write
+The rest must be the text that the template makes of the messages that stay. Templates may write
 the system's text into the first question, close an answer only with the next question, or write a
-header of their own, so cutting out the tokens of the spans is not enough. The conversation is
-rendered with and without what goes, and what differs between the two texts is replaced.
+header of their own, so it is not enough to cut out the tokens of the spans. The conversation is
+rendered with and without the removed messages, and what differs between the two texts is replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_runner.conversation.alignment import Alignment, Replacement, n_same_tokens
-from llama_runner.conversation.history import Part, left
+from llama_runner.conversation.history import Part, copies, left
+from llama_runner.errors import InvalidParameterError
 from llama_runner.prompts.chat_format import n_common
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
     from llama_runner.conversation.transcript import Transcript
 
-__all__ = ["Removal", "plan_removal", "regions"]
+__all__ = ["Removal", "plan_removal", "plan_summary", "regions"]
 
 
-# Bytes that do not begin a character of UTF-8.
+# Bytes that do not begin a UTF-8 character.
 _CONTINUES = {bytes([byte]) for byte in range(0x80, 0xC0)}
 
 
@@ -36,10 +37,10 @@ class Removal:
     """A transcript without some of its parts.
 
     Attributes:
-        parts: Those that stay, with their new sizes.
+        parts: The parts that stay, with their new sizes.
         replacements: What changes in the ledger, the last place first.
-        divided: Whether the sizes are right. Where tokens do not spell the text, sizes have to be
-            found again once the ledger has changed.
+        divided: Whether the sizes are right. If tokens do not spell the text, the sizes have to be
+            found again after the ledger has changed.
     """
 
     parts: list[Part]
@@ -64,24 +65,26 @@ class Removal:
 
 def plan_removal(
     transcript: Transcript,
-    gone: set[int],
+    indices: Collection[int],
     *,
     note: Part | None = None,
     raw_note: NDArray[np.int32] | None = None,
     remember: bool = True,
 ) -> Removal:
-    """Find out what taking parts out of a transcript changes in its ledger, which stays as it is.
+    """Find out what removing parts of a transcript would change in its ledger.
 
     Args:
         transcript: The conversation.
-        gone: Indices of the parts.
-        note: A part to put in the place of the first run of them, with its messages.
+        indices: Of the parts.
+        note: A part to replace the first run of them, with its messages.
         raw_note: The tokens of a note without messages.
-        remember: Recognise their messages in a conversation that is given whole later.
+        remember: Recognise their messages in a conversation that is given whole later, and leave
+            them out of it: they were evicted, not taken out by the caller.
 
     Raises:
         ChatTemplateError: The template refuses what would stay.
     """
+    gone = set(indices)
     replacements: list[Replacement] = []
     exact = True
     for region in reversed(regions(transcript.parts)):
@@ -98,10 +101,43 @@ def plan_removal(
         found = rendered.cut_out(doomed) if not inserted else None
         exact &= found is not None
         replacements += found or [rendered.replace_rest(doomed, inserted)]
-    old = [part.copy() for part in transcript.parts]
+    old = copies(transcript.parts)
     parts = left(old, gone, note=note, remember=remember)
     divided = _resize(parts, old, gone, replacements, note is not None)
     return Removal(parts, replacements, divided and exact)
+
+
+def plan_summary(transcript: Transcript, indices: Collection[int], text: str) -> Removal:
+    """Find out what replacing spans by a pinned note changes.
+
+    Raises:
+        InvalidParameterError: The note does not have fewer tokens than what it replaces.
+        ChatTemplateError: The template does not take a note there.
+    """
+    parts, chat = transcript.parts, transcript.chat
+    first, gone = min(indices), set(indices)
+    note = Part("summary", 0, parts[first].turn, pinned=True)
+    if parts[first].templated:
+        region = next(region for region in regions(parts) if first in region)
+        before = [m for i in region if i < first for m in parts[i].messages]
+        rest = [i for i in region if i >= first and i not in gone]
+        after = [m for i in rest for m in parts[i].messages]
+        for messages in chat.notes_between(before, text, after):
+            note.messages = messages
+            removal = plan_removal(transcript, gone, note=note)
+            if removal.n_removed > 0:
+                break  # some templates repeat all their instructions in each system message
+    else:
+        previous = transcript.last_of(transcript.start_of(first))
+        tokens = chat.continue_text(text, previous, parse_special=False)
+        removal = plan_removal(transcript, gone, note=note, raw_note=tokens)
+    if removal.n_removed <= 0:
+        n_gone = sum(parts[i].n_tokens for i in gone)
+        raise InvalidParameterError(
+            f"summarize: the summary has {n_gone - removal.n_removed:,} tokens, what it "
+            f"replaces {n_gone:,}: write a shorter one"
+        )
+    return removal
 
 
 def regions(parts: list[Part]) -> list[list[int]]:
@@ -119,7 +155,7 @@ def _all_of(transcript: Transcript, index: int) -> Replacement:
 class _Rendered:
     """Consecutive parts that the template made, and the tokens that spell their text.
 
-    An answer that was generated after the text is not part of it.
+    An answer that was generated after the text does not belong to it.
     """
 
     def __init__(self, transcript: Transcript, region: list[int]) -> None:
@@ -150,14 +186,14 @@ class _Rendered:
             return b""
         for_answer, opens = self._answer in kept, self._region[0] == 0
         chat = self._transcript.chat
-        return chat.render(messages, for_answer=for_answer, opens=opens)[0].encode()
+        return chat.render(messages, for_answer=for_answer, opens=opens).data
 
     def cut_out(self, doomed: list[int]) -> list[Replacement] | None:
-        """Take parts out run by run, so that what stays between them need not be replaced.
+        """Remove parts run by run, so that what stays between them need not be replaced.
 
         Returns:
-            The last place first; None where the tokens do not spell the text, or where what is
-            before or after a run looks different without it.
+            The last place first; None if the tokens do not spell the text, or if what is before or
+            after a run looks different without it.
         """
         aligned = self._aligned
         if (aligned.n_tokens, aligned.n_bytes) != (self._end, len(self._text)):
@@ -197,10 +233,10 @@ class _Rendered:
         return found
 
     def _may_follow(self, first: int, stop: int, text: bytes) -> bool:
-        """Whether a token spells a text also when it follows the tokens before ``first``.
+        """Return whether a token spells a text also after the tokens before ``first``.
 
-        A SentencePiece vocabulary puts a space before a text; it is not part of the text only after
-        a special token.
+        A SentencePiece vocabulary puts a space before a text. Only after a special token that space
+        is not part of the text.
         """
         sequence, vocab = self._transcript.sequence, self._transcript.chat.vocab
         if stop >= self._end:
@@ -217,8 +253,8 @@ class _Rendered:
         Args:
             old: The text, spelled by the tokens up to where it was changed last.
             new: The other one.
-            wanted: Where to begin if there is a choice: if two turns begin alike, a cut after any
-                of these bytes gives the same text.
+            wanted: Where to begin if there is a choice: if two turns begin in the same way, a cut
+                after any of these bytes gives the same text.
         """
         bounds, n_less = self._bounds, len(old) - len(new)
         n_before, n_after = n_common(old, new), n_common(old[::-1], new[::-1])
@@ -241,7 +277,7 @@ class _Rendered:
         return int(bounds[bounds <= start][-1]), int(after[0]) if len(after) else len(old) + 1
 
     def replace_rest(self, doomed: list[int], note: Sequence[dict[str, Any]]) -> Replacement:
-        """Take parts out, and tokenise all that comes after the first difference again."""
+        """Remove parts, and tokenise everything after the first difference again."""
         text = self._text_of(set(self._region) - set(doomed), note)
         n_same = min(n_common(self._text, text), self._aligned.n_bytes)
         start = int(self._bounds[self._bounds <= n_same][-1])
@@ -266,12 +302,12 @@ def _resize(
 ) -> bool:
     """Divide the tokens that stay among the parts that stay.
 
-    Tokens of a part that goes may stay, as a system message that the template writes into the first
-    question: those before the cut go to the part before it, those after it to the part after it. A
-    part without messages, as the template's own header, takes none.
+    Tokens of a removed part may stay, such as a system message that the template writes into the
+    first question. Those before the cut are given to the part before it, those after the cut to the
+    part after it. A part without messages, such as the template's own header, is given none.
 
     Returns:
-        False where new tokens are several parts', so that only rendering tells whose they are.
+        False if new tokens belong to several parts, so that they must be divided by rendering.
     """
     owners = np.empty(sum(part.n_tokens for part in old), np.int64)
     stayed = np.zeros(len(owners), bool)  # those of parts that stay

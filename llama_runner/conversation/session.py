@@ -29,17 +29,14 @@ class Session:
     """One conversation on a context. Made by :meth:`LlamaRunner.session`.
 
     Calls from several threads take turns: :meth:`info`, :attr:`messages` and :meth:`close` also
-    wait until a :meth:`generate` of another thread is done. While a stream is open, all other calls
-    raise ContextBusyError. All but ``close`` raise ClosedError once the session or its runner is
-    closed, and ForkedProcessError in a child process.
+    wait until a :meth:`generate` of another thread is done. While a stream is open, all calls but
+    ``info``, ``messages`` and ``cancel`` raise ContextBusyError. All but ``close`` raise
+    ClosedError once the session or its runner is closed, and ForkedProcessError in a child process.
 
     Args:
-        conversation: What it shows.
-        name: For people.
-        defaults: How to sample where a call does not say.
-
-    Attributes:
-        name: For people; a saved session keeps it.
+        conversation: The conversation.
+        name: For people; a saved session keeps it. It is an attribute, too.
+        defaults: How to sample if a call does not say.
 
     Raises:
         InvalidParameterError: ``name`` is not printable text.
@@ -86,7 +83,6 @@ class Session:
                 hold. ``overrides`` are changes to them.
 
         Raises:
-            ContextBusyError: A stream on this conversation is open.
             ContextFullError: All that could make room is pinned.
             Others: As for :meth:`LlamaRunner.generate_stateless`.
         """
@@ -103,11 +99,9 @@ class Session:
     ) -> Stream:
         """Generate in chunks, like :meth:`generate`. What was generated when it is closed is kept.
 
-        A stream that is closed before its first token changes nothing.
-
-        Raises:
-            As :meth:`generate`. Errors of the computation come where the stream is read: a stream
-            that could not make room ends with what it has; one that failed is undone.
+        A stream that is closed before its first token changes nothing. Errors of the computation
+        come where the stream is read: a stream that could not make room ends with what it has; one
+        that failed is undone.
         """
         chosen = generation_params(max_tokens, params, overrides, self._defaults)
         given = read_prompt(prompt, self._conversation.chat.template)
@@ -139,7 +133,6 @@ class Session:
             TokenizationError: It is not text, or has token ids that do not exist.
             ChatTemplateError: There is no template, or it refuses these messages.
             PromptTooLongError: It does not fit beside what is pinned.
-            ContextBusyError: A stream on this conversation is open.
         """
         given = read_prompt(prompt, self._conversation.chat.template)
         self._conversation.append(given, add_special=add_special, parse_special=parse_special)
@@ -178,7 +171,6 @@ class Session:
             InvalidParameterError: ``target`` is out of range, the policy is unknown or proposes
                 spans that do not exist, or a summary is not text or is too long.
             ChatTemplateError: The template does not take a summary there.
-            ContextBusyError: A stream on this conversation is open.
             Others: Whatever the policy raises. In each case nothing was evicted.
         """
         if not isinstance(target, int | float) or not 0 <= target < 1:
@@ -189,11 +181,7 @@ class Session:
         return self._conversation.collect(target, chosen, dry_run=dry_run, exact=exact)
 
     def clear(self) -> None:
-        """Forget everything.
-
-        Raises:
-            ContextBusyError: A stream on this conversation is open.
-        """
+        """Forget everything."""
         self._conversation.clear()
 
     def pin(self, index: int = -1) -> None:
@@ -206,27 +194,15 @@ class Session:
 
         Raises:
             InvalidParameterError: There is no such span.
-            ContextBusyError: A stream on this conversation is open.
         """
         self._conversation.set_pinned(index, True)
 
     def unpin(self, index: int = -1) -> None:
-        """Let a span be evicted again; not what opens the conversation, which always stays.
-
-        Args:
-            index: As for :meth:`pin`.
-
-        Raises:
-            As :meth:`pin`.
-        """
+        """Let a span be evicted again that was pinned with :meth:`pin`."""
         self._conversation.set_pinned(index, False)
 
     def pause(self) -> None:
-        """Stay in the KV memory while a tool runs: until the next use, others are parked first.
-
-        Raises:
-            ContextBusyError: A stream on this conversation is open.
-        """
+        """Stay in the KV memory while a tool runs: until the next use, others are parked first."""
         self._conversation.keep_warm()
 
     # ---- time travel ---------------------------------------------------------------------------
@@ -237,7 +213,6 @@ class Session:
         On a model with a recurrent state it holds a copy of that state; otherwise it is small.
 
         Raises:
-            ContextBusyError: A stream on this conversation is open.
             DecodeError: llama.cpp cannot save the recurrent state.
         """
         return self._conversation.mark()
@@ -250,7 +225,6 @@ class Session:
 
         Raises:
             InvalidParameterError: It is not a mark of this session or its forks.
-            ContextBusyError: A stream on this conversation is open.
         """
         self._conversation.rewind(mark)
 
@@ -264,7 +238,6 @@ class Session:
 
         Raises:
             InvalidParameterError: ``name`` is not printable text.
-            ContextBusyError: A stream on this conversation is open.
         """
         return Session(self._conversation.fork(), name=name, defaults=self._defaults)
 
@@ -278,7 +251,6 @@ class Session:
 
         Raises:
             DecodeError: llama.cpp cannot save the state.
-            ContextBusyError: A stream on this conversation is open.
         """
         return self._conversation.snapshot(self.name)
 
@@ -293,7 +265,6 @@ class Session:
             SnapshotError: It is damaged, of a newer version, of another model or adapter, or not a
                 snapshot; the conversation is as it was.
             PromptTooLongError: It has more tokens than this context holds; likewise.
-            ContextBusyError: A stream on this conversation is open.
         """
         name = self._conversation.restore(snapshot)
         self.name = self.name if name is None else name
@@ -306,7 +277,6 @@ class Session:
         Raises:
             FileWriteError: It cannot be written there.
             NoDiskSpaceError: The disk is full.
-            ContextBusyError: A stream on this conversation is open.
         """
         write_file(snapshot_path(path), self.snapshot(), private=True)
 
@@ -328,9 +298,6 @@ class Session:
         """Give the memory back.
 
         Waits for a call of another thread on this conversation; :meth:`LlamaRunner.close` does not.
-
-        Raises:
-            ContextBusyError: A stream on this conversation is open.
         """
         self._conversation.close()
 

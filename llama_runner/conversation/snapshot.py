@@ -1,4 +1,4 @@
-"""Conversations as bytes: what a snapshot holds, and how it is told from anything else.
+"""Conversations as bytes: the layout of snapshots, and the checks before one is used.
 
 Layout, little-endian::
 
@@ -10,8 +10,8 @@ Layout, little-endian::
     state               header.n_state bytes of llama.cpp's sequence state
     digest    32 bytes  BLAKE2b of all before
 
-The digest is checked first, so nothing after it sees bytes that were not written as they are.
-llama.cpp's state is not checked by llama.cpp: it goes only where model and context are the same.
+The digest is checked first, so that the other checks see only bytes that were written like this.
+llama.cpp does not check its state: it is used only if model and context are the same.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ class PartRecord(BaseModel):
     pinned: bool
     messages: list[dict[str, Any]]
     collected: list[str]
-    """Digests of messages that were dropped from before it, as hex."""
+    """Digests of messages that were evicted before it, as hex."""
     n_opening: int | None = Field(default=None, ge=0)
-    """Of an answer that was generated: its tokens that the template wrote before it."""
+    """Of a generated answer: how many of its tokens the template wrote to open it."""
 
 
 class Header(BaseModel):
-    """What a snapshot says of itself.
+    """The header of a snapshot.
 
-    There is no sampler state: each generation begins one from its own seed and the tokens.
+    There is no sampler state: each generation makes one from its own seed and the tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,14 +86,14 @@ class Header(BaseModel):
     model: str
     """Fingerprint of the model file."""
     context: dict[str, Any]
-    """What the cells depend on beside the model."""
+    """What the cells depend on besides the model."""
     adapters: list[tuple[str, float, str]]
     """LoRA adapters that the cells were computed with: name, scale, fingerprint."""
     turn: int = Field(ge=0)
     parts: list[PartRecord]
     n_tokens: int = Field(ge=0)
     n_cells: int = Field(ge=0)
-    """Of the first so many tokens the state has the cells."""
+    """How many tokens, from the first on, have their cells in the state."""
     n_exact: int = Field(ge=0)
     n_state: int = Field(ge=0)
 
@@ -102,7 +102,7 @@ class Snapshot:
     """A conversation at one time.
 
     Args:
-        header: What it is.
+        header: Describes the rest.
         tokens: int32, shape (n_tokens,).
         state: llama.cpp's bytes.
     """
@@ -113,7 +113,7 @@ class Snapshot:
         self.state = state
 
     def to_bytes(self) -> bytes:
-        """The layout above."""
+        """Return the bytes, in the layout above."""
         header = self.header.model_dump_json().encode()
         tokens = self.tokens.astype("<i4").tobytes()
         body = [_PREFIX.pack(MAGIC, VERSION, len(header)), header, tokens, self.state]
@@ -121,10 +121,10 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, data: Any) -> Snapshot:
-        """Read it back.
+        """Read what :meth:`to_bytes` wrote.
 
         Raises:
-            SnapshotError: It is truncated, damaged, of a newer version or something else.
+            SnapshotError: It is truncated, damaged, of a newer version, or not a snapshot.
         """
         try:
             view = memoryview(data).cast("B")
@@ -133,7 +133,7 @@ class Snapshot:
                 f"a snapshot is bytes, not {type(data).__name__}: give what snapshot() returned"
             ) from None
         if len(view) < _PREFIX.size + _DIGEST_BYTES or bytes(view[: len(MAGIC)]) != MAGIC:
-            raise SnapshotError("this is no snapshot of a conversation, or only a part of one")
+            raise SnapshotError("this is not a snapshot of a conversation, or only a part of one")
         _, version, n_header = _PREFIX.unpack_from(view)
         if version > VERSION:
             raise SnapshotError(
@@ -159,11 +159,11 @@ class Snapshot:
 
 
 def take_snapshot(transcript: Transcript, name: str | None) -> bytes:
-    """A conversation as bytes.
+    """Return a conversation as bytes.
 
     Args:
         transcript: Of an idle sequence.
-        name: The conversation's.
+        name: Of the conversation.
     """
     sequence = transcript.sequence
     context = sequence.context
@@ -251,7 +251,7 @@ def open_snapshot(data: Any, transcript: Transcript) -> str | None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a snapshot file.
+    """Return the bytes of a snapshot file.
 
     Raises:
         SnapshotNotFoundError: There is no such file.
@@ -273,7 +273,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of a snapshot that is refused which file it came from."""
+    """Name the file in the error for a snapshot that is refused."""
     try:
         yield
     except (SnapshotError, PromptTooLongError) as error:
@@ -281,10 +281,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def snapshot_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file.
+    """Return the path of a file.
 
     Raises:
-        InvalidParameterError: It is none.
+        InvalidParameterError: It is not one.
     """
     try:
         found = at_home(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_runner._core import Request, Sequence, Turnstile
 from llama_runner.conversation.transcript import Transcript, TranscriptMark
@@ -59,7 +59,7 @@ class Turns(Turnstile):
     def use(self, transcript: Transcript) -> None:
         """Begin anew with another transcript."""
         work = PromptWork()
-        # No call from here on: nothing can come in between.
+        # No call from here on: a signal handler cannot raise in between.
         self.transcript, self.sequence = transcript, transcript.sequence
         self.work, self.cleaned = work, False
 
@@ -67,22 +67,22 @@ class Turns(Turnstile):
         """Count anew, because the spans that the work was done for are gone."""
         self.work, self.cleaned = PromptWork(), False
 
-    def begin_work(self) -> None:
+    def begin_answer(self) -> None:
         """Note that a call begins that is to have an answer."""
         self.work.begin_call()
         self.cleaned = False
 
-    def take_work(self) -> PromptWork:
-        """Return the work that was done for an answer; the next answer begins with none."""
-        work, self.work = self.work, PromptWork()
-        return work
+    def start(self, request: Request) -> None:
+        """Wait for the request of an answer; the work for it is done, the next begins with none."""
+        self.work = PromptWork()
+        self.wait_for(request)
 
     # ---- undoing -------------------------------------------------------------------------------
 
     def mark(self) -> Before:
         """Return what to go back to."""
         return Before(
-            self.transcript.mark(), self.sequence.adapters, self.work.copy(), self.cleaned
+            self.transcript.mark(), self.sequence.adapters, replace(self.work), self.cleaned
         )
 
     def go_back(self) -> None:
@@ -98,7 +98,7 @@ class Turns(Turnstile):
     def restore(self, before: Before) -> None:
         """Be as before, apart from the adapters."""
         self.transcript.go_back(before.transcript)
-        self.work, self.cleaned = before.work.copy(), before.cleaned
+        self.work, self.cleaned = replace(before.work), before.cleaned
 
     # ---- booking -------------------------------------------------------------------------------
 
@@ -128,7 +128,8 @@ class Turns(Turnstile):
             return
         self.transcript.end_answer(request)
         self.open = None
-        self.transcript.checkpoints.take()
+        if self.transcript.checkpoints.wanted:
+            self.transcript.checkpoints.take()
 
     # ---- waiting -------------------------------------------------------------------------------
 

@@ -29,9 +29,6 @@ class Generation:
         work: What was done for the prompt before.
         stops: Strings that end the answer beside those of ``params``, which are the caller's.
         temporary: Leave nothing in the KV memory.
-
-    Raises:
-        InvalidParameterError: An adapter of ``params`` was unloaded meanwhile.
     """
 
     def __init__(
@@ -50,13 +47,26 @@ class Generation:
         self._work = work
         # Templates, tokens, room.
         self._before_ms = (time.perf_counter() - work.started) * 1e3 - work.computed_ms
-        # Unchecked: with the template's there may be more than a caller may give.
-        recipe = GenerationParams.model_construct(**{**dict(params), "stop": self._stops})
         # Last: a signal handler that raises after it would leave it to the exception's traceback.
-        self.request = Request(sequence, recipe, temporary=temporary)
-        if len(sequence.adapters) != len(params.lora):  # from here on none of them can be unloaded
+        self.request = Request(
+            sequence,
+            sampler=params,
+            max_tokens=params.max_tokens,
+            stops=self._stops,
+            temporary=temporary,
+        )
+
+    def check_adapters(self) -> None:
+        """Find out whether the sequence has the adapters that it is to compute with.
+
+        From when the request is made, none of them can be unloaded.
+
+        Raises:
+            InvalidParameterError: One was unloaded meanwhile.
+        """
+        if len(self.request.sequence.adapters) != len(self.params.lora):
             self.request.close()
-            names = ", ".join(repr(name) for name, _ in params.lora)
+            names = ", ".join(repr(name) for name, _ in self.params.lora)
             raise InvalidParameterError(
                 f"lora: no adapter {names} is loaded; another thread has just unloaded it",
                 field="lora",
@@ -74,7 +84,7 @@ class Generation:
                 make_room(self)
                 self.request.run()
         except BaseException:
-            self.request.close()  # the error may be kept for long, and the request with it
+            self.request.close()  # a traceback may keep it for long
             raise
         return self.completion()
 

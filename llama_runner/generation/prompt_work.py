@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llama_runner.results import Receipt
@@ -50,10 +50,6 @@ class PromptWork:
         """Count tokens that were computed, and the time since it was started."""
         self.computed += n
         self.computed_ms += (time.perf_counter() - started) * 1e3
-
-    def copy(self) -> PromptWork:
-        """Return a record that does not change with this one."""
-        return replace(self)
 
     def receipt(self, *, reused: int, shared: int, prefilled: int) -> Receipt:
         """Return the receipt of a prompt.

@@ -14,16 +14,16 @@ __all__ = ["Stream"]
 
 
 class Stream(Iterator[Chunk]):
-    """The chunks of one generation; computed as they are pulled.
+    """The chunks of one generation, computed as they are read.
 
-    Closing it, leaving its ``with`` block or dropping it stops the generation. After the last
-    chunk, or when a signal handler raises while one is computed, :attr:`completion` is set, with
-    all that was generated; what of it was in no chunk yet comes with the next pull. Not for several
-    threads at once, but :meth:`cancel` may be called from any.
+    Closing the stream, leaving its ``with`` block or dropping it stops the generation. After the
+    last chunk, or when a signal handler raises while a chunk is computed, :attr:`completion` is
+    set, with all that was generated; text that was not in a chunk yet comes with the next one. Only
+    one thread at a time may read a stream, but any thread may call :meth:`cancel`.
 
     Args:
         generation: Not begun yet.
-        on_end: Called once, when the generation is done or has failed; not where the stream is
+        on_end: Called once, when the generation is done or has failed; not when the stream is
             dropped, which may happen in any thread at any time.
         make_room: As for :meth:`Generation.run`.
     """
@@ -37,7 +37,7 @@ class Stream(Iterator[Chunk]):
         self._generation = generation
         self._on_end = on_end
         self._make_room = make_room
-        # See Request.read; None where no chunk is to follow.
+        # See Request.read; None if no chunk is to follow.
         self._shown: tuple[int, int] | None = (0, 0)
         self._ended = False
         self.completion: Completion | None = None
@@ -53,23 +53,23 @@ class Stream(Iterator[Chunk]):
                     self._make_room(self._generation)
                 text, tokens, shown = request.read(self._shown)
                 if text or not request.paused:
-                    break  # when it paused with text to show, room is made at the next pull
+                    break  # if it paused with text to show, the next read makes room
             if self._ended and not text and not tokens:
                 raise StopIteration  # all was shown when a signal handler raised
             if request.done:
                 self._end()
             chunk = Chunk(text, tuple(tokens), request.finish_reason, self.completion)
         except BaseException as error:
-            # Where no room could be made, or a signal handler raised, even in between: what was
-            # generated so far is the answer.
+            # If room could not be made, or a signal handler raised, the answer is what was
+            # generated so far.
             if request.paused or not isinstance(error, LlamaError):
                 request.close(full=isinstance(error, ContextFullError))
             if request.done:
                 self._end()
-                if request.finish_reason is None:  # it failed, and is not to fail at each pull
+                if request.finish_reason is None:  # it failed, and is not to fail at each read
                     self._shown = None
             raise
-        # With no call from here on: nothing can come in between.
+        # No call from here on: a signal handler cannot raise in between.
         self._shown = None if self._ended else shown
         return chunk
 
@@ -78,7 +78,7 @@ class Stream(Iterator[Chunk]):
         self._generation.request.cancel()
 
     def close(self) -> None:
-        """Stop now; what was generated so far stays in a conversation's memory."""
+        """Stop now. What was generated so far stays in the memory of a conversation."""
         self._shown = None
         if not self._ended:
             self._generation.request.close()

@@ -105,6 +105,7 @@ def fitting_n_ctx(
     for_model: ModelParams,
     for_context: ContextParams,
     file: IO[bytes] | None = None,
+    n_resident: int = 0,
 ) -> int:
     """Return the n_ctx of the context to make: the one asked for, if it fits.
 
@@ -115,6 +116,7 @@ def fitting_n_ctx(
         for_context: The context asked for. If its ``n_ctx`` is "auto", the result is the largest
             that fits, up to the trained length.
         file: The model's only file, if it is already open.
+        n_resident: Bytes of the model that are already in memory.
 
     Raises:
         InvalidParameterError: This model cannot use the ``kv_type``.
@@ -122,7 +124,7 @@ def fitting_n_ctx(
             margin; the message says which n_ctx would fit.
         ModelLoadError: llama.cpp refused the file.
     """
-    limit = room()
+    limit = room() + n_resident
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info, for_context):
         return asked

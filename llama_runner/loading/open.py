@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 # All modules that calls need are imported up front, even those that others import on demand:
@@ -33,10 +33,23 @@ from llama_runner.params import (
 if TYPE_CHECKING:
     from llama_runner.loaders.gguf.info import GgufInfo
 
-__all__ = ["Opened", "Progress", "Validation", "open_runner"]
+__all__ = ["Loading", "Opened", "Progress", "Validation", "open_beside", "open_runner"]
+
+# Keywords of a runner that are not fields of its parameters; suggested for misspelled ones too.
+_OTHERS = "chat_template", "progress", "validate", "isolated", "gc_policy"
 
 Validation = Literal["full", "header", False]
 Progress = Callable[[float], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Options for loading a model, apart from its parameters."""
+
+    chat_template: str | None = None
+    progress: Progress | None = None
+    validate: Validation = "full"
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +68,16 @@ class Opened:
     """Architecture and tensors, with which adapters are compared. None if it was not read."""
 
 
-def open_runner(
-    model: ModelPath,
-    options: RunnerOptions,
-    *,
-    chat_template: str | None,
-    progress: Progress | None,
-    validate: Validation,
-    isolated: bool,
-) -> Opened:
+def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> Opened:
     """Check and load a model and make its context; see :class:`LlamaRunner`."""
-    others = "chat_template", "progress", "validate", "isolated", "gc_policy"
-    model_params, context_params = runner_params(options, others)
+    model_params, context_params = runner_params(options, _OTHERS)
     generation_params = GenerationParams()
     n_threads, n_threads_batch = thread_counts(
         context_params.n_threads, context_params.n_threads_batch
     )
-    _check_arguments(progress, validate, isolated)
-    with checked_model(model, validate) as found:
+    _check_arguments(loading)
+    chat_template = loading.chat_template
+    with checked_model(model, loading.validate) as found:
         if found.metadata is not None:
             sampling = found.metadata.sampling.model_dump(exclude_none=True)
             generation_params = GenerationParams(**sampling)
@@ -83,7 +88,7 @@ def open_runner(
         model_params = found.load_params(model_params)
         # With direct I/O, llama.cpp has to open the file itself.
         file = None if model_params.load_mode == "direct_io" else found.file
-        if isolated:
+        if loading.isolated:
             probe(found.path, chat_template, model_params, context_params)
         n_ctx = 0
         if not model_params.vocab_only:
@@ -92,7 +97,7 @@ def open_runner(
             loaded = Model(
                 found.path,
                 file=file,
-                progress=progress,
+                progress=loading.progress,
                 fingerprint=found.fingerprint(),
                 **model_params.model_dump(),
             )
@@ -125,8 +130,55 @@ def open_runner(
     )
 
 
-def _check_arguments(progress: object, validate: object, isolated: object) -> None:
+def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Opened:
+    """Make another context on weights that are already loaded; see :class:`LlamaRunner`."""
+    model_params, context_params = runner_params(options, _OTHERS)
+    n_threads, n_threads_batch = thread_counts(
+        context_params.n_threads, context_params.n_threads_batch
+    )
+    _check_arguments(loading)
+    usual = Loading()
+    set_here = model_params.model_dump(exclude_unset=True) | {
+        name: getattr(loading, name)
+        for name in ("progress", "validate", "isolated")
+        if getattr(loading, name) != getattr(usual, name)
+    }
+    for name, value in set_here.items():
+        raise InvalidParameterError(
+            f"{name}={value!r}: the other runner has already loaded the weights; leave it out",
+            field=name,
+        )
+    template = first.template
+    shared = first.model.share()
+    try:
+        if loading.chat_template is not None:
+            check_chat_template(loading.chat_template)
+            template = _chat_template(shared, loading.chat_template)
+        context = None
+        if first.context is not None:
+            n_resident = min(first.context.weights_bytes, first.context.host_bytes)
+            n_ctx = fitting_n_ctx(
+                shared.path, None, first.model_params, context_params, n_resident=n_resident
+            )
+            _warn_beyond_training(context_params, n_ctx, shared.n_ctx_train)
+            context = Context(
+                shared,
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                n_threads_batch=n_threads_batch,
+                **context_params.core_options(),
+            )
+    except BaseException:
+        shared.close()
+        raise
+    return replace(
+        first, model=shared, context=context, template=template, context_params=context_params
+    )
+
+
+def _check_arguments(loading: Loading) -> None:
     """Refuse wrong arguments now and not in the middle of loading."""
+    progress, validate, isolated = loading.progress, loading.validate, loading.isolated
     if progress is not None and not callable(progress):
         raise InvalidParameterError(
             f"progress={progress!r}: must be a function that takes a fraction", field="progress"

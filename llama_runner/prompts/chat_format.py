@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,37 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BREAK", "ChatFormat", "n_common"]
+__all__ = ["BREAK", "ChatFormat", "Rendered", "n_common"]
 
-# Stands in rendered text where no token may reach across: a noncharacter, which no text has.
+# Stands in rendered text where no token may reach across. It is a noncharacter, so no text has it.
 _BREAK = "\ufdd0"
 BREAK = _BREAK.encode()
-# Marks that find messages in rendered text: one private character of the last plane for each.
+# Marks to find messages by in rendered text: one private character of the last plane for each.
 _FIRST_ANCHOR, _MAX_ANCHORS = 0x100000, 0xFFFE
 _ANCHOR = re.compile(rb"\xf4[\x80-\x8f][\x80-\xbf]{2}")
-# Whose messages may write special tokens: the program's own and the model's.
+# Roles whose messages may write special tokens: the program's own and the model's.
 _TRUSTED = ("system", "developer", "assistant")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """Messages, and the text that a chat template makes of them.
+
+    Attributes:
+        messages: The messages.
+        harmless: The same, but their content is text alone, also where it spells "<|im_end|>".
+        data: The text, UTF-8.
+        stops: The strings that end an answer in this format.
+        for_answer: Whether the text ends with what opens an answer.
+        opens: Whether the messages open the conversation.
+    """
+
+    messages: list[dict[str, Any]]
+    harmless: list[dict[str, Any]]
+    data: bytes
+    stops: tuple[str, ...]
+    for_answer: bool
+    opens: bool
 
 
 class ChatFormat:
@@ -32,7 +54,7 @@ class ChatFormat:
 
     Args:
         tokenizer: The model's.
-        template: Or why there is none: raw prompts work without one.
+        template: The template, or the reason why there is none: raw prompts work without one.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | ChatTemplateError) -> None:
@@ -43,20 +65,21 @@ class ChatFormat:
 
     def render(
         self, messages: list[dict[str, Any]], *, for_answer: bool = True, opens: bool = True
-    ) -> tuple[str, tuple[str, ...]]:
-        """The text of messages, and the strings that end an answer in this format.
+    ) -> Rendered:
+        """Make one text of messages.
 
         Args:
             messages: Checked messages.
             for_answer: End with what opens an assistant's message.
-            opens: They open the conversation. Behind other text, what the template writes by
+            opens: They open the conversation. After other text, what the template writes by
                 itself before the first of them is left out.
 
         Raises:
             ChatTemplateError: There is no template, or it refuses these messages.
         """
         harmless = [self._without_control(message) for message in messages]
-        return self._render(harmless, for_answer=for_answer, opens=opens)
+        text, stops = self._render(harmless, for_answer=for_answer, opens=opens)
+        return Rendered(messages, harmless, text.encode(), stops, for_answer, opens)
 
     def _render(
         self, messages: list[dict[str, Any]], *, for_answer: bool, opens: bool
@@ -69,20 +92,20 @@ class ChatFormat:
         return text, stops
 
     def needs_question(self, messages: list[dict[str, Any]]) -> bool:
-        """Whether these are system messages that the template shows only with a question."""
-        if any(message["role"] != "system" for message in messages) or self.text_of(messages):
+        """Return whether these are system messages that the template shows only with a question."""
+        if any(message["role"] != "system" for message in messages):
             return False
-        return bool(self.text_of([*messages, {"role": "user", "content": "a"}]))
+        question = {"role": "user", "content": "a"}
+        return not self._text_of(messages) and bool(self._text_of([*messages, question]))
 
     def _without_control(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message whose content is text alone, also where it spells "<|im_end|>"."""
         content, trusted = message.get("content"), message["role"] in _TRUSTED
         if not content:
             return message
         if isinstance(content, str):
             return {**message, "content": self._broken_up(content, trusted)}
         parts = [{**part, "text": self._broken_up(part["text"], trusted)} for part in content]
-        if not trusted:  # a template may put one part right behind the other
+        if not trusted:  # a template may put one part right after the other
             for part in parts[1:]:
                 part["text"] = _BREAK + part["text"]
         return {**message, "content": parts}
@@ -92,11 +115,11 @@ class ChatFormat:
         return text if trusted else self._inside_control(text, BREAK)
 
     def _inside_control(self, text: str, mark: bytes) -> str:
-        """Text with a mark in each control token that it spells."""
+        """Return a text with a mark in each control token that it spells."""
         try:
             places = self.vocab.inside_control(text)
         except TokenizationError:
-            return text  # no Unicode; the template says which message it is
+            return text  # not Unicode; the template says which message it is
         if not places:
             return text
         data = text.encode()
@@ -104,11 +127,14 @@ class ChatFormat:
         return mark.join(pieces).decode()
 
     def text_of(self, messages: list[dict[str, Any]], *, opens: bool = True) -> str:
-        """The text of messages alone, "" where the template refuses them."""
+        """Return the text of harmless messages alone; "" if the template refuses them."""
         try:
-            return self.render(messages, for_answer=False, opens=opens)[0]
+            return self._render(messages, for_answer=False, opens=opens)[0]
         except ChatTemplateError:
             return ""
+
+    def _text_of(self, messages: list[dict[str, Any]]) -> str:
+        return self.text_of([self._without_control(message) for message in messages])
 
     def anchors(
         self, messages: list[dict[str, Any]], data: bytes, *, for_answer: bool, opens: bool
@@ -118,20 +144,19 @@ class ChatFormat:
         The messages are rendered once more, each with a mark in its content.
 
         Args:
-            messages: Checked messages.
+            messages: Harmless ones; see :class:`Rendered`.
             data: Their text, UTF-8, as :meth:`render` made it with the same options.
             for_answer: As for :meth:`render`.
             opens: As for :meth:`render`.
 
         Returns:
-            For each message a byte offset, None where the text does not show its mark. An empty
-            list where the marks change what the template writes.
+            For each message a byte offset, None if the text does not show its mark. An empty list
+            if the marks change what the template writes.
         """
         if len(messages) > _MAX_ANCHORS:
             return []
         marked = [
-            _with_anchor(self._without_control(message), chr(_FIRST_ANCHOR + i))
-            for i, message in enumerate(messages)
+            _with_anchor(message, chr(_FIRST_ANCHOR + i)) for i, message in enumerate(messages)
         ]
         try:
             text = self._render(marked, for_answer=for_answer, opens=opens)[0].encode()
@@ -145,21 +170,21 @@ class ChatFormat:
         return found
 
     def before_anchor(self, message: dict[str, Any]) -> str:
-        """Return what of a message's content comes before the mark that :meth:`anchors` puts."""
-        return _divided(_shown(self._without_control(message)))[0]
+        """Return the content of a harmless message up to the mark that :meth:`anchors` puts."""
+        return _divided(_shown(message))[0]
 
-    def tokenize(self, text: bytes, behind: int | None) -> tuple[NDArray[np.int32], bool]:
-        """Token ids of rendered text, and whether a BOS was put before it.
+    def tokenize(self, text: bytes, previous: int | None) -> tuple[NDArray[np.int32], bool]:
+        """Return the token ids of rendered text, and whether a BOS was put before it.
 
         Templates write their special tokens themselves, but not all write the BOS.
 
         Args:
             text: UTF-8.
-            behind: The token that it follows; None at the start.
+            previous: The token before it; None at the start.
         """
-        tokens = self.continue_rendered(text, behind)
+        tokens = self.continue_rendered(text, previous)
         bos = self.vocab.bos
-        if behind is not None or not self.vocab.add_bos or bos is None:
+        if previous is not None or not self.vocab.add_bos or bos is None:
             return tokens, False
         if len(tokens) and tokens[0] == bos:
             return tokens, False
@@ -167,13 +192,13 @@ class ChatFormat:
 
         return np.concatenate([np.array([bos], np.int32), tokens]), True
 
-    def continue_rendered(self, text: bytes, behind: int | None) -> NDArray[np.int32]:
-        """Token ids of rendered text that follows other tokens."""
+    def continue_rendered(self, text: bytes, previous: int | None) -> NDArray[np.int32]:
+        """Return the token ids of rendered text that follows other tokens."""
         first, *others = text.split(BREAK)
-        runs = [self.continue_text(first, behind)]
+        runs = [self.continue_text(first, previous)]
         for piece in others:
-            behind = int(runs[-1][-1]) if len(runs[-1]) else behind
-            runs.append(self.continue_text(piece, behind))
+            previous = int(runs[-1][-1]) if len(runs[-1]) else previous
+            runs.append(self.continue_text(piece, previous))
         if not others:
             return runs[0]
         import numpy as np
@@ -181,15 +206,15 @@ class ChatFormat:
         return np.concatenate(runs)
 
     def continue_text(
-        self, text: str | bytes, behind: int | None, *, parse_special: bool = True
+        self, text: str | bytes, previous: int | None, *, parse_special: bool = True
     ) -> NDArray[np.int32]:
-        """Token ids of text that follows other tokens.
+        """Return the token ids of text that follows other tokens.
 
-        SentencePiece vocabularies put a space before a text, and behind a special token; not in
-        the middle of one.
+        SentencePiece vocabularies put a space before a text and after a special token, but not in
+        the middle of a text.
         """
         tokens = self.tokenizer.tokenize(text, add_special=False, parse_special=parse_special)
-        if behind is None or not self._adds_space or self.vocab.is_control(behind):
+        if previous is None or not self._adds_space or self.vocab.is_control(previous):
             return tokens
         data = text.encode() if isinstance(text, str) else text
         opening = self.vocab.tokenize(b"\n", add_special=False)
@@ -204,11 +229,11 @@ class ChatFormat:
 
     @cached_property
     def implied_header(self) -> bytes:
-        """What the template writes before a conversation that has no system message.
+        """The text that the template writes before a conversation without a system message.
 
         Some models' templates put a system prompt of their own there, or a BOS. It must be a span
-        by itself, or it would go with the first turn and the rest would not be what the template
-        makes.
+        by itself. Otherwise it would be evicted with the first turn, and the rest would not be what
+        the template makes.
         """
         user = {"role": "user", "content": "a"}
         turn = [user, {"role": "assistant", "content": "b"}]
@@ -237,8 +262,8 @@ class ChatFormat:
             [note],
             [note, {"role": "assistant", "content": "Understood."}],
         ]
-        without = self.text_of([*before, *after]) if before or after else ""
-        wholes = [self.text_of([*before, *form, *after]) for form in forms]
+        without = self._text_of([*before, *after]) if before or after else ""
+        wholes = [self._text_of([*before, *form, *after]) for form in forms]
         accepted = [
             form
             for form, whole in zip(forms, wholes, strict=True)
@@ -306,7 +331,7 @@ def _marked(text: str, mark: str) -> str:
 def _divided(text: str) -> tuple[str, str]:
     """Divide text before its last character that is not white space.
 
-    There a mark survives where a template trims, or cuts off what was thought before the answer.
+    A mark there survives if a template trims the text, or cuts off the thoughts before an answer.
     """
     at = max(0, len(text.rstrip()) - 1)
     return text[:at], text[at:]

@@ -1,4 +1,4 @@
-"""Where each message ends in the text that a chat template makes of a conversation.
+"""Finding where each message ends in the text that a chat template makes of a conversation.
 
 A template is a program: it may show the last answer differently than earlier ones, write the
 system's text into the first question, or close an answer only when the next question comes. So the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from llama_runner.prompts.chat_format import ChatFormat, n_common
+from llama_runner.prompts.chat_format import ChatFormat, Rendered, n_common
 
 __all__ = ["MessageEnds"]
 
@@ -20,26 +20,14 @@ class MessageEnds:
 
     Args:
         chat: The format.
-        messages: The conversation.
-        data: Its text, UTF-8.
-        for_answer: The text ends with what opens an answer.
-        opens: The text includes what the template writes before the first message.
+        rendered: The conversation.
     """
 
-    def __init__(
-        self,
-        chat: ChatFormat,
-        messages: list[dict[str, Any]],
-        data: bytes,
-        *,
-        for_answer: bool,
-        opens: bool,
-    ) -> None:
+    def __init__(self, chat: ChatFormat, rendered: Rendered) -> None:
         self._chat = chat
-        self._messages = messages
-        self._data = data
-        self._for_answer = for_answer
-        self._opens = opens
+        self._rendered = rendered
+        self._messages = rendered.harmless
+        self._data = rendered.data
         self._texts: dict[tuple[int, ...], str] = {}
 
     def find(self, i: int, *, start: int | None = None, inside: int | None = None) -> int | None:
@@ -90,12 +78,13 @@ class MessageEnds:
 
     @cached_property
     def _anchors(self) -> list[int | None]:
-        """A byte inside each message's content; None where the text does not show the message.
+        """A byte inside each message's content; None if the text does not show the message.
 
-        Empty where the template makes another text once its messages are marked.
+        Empty if the template makes another text of messages that are marked.
         """
+        rendered = self._rendered
         return self._chat.anchors(
-            self._messages, self._data, for_answer=self._for_answer, opens=self._opens
+            self._messages, self._data, for_answer=rendered.for_answer, opens=rendered.opens
         )
 
     def _end_after_anchor(self, i: int, start: int) -> int:
@@ -116,7 +105,7 @@ class MessageEnds:
 
     @cached_property
     def _next_shown(self) -> list[int | None]:
-        """For each message, which of those after it the text shows first."""
+        """For each message, the later one that the text shows first."""
         found: list[int | None] = []
         first = None
         for i in reversed(range(len(self._messages))):
@@ -127,13 +116,13 @@ class MessageEnds:
         return found[::-1]
 
     def _anchor(self, i: int) -> int:
-        """The anchor of a message that the text shows."""
+        """Return the anchor of a message that the text shows."""
         anchor = self._anchors[i]
         assert anchor is not None
         return anchor
 
     def _start_of_content(self, j: int) -> int:
-        """Where the text begins to show a message's content."""
+        """Return where the text begins to show a message's content."""
         anchor = self._anchor(j)
         before = self._chat.before_anchor(self._messages[j])
         for head in (before, before.lstrip()):
@@ -142,7 +131,7 @@ class MessageEnds:
         return anchor
 
     def _closing(self, i: int) -> bytes | None:
-        """What the template writes from a message's anchor on while the message is the last."""
+        """Return what the template writes after a message's anchor if the message is the last."""
         messages = [*last_step(self._messages[:i]), self._messages[i]]
         data = self._text_of(messages).encode()
         anchors = self._chat.anchors(messages, data, for_answer=False, opens=True)

@@ -31,14 +31,14 @@ __all__ = [
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}`` as in OpenAI's API."""
 
-# What templates get to see of a message (llama.cpp: common_chat_msgs_parse_oaicompat). Whatever it
-# carries besides, such as a front end's ids, makes it no other message.
+# What templates see of a message (llama.cpp: common_chat_msgs_parse_oaicompat). Other keys, such as
+# the ids of a front end, do not make it another message.
 KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
 TEXTS = ("reasoning_content", "name", "tool_call_id")
-# Which every template knows, or leaves out on purpose.
+# Roles that every template knows, or leaves out on purpose.
 ROLES = ("system", "user", "assistant", "tool")
 _SEEN = "seen by the model"
-# Far more than any call of a tool needs; parsers and templates recurse.
+# Far more than any tool call needs; parsers and templates recurse.
 MAX_DEPTH = 100
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]
@@ -46,11 +46,11 @@ Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 
 
 def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check messages and copy them, of each what templates see.
+    """Check messages, and copy what templates see of them.
 
     Raises:
-        InvalidParameterError: One is no mapping, has no role or no content, something else where
-            text or calls of tools belong, or holds what JSON cannot.
+        InvalidParameterError: One is not a mapping, lacks a role or a content, has a value of the
+            wrong type, or cannot be written as JSON.
     """
     messages = []
     for i, message in enumerate(prompt):
@@ -72,7 +72,8 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
                 f"prompt[{i}]: each part of 'content' must be {{'type': 'text', 'text': ...}}",
                 field="prompt",
             )
-        seen = {key: message[key] for key in KEYS if not _is_nothing(message.get(key))}
+        given = {key: message[key] for key in KEYS if key in message}
+        seen = {key: value for key, value in given.items() if not _is_nothing(value)}
         try:
             copied = json.loads(json.dumps(seen, allow_nan=False))
         except of_the_call(TypeError, ValueError, RecursionError) as error:
@@ -102,10 +103,10 @@ def read_messages(prompt: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _plain_call(i: int, call: dict[str, Any]) -> dict[str, Any]:
-    """A call of a tool as templates expect it, of what OpenAI's API and others send.
+    """Return a tool call as templates expect it, from what OpenAI's API and others send.
 
     The type may be missing, and so may the function around name and arguments. Arguments are JSON
-    text or an object; without any they are an empty one.
+    text or an object; if they are missing, an empty object.
     """
     kind = call.get("type")
     function = call.get("function", {"name": call.get("name"), "arguments": call.get("arguments")})
@@ -125,10 +126,10 @@ def _plain_call(i: int, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unseen_roles(messages: Sequence[Message], template: ChatTemplate | None) -> None:
-    """Refuse a role of which the chat template shows nothing, as one that is misspelt.
+    """Refuse roles of which the chat template shows nothing, such as misspelt ones.
 
     Raises:
-        InvalidParameterError: There is one.
+        InvalidParameterError: There is such a role.
     """
     if template is None:
         return
@@ -143,20 +144,20 @@ def refuse_unseen_roles(messages: Sequence[Message], template: ChatTemplate | No
 
 
 def _shows(template: ChatTemplate, role: str) -> bool:
-    """Whether a message with this role can be seen, after a question or before it."""
+    """Return whether the template shows a message of this role, after a question or before it."""
     asked, said = {"role": "user", "content": "a"}, {"role": role, "content": _SEEN}
     for messages in ([asked, said], [said, asked]):
         try:
             text, _ = template.render(messages, add_generation_prompt=False)
         except ChatTemplateError:
-            return True  # it says itself what it takes
+            return True  # the template itself says what it accepts
         if _SEEN in text:
             return True
     return False
 
 
 def as_text(message: dict[str, Any]) -> str:
-    """A message for people: who says what, and which tools are called."""
+    """Return a message as text for people, with its tool calls."""
     content = message.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part["text"] for part in content)
@@ -166,14 +167,14 @@ def as_text(message: dict[str, Any]) -> str:
 
 
 def _is_text_part(part: object) -> bool:
-    """Whether this is a part of a message as in OpenAI's API, and neither image nor sound."""
+    """Return whether this is a text part of a message as in OpenAI's API."""
     if not isinstance(part, Mapping):
         return False
     return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _is_nothing(value: object) -> bool:
-    """None or an empty list; what compares in its own way, as numpy's arrays do, is something."""
+    """Return whether this is None or an empty list; arrays of numpy cannot be compared."""
     return value is None or (isinstance(value, list) and not value)
 
 
@@ -187,17 +188,17 @@ def _depth(value: object) -> int:
 
 
 def is_whole_conversation(messages: list[dict[str, Any]]) -> bool:
-    """Whether messages are all that was said, or only what is new."""
+    """Return whether messages are all that was said, not only what is new."""
     roles = [message["role"] for message in messages]
     if not roles or roles[0] == "system":
         return bool(roles)
-    if roles[0] in ("assistant", "tool"):  # they go on from something, or it is a greeting
+    if roles[0] in ("assistant", "tool"):  # a continuation, or a greeting
         roles = roles[roles.index("user") :] if "user" in roles else []
     return "assistant" in roles
 
 
 def is_step(messages: list[dict[str, Any]]) -> bool:
-    """Whether messages begin with the call of a tool, as it was read from an answer."""
+    """Return whether messages begin with a tool call, as parsed from an answer."""
     roles = [message["role"] for message in messages[:2]]
     return roles[:1] == ["assistant"] and (
         bool(messages[0].get("tool_calls")) or roles[1:] == ["tool"]
@@ -205,7 +206,7 @@ def is_step(messages: list[dict[str, Any]]) -> bool:
 
 
 def begins_turn(messages: list[dict[str, Any]], i: int) -> bool:
-    """Whether a message asks something new: what answers it belongs to the same turn."""
+    """Return whether a message asks something new; its answers belong to the same turn."""
     if messages[i]["role"] != "user":
         return False
     while i > 0 and messages[i - 1]["role"] == "system":

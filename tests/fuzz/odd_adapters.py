@@ -11,6 +11,7 @@ from llama_runner import LlamaRunner
 from llama_runner.errors import LlamaError
 from tests.fuzz.architectures import RUNNABLE, discover
 from tests.fuzz.model_mutants import sized
+from tests.fuzz.survival import in_rows
 from tests.gguf_files import F32, STRING, GgufFile, Tensor
 
 __all__ = ["batches", "trial"]
@@ -20,11 +21,8 @@ _TYPES = (*[0] * 12, 1, 1, 2, 8, 26, 30)
 
 
 def batches(numbers: Iterable[int]) -> list[list[int]]:
-    """Trials by model, so that each is loaded once."""
-    by_row: dict[int, list[int]] = {}
-    for number in numbers:
-        by_row.setdefault(number // _IN_A_ROW, []).append(number)
-    return list(by_row.values())
+    """Group trials by model, so that each is loaded once."""
+    return in_rows(numbers, _IN_A_ROW)
 
 
 def trial(number: int, folder: Path) -> str:

@@ -16,6 +16,7 @@ from llama_runner import LlamaRunner, Session
 from llama_runner.conversation.snapshot import Header, Snapshot
 from llama_runner.errors import LlamaError
 from tests.fuzz.architectures import discover
+from tests.fuzz.survival import in_rows
 
 __all__ = ["batches", "trial"]
 
@@ -29,11 +30,8 @@ _HEAD = 96
 
 
 def batches(numbers: Iterable[int]) -> list[list[int]]:
-    """Trials by model, so that each is loaded once."""
-    by_row: dict[int, list[int]] = {}
-    for number in numbers:
-        by_row.setdefault(number // _IN_A_ROW, []).append(number)
-    return list(by_row.values())
+    """Group trials by model, so that each is loaded once."""
+    return in_rows(numbers, _IN_A_ROW)
 
 
 def trial(number: int, folder: Path) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from llama_runner.errors import LlamaError
 
-__all__ = ["JOBS", "Outcome", "run_trials"]
+__all__ = ["JOBS", "Outcome", "in_rows", "run_trials"]
 
 # By name: the module that has ``trial(number, folder) -> str``.
 JOBS = {
@@ -94,6 +94,14 @@ def run_trials(
         for done in pool.map(work, batches):
             assert done is None
     return outcome
+
+
+def in_rows(numbers: Iterable[int], length: int) -> list[list[int]]:
+    """Group numbers so that 0 to ``length`` - 1 are together, and so on."""
+    rows: dict[int, list[int]] = {}
+    for number in numbers:
+        rows.setdefault(number // length, []).append(number)
+    return list(rows.values())
 
 
 def _run_child(job: str, numbers: Sequence[int]) -> tuple[list[str], tuple[str, str] | None]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from llama_runner._support.hardware import usable_cpus
 from tests.fuzz.template_attacks import HARMLESS, REFUSED
 from tests.gguf_files import STRING
 from tests.unit.loaders.model_files import tiny_llama
@@ -53,15 +55,20 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """By the attack's name: exit code, peak memory in kilobytes, and the error or null as JSON."""
     folder = tmp_path_factory.mktemp("templates")
     templates = {name: template for name, (template, _) in REFUSED.items()} | HARMLESS
-    paths = []
-    for i, template in enumerate(templates.values()):
-        model = tiny_llama().with_keys(tokenizer__chat_template=(STRING, template))
-        paths.append(model.write(folder / f"{i}.gguf"))
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *map(str, paths)], capture_output=True, text=True, check=True
-    )
-    lines = done.stdout.splitlines()
-    return dict(zip(templates, map(json.loads, lines), strict=True))
+
+    def load(names: list[str]) -> dict[str, list[Any]]:
+        paths = []
+        for name in names:
+            model = tiny_llama().with_keys(tokenizer__chat_template=(STRING, templates[name]))
+            paths.append(str(model.write(folder / f"{len(paths)} of {names[0]}.gguf")))
+        command = [sys.executable, "-c", CHILD, *paths]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
+
+    names, n_children = list(templates), usable_cpus()
+    with ThreadPoolExecutor(n_children) as pool:
+        shares = pool.map(load, [names[i::n_children] for i in range(n_children)])
+        return dict(item for share in shares for item in share.items())
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *HARMLESS])

@@ -87,7 +87,10 @@ def sequence_of(context: Context, n_tokens: int) -> Sequence:
 
 
 def generate(context: Context, n_tokens: int, **changes: Any) -> tuple[int, ...]:
-    request = Request(sequence_of(context, n_tokens), GREEDY.merged(**changes))
+    sampler = GREEDY.merged(**changes)
+    request = Request(
+        sequence_of(context, n_tokens), sampler=sampler, max_tokens=sampler.max_tokens
+    )
     request.run()
     return request.tokens
 
@@ -146,7 +149,7 @@ def test_callers_in_one_batch_get_an_error_each(model: Model) -> None:
 
 def test_a_stream_ends_with_the_error_after_what_it_gave(model: Model) -> None:
     context = new_context(model)
-    request = Request(sequence_of(context, N_POSITIONS - 10), GREEDY.merged(max_tokens=100))
+    request = Request(sequence_of(context, N_POSITIONS - 10), sampler=GREEDY, max_tokens=100)
     n_tokens = 0
     with pytest.raises(DecodeError, match=FAILED):  # noqa: PT012
         while not request.done:
@@ -159,7 +162,7 @@ def test_a_stream_ends_with_the_error_after_what_it_gave(model: Model) -> None:
 def test_what_else_uses_a_broken_context_says_so(model: Model) -> None:
     context = new_context(model)
     sequence = sequence_of(context, 40)
-    Request(sequence, GREEDY).run()
+    Request(sequence, sampler=GREEDY, max_tokens=4).run()
     with pytest.raises(DecodeError):
         generate(context, N_POSITIONS + 9)
     for use in (

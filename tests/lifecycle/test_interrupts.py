@@ -42,7 +42,7 @@ from llama_runner.params import GenerationParams
 
 other = inside.context(runner).new_sequence()
 other.append(runner.tokenize(LONG))
-request = Request(other, GenerationParams(seed=1))
+request = Request(other, sampler=GenerationParams(seed=1), max_tokens=200)
 signal_when(lambda: other.n_cached == 128)
 try:
     request.run()
@@ -157,7 +157,7 @@ def test_ctrl_c_while_another_thread_has_the_memory(python, call: str) -> None:
         runner.generate_stateful("The sky is", 1)
         other = inside.context(runner).new_sequence()
         other.append(runner.tokenize("The sky is blue. " * 400))
-        request = Request(other, GenerationParams(seed=1, max_tokens=1))
+        request = Request(other, sampler=GenerationParams(seed=1), max_tokens=1)
         errors = []
 
         def compute():
@@ -339,7 +339,8 @@ def fork():
         with new_runner() as own:
             sequence = inside.context(own).new_sequence()
             sequence.append(own.tokenize("Why?"))
-            request = Request(sequence, GenerationParams(seed=1, max_tokens=900, ignore_eos=True))
+            sampler = GenerationParams(seed=1, ignore_eos=True)
+            request = Request(sequence, sampler=sampler, max_tokens=900)
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.5)
                 request.run()

@@ -180,7 +180,9 @@ def test_no_memory_to_sample_in(python) -> None:
 def ask(context, **recipe):
     sequence = context.new_sequence()
     sequence.append(list(range(100, 110)))
-    return Request(sequence, GenerationParams(max_tokens=3, seed=1, ignore_eos=True, **recipe))
+    return Request(
+        sequence, sampler=GenerationParams(seed=1, ignore_eos=True, **recipe), max_tokens=3
+    )
 
 with Model(sys.argv[1]) as model, Context(model, n_ctx=256) as context:
     ask(context, top_k=40).run()

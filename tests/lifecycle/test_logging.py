@@ -131,7 +131,7 @@ print(len(lines.records) > 0)
     assert answer == "True\n"
 
 
-def test_broken_handler_harms_nobody(python) -> None:
+def test_a_broken_log_handler_does_no_harm(python) -> None:
     answer = python(
         LOGGING
         + """

@@ -219,7 +219,7 @@ def test_close_stops_a_computation_in_its_middle(python) -> None:
         runner = new_runner(n_ctx=4096, n_ubatch=2048)
         sequence = inside.context(runner).new_sequence()
         sequence.append(runner.tokenize("The sky is blue. " * 400))
-        request = Request(sequence, GenerationParams(seed=1, max_tokens=1))
+        request = Request(sequence, sampler=GenerationParams(seed=1), max_tokens=1)
 
         def compute():
             try:
@@ -316,7 +316,8 @@ def test_one_stream_read_by_two_threads_is_refused_or_whole(runner, resident) ->
 def test_request_is_watched_by_a_thread_while_another_computes(runner, resident) -> None:
     sequence = inside.context(runner).new_sequence()
     sequence.append(runner.tokenize("The sky is"))
-    request = Request(sequence, GenerationParams(seed=1, max_tokens=50, ignore_eos=True))
+    sampler = GenerationParams(seed=1, ignore_eos=True)
+    request = Request(sequence, sampler=sampler, max_tokens=50)
     with ThreadPoolExecutor() as pool:
         computing = pool.submit(request.run)
         lengths = [0]

@@ -62,7 +62,7 @@ def roles(session: Session) -> list[str]:
 # ---- tools -------------------------------------------------------------------------------------
 
 
-def test_an_agent_may_call_tools_for_ever(runner: LlamaRunner) -> None:
+def test_an_agent_may_call_tools_without_end(runner: LlamaRunner) -> None:
     """One question, a hundred steps: given one by one, the question and the last result stay."""
     with runner.session("You look numbers up.") as session:
         session.generate([user("Are all numbers fine?")], 4, **GREEDY)

@@ -89,7 +89,7 @@ def test_a_directory(tmp_path: Path) -> None:
     "content",
     [b"", b"G", b"GGU", b"GGUF", b"not a model at all\n" * 100, b"PK\x03\x04" + bytes(1000)],
 )
-def test_what_is_no_gguf(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with refused(ModelValidationError, str(path)):
@@ -172,7 +172,7 @@ class Question:
         ((Question(),), "tuple of Question"),
     ],
 )
-def test_what_is_no_prompt(
+def test_a_value_that_is_not_a_prompt_is_refused(
     calls: list[Callable[..., Any]], runner: LlamaRunner, prompt: Any, kind: str
 ) -> None:
     allowed = f"prompt: must be text, token ids or a list of messages (got {kind})"
@@ -205,7 +205,7 @@ def test_what_is_no_prompt(
         object(),
     ],
 )
-def test_what_is_no_token_id(
+def test_a_value_that_is_not_a_token_id_is_refused(
     calls: list[Callable[..., Any]], runner: LlamaRunner, prompt: Any
 ) -> None:
     for call in calls:
@@ -235,7 +235,7 @@ def test_what_is_no_token_id(
         ("a\ud800", TokenizationError, "surrogate"),
     ],
 )
-def test_messages_and_texts_that_are_none(
+def test_values_that_are_not_messages_or_texts_are_refused(
     calls: list[Callable[..., Any]], prompt: Any, kind: type[LlamaError], part: str
 ) -> None:
     for call in calls:
@@ -243,7 +243,7 @@ def test_messages_and_texts_that_are_none(
             call(prompt)
 
 
-def test_a_system_message_that_is_none(runner: LlamaRunner) -> None:
+def test_a_value_that_is_not_a_system_message_is_refused(runner: LlamaRunner) -> None:
     with refused(InvalidParameterError, "must be text (got int)"):
         runner.session(system=5)  # type: ignore[arg-type]
 

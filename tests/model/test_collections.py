@@ -94,7 +94,7 @@ def test_what_a_collection_leaves_need_not_be_computed_again(session: Session) -
     assert completion.receipt.first_difference is None
 
 
-def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Session) -> None:
+def test_turns_of_a_conversation_sent_whole_are_evicted_one_by_one(session: Session) -> None:
     given = [{"role": "system", "content": "Be brief."}]
     for i in range(30):
         given += [*question(f"What is {i}?"), {"role": "assistant", "content": f"It is {i}."}]
@@ -106,7 +106,7 @@ def test_turns_of_a_conversation_that_is_given_whole_go_one_by_one(session: Sess
     assert session.messages[1:-2] == given[-(n_left - 3) :]
 
 
-def test_a_summary_takes_the_place_of_what_goes(session: Session) -> None:
+def test_a_summary_replaces_the_evicted_turns(session: Session) -> None:
     given: list[str] = []
 
     def write(text: str) -> str:
@@ -256,6 +256,30 @@ def test_a_parked_session_is_shifted_as_planned(model_path: Path) -> None:
         assert session.generate(question("Go on."), 2, **greedy()).receipt.recomputed < 25
 
 
+def test_what_a_collection_computes_is_in_the_next_receipt(model_path: Path) -> None:
+    """But its time is not in the timings of a call that began later."""
+    template = (
+        "{% for m in messages %}{% if loop.first %}"
+        "{{ 'A long talk. ' if messages|length > 12 else 'This one is short. ' }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with LlamaRunner(model_path, n_ctx=1024, n_seq_max=2, chat_template=template) as runner:
+        session = runner.session()
+        for i in range(8):
+            session.generate(question(f"Tell me about {i}."), 20, **greedy(ignore_eos=True))
+        report = session.gc(0.2)
+        assert (report.method, report.tokens_recomputed > 0) == ("shift", True)
+        completion = session.generate(question("Go on."), 2, **greedy())
+        receipt, timings = completion.receipt, completion.timings
+        n_prompt = completion.usage.prompt_tokens
+        assert receipt.reused + receipt.recomputed == n_prompt
+        n_new = round(timings.prefill_tokens_per_second * timings.prefill_ms / 1e3)
+        assert receipt.recomputed == n_new + report.tokens_recomputed
+        again = session.generate(question("More."), 2, **greedy()).receipt
+        assert again.recomputed < receipt.recomputed
+
+
 def test_functions_of_the_caller_may_use_the_memory(model_path: Path) -> None:
     """A policy, too: the conversation comes back before it is decided how it is shortened."""
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
@@ -299,7 +323,7 @@ def test_nothing_counts_as_moved_by_a_call_that_raised(runner: LlamaRunner) -> N
         assert session.generate([*given, *question("Go on.")], 4, **greedy()).receipt.shifted == 0
 
 
-def test_what_had_no_room_may_be_given_again(runner: LlamaRunner) -> None:
+def test_turns_that_had_no_room_may_be_sent_again(runner: LlamaRunner) -> None:
     """Front ends send the whole conversation each time, also what was dropped from memory."""
     given = [{"role": "system", "content": "Be brief."}]
     recomputed = []

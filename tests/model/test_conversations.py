@@ -22,7 +22,7 @@ GREEDY: dict[str, Any] = {"temperature": 0.0}
 
 
 QUESTIONS = [
-    "What is the capital of France?",
+    "What is the capital of Japan?",
     "And of Italy?",
     "Count from 1 to 8.",
     "Now count from 2 to 20 in steps of 2.",

@@ -48,7 +48,7 @@ def test_sampling_values_hold_where_a_call_says_nothing(folder: Path) -> None:
         assert runner.session().fork().generate("abc", 12).tokens == greedy
 
 
-def test_what_a_call_says_wins(folder: Path) -> None:
+def test_arguments_of_a_call_win_over_defaults(folder: Path) -> None:
     path = described(folder, sampling={"temperature": 0.0})
     with runner_of(path) as runner, runner_of(folder / "tiny.gguf") as plain:
         drawn = plain.generate_stateless("abc", 12, temperature=2.0, seed=5).tokens

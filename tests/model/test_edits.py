@@ -423,7 +423,7 @@ def test_nothing_is_computed_apart_where_what_follows_is_shown_differently(
         assert (computed_apart, receipt.shifted) == ([], 0)
 
 
-def test_a_difference_that_the_template_does_not_show_is_none(
+def test_a_difference_that_the_template_does_not_show_changes_nothing(
     tiny_paths: dict[str, Path],
 ) -> None:
     trimmed = TEMPLATE.replace("m.content", "m.content | trim")
@@ -525,7 +525,7 @@ def test_an_error_before_the_changed_message_is_computed_is_the_one_that_comes(
         assert session.generate(changed(history, 3), 1, **greedy()).receipt.shifted > 0
 
 
-def test_a_branch_that_is_none_is_refused(runner: LlamaRunner, history: list[Message]) -> None:
+def test_only_a_branch_can_be_grafted(runner: LlamaRunner, history: list[Message]) -> None:
     with talked(runner, history) as session, runner.session("Another.") as other:
         for branch in (inside.sequence(session), inside.sequence(other)):
             with pytest.raises(InvalidParameterError):

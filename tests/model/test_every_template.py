@@ -84,7 +84,7 @@ def check_text(runner: LlamaRunner, session: Session) -> None:
 @pytest.mark.parametrize(
     ("system", "thoughts"), [(True, False), (False, True)], ids=["system", "thoughts"]
 )
-def test_the_turns_of_a_history_go_one_by_one(
+def test_the_turns_of_a_history_are_evicted_one_by_one(
     runner: LlamaRunner, system: bool, thoughts: bool
 ) -> None:
     opening = SYSTEM if system else []
@@ -149,7 +149,7 @@ def say_turns(session: Session, n: int) -> None:
     )
 
 
-def test_a_pinned_turn_stays_between_turns_that_go(runner: LlamaRunner) -> None:
+def test_a_pinned_turn_stays_between_evicted_turns(runner: LlamaRunner) -> None:
     with runner.session() as session:
         say_turns(session, 5)
         [pinned] = [i for i, span in enumerate(session.info().spans) if span[::4] == ("user", 2)]
@@ -161,7 +161,7 @@ def test_a_pinned_turn_stays_between_turns_that_go(runner: LlamaRunner) -> None:
         check_text(runner, session)
 
 
-def test_what_is_pinned_is_an_error_where_nothing_else_can_go(runner: LlamaRunner) -> None:
+def test_pinned_spans_that_leave_no_room_are_an_error(runner: LlamaRunner) -> None:
     with runner.session() as session:
         say_turns(session, 3)
         for i in range(len(session.info().spans)):
@@ -176,7 +176,7 @@ def test_what_is_pinned_is_an_error_where_nothing_else_can_go(runner: LlamaRunne
 
 
 @pytest.mark.parametrize("summary", ["They counted.", " \n", ""])
-def test_a_summary_stands_for_the_turns_that_go(runner: LlamaRunner, summary: str) -> None:
+def test_a_summary_stands_for_the_evicted_turns(runner: LlamaRunner, summary: str) -> None:
     with runner.session() as session:
         say_turns(session, 6)
         before = session.messages
@@ -195,7 +195,7 @@ def test_a_summary_stands_for_the_turns_that_go(runner: LlamaRunner, summary: st
         check_text(runner, session)
 
 
-def test_results_of_tools_go_by_themselves(runner: LlamaRunner) -> None:
+def test_tool_results_are_evicted_alone(runner: LlamaRunner) -> None:
     said: list[dict[str, Any]] = [user("How warm is it?")]
     for i in range(3):
         function = {"name": "measure", "arguments": {"place": f"place {i}"}}

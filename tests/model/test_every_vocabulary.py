@@ -68,7 +68,7 @@ def check_sum(session: Session) -> None:
 @each(VOCABULARIES)
 @settings(max_examples=3, deadline=None)
 @given(said=st.lists(texts, min_size=1, max_size=4))
-def test_spans_add_up_and_turns_go_whole(runner: LlamaRunner, said: list[str]) -> None:
+def test_spans_add_up_and_turns_are_evicted_whole(runner: LlamaRunner, said: list[str]) -> None:
     with runner.session() as session:
         said = [f"{i}. {text}" for i, text in enumerate(said)]
         for text in said:

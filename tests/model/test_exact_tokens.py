@@ -7,9 +7,10 @@ would show as a difference.
 
 from __future__ import annotations
 
+import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ from tests.model.plain_tokenizer import (
 TREE = ROOT / "llama_cpp_src" / "llama.cpp"
 VOCABULARIES = sorted((TREE / "models").glob("ggml-vocab-*.gguf"))
 SOURCE = TREE / "src" / "llama-vocab.cpp"
-N_TEXTS = 200
+# By hand: LLAMA_RUNNER_TEST_TEXTS=1000.
+N_TEXTS = int(os.environ.get("LLAMA_RUNNER_TEST_TEXTS", "100"))
 
 pytestmark = pytest.mark.skipif(
     not VOCABULARIES, reason=f"nothing in {TREE}: a build from a checkout puts a tree there"
@@ -71,21 +73,31 @@ def missing_characters(vocab: Vocab) -> str:
     return "".join(c for c in letters if any(bytes([b]) not in pieces for b in c.encode()))
 
 
-def check(vocab: Vocab, plain: PlainTokenizer, text: str | bytes) -> None:
-    for add_special in (False, True):
-        for parse_special in (False, True):
-            tokens = vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
-            expected = plain(text, add_special=add_special, parse_special=parse_special)
-            assert tokens.tolist() == expected, (text, add_special, parse_special)
+Way = tuple[bool, bool]
+# With special tokens added and with those of the text read.
+ALL_WAYS: list[Way] = [(False, False), (True, True), (True, False), (False, True)]
+
+
+def check(
+    vocab: Vocab, plain: PlainTokenizer, text: str | bytes, ways: Sequence[Way] = ALL_WAYS
+) -> None:
+    for add_special, parse_special in ways:
+        tokens = vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+        expected = plain(text, add_special=add_special, parse_special=parse_special)
+        assert tokens.tolist() == expected, (text, add_special, parse_special)
+
+
+def check_random_texts(vocab: Vocab, plain: PlainTokenizer, source: random.Random) -> None:
+    """Check each of N_TEXTS in two of the four ways, by turns."""
+    for i in range(N_TEXTS):
+        check(vocab, plain, random_text(source), ALL_WAYS[2:] if i % 2 else ALL_WAYS[:2])
 
 
 # ---- every vocabulary --------------------------------------------------------------------------
 
 
 def test_texts_of_everything(pair: Pair) -> None:
-    source = random.Random(1)
-    for _ in range(N_TEXTS):
-        check(pair.vocab, pair.plain, random_text(source))
+    check_random_texts(pair.vocab, pair.plain, random.Random(1))
 
 
 def test_prose_and_code(pair: Pair) -> None:
@@ -184,8 +196,7 @@ def test_every_pre_tokenizer(name: str, program: Path, tmp_path: Path) -> None:
     )
     source = random.Random(6)
     with Model(path, vocab_only=True) as model, PlainTokenizer(program, path) as plain:
-        for _ in range(N_TEXTS):
-            check(model.vocab, plain, random_text(source))
+        check_random_texts(model.vocab, plain, source)
         for known in grow(model.vocab, source, parse_special=True):
             expected = plain(known.text, add_special=True, parse_special=True)
             assert known.tokens.tolist() == expected, known.text
@@ -211,8 +222,7 @@ def test_a_pre_tokenizer_that_would_abort_is_refused(tmp_path: Path) -> None:
 
 def compare(path: Path, program: Path, source: random.Random) -> None:
     with Model(path, vocab_only=True) as model, PlainTokenizer(program, path) as plain:
-        for _ in range(N_TEXTS):
-            check(model.vocab, plain, random_text(source))
+        check_random_texts(model.vocab, plain, source)
         for known in grow(model.vocab, source, parse_special=True):
             expected = plain(known.text, add_special=True, parse_special=True)
             assert known.tokens.tolist() == expected, known.text

@@ -79,7 +79,7 @@ def test_the_graphs_of_an_open_file(tmp_path: Path) -> None:
         assert validate_model(file, "graph").level == "graph"
 
 
-def test_what_a_runner_would_not_run_has_no_graphs(tmp_path: Path) -> None:
+def test_graphs_are_refused_for_a_model_that_a_runner_would_refuse(tmp_path: Path) -> None:
     path = tiny_bert().write(tmp_path / "bert.gguf")
     validate_model(path)
     with pytest.raises(UnsupportedModelError):

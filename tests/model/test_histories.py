@@ -54,10 +54,10 @@ def test_appending_never_replaces_what_is_there(session: Session) -> None:
 def test_what_was_appended_is_answered(runner: LlamaRunner, session: Session) -> None:
     with pytest.raises(InvalidParameterError, match="empty conversation"):
         runner.session().generate()
-    session.append([user("What is the capital of France?")])
+    session.append([user("What is the capital of Japan?")])
     answer = session.generate(max_tokens=12, **GREEDY)
-    assert answer.text == "The capital of France is Paris."
-    assert session.messages[1:] == [user("What is the capital of France?"), assistant(answer.text)]
+    assert answer.text == "The capital of Japan is Tokyo."
+    assert session.messages[1:] == [user("What is the capital of Japan?"), assistant(answer.text)]
     with runner.session() as raw:
         raw.append("A, B, C,")
         assert raw.generate(max_tokens=4, **GREEDY).text == " D, E,"
@@ -78,7 +78,7 @@ def test_what_the_session_shows_may_be_given_back(session: Session) -> None:
     assert answer.receipt.first_difference is None
 
 
-def test_what_went_may_be_given_back_where_turns_are_alike(session: Session) -> None:
+def test_evicted_turns_may_be_sent_again_where_turns_are_alike(session: Session) -> None:
     for _ in range(3):
         session.generate([user("Hi.")], 1, **GREEDY)
     whole = session.messages
@@ -99,7 +99,7 @@ def talk(tiny_paths: dict[str, Path]) -> Iterator[Session]:
         yield session
 
 
-def test_a_summary_stands_for_what_went_before_the_turn_that_stayed(talk: Session) -> None:
+def test_a_summary_stands_for_the_turns_before_the_one_that_stayed(talk: Session) -> None:
     whole = talk.messages
     talk.pin(3)
     talk.gc(0.0, policy=summarize(lambda text: "ab"))
@@ -132,7 +132,7 @@ def test_what_had_no_room_is_known_when_other_messages_were_taken_out(talk: Sess
 
 
 @pytest.mark.parametrize("opening", ["abc", "ab"])
-def test_what_went_comes_back_where_a_conversation_branches_off_before(
+def test_evicted_turns_come_back_where_a_conversation_branches_off_before_them(
     talk: Session, opening: str
 ) -> None:
     system, *turns = talk.messages
@@ -143,7 +143,7 @@ def test_what_went_comes_back_where_a_conversation_branches_off_before(
     assert talk.messages[:-1] == given
 
 
-def test_what_went_comes_back_though_something_is_said_again(talk: Session) -> None:
+def test_evicted_turns_come_back_though_a_message_is_repeated(talk: Session) -> None:
     """A user's "Go on." behind an early turn shows nothing of the turns that came later."""
     talk.append([user("Go on."), assistant("a 4"), user("the 5"), assistant("a 5")])
     system, *turns = talk.messages
@@ -153,7 +153,7 @@ def test_what_went_comes_back_though_something_is_said_again(talk: Session) -> N
     assert talk.messages[:-1] == given
 
 
-def test_what_went_is_known_by_what_came_next(talk: Session) -> None:
+def test_evicted_turns_are_recognised_by_the_turns_after_them(talk: Session) -> None:
     """Also where the answer to that is asked for again."""
     system, *turns = talk.messages
     talk.gc(0.0, policy=lambda spans: [[1, 2], [3, 4]])
@@ -162,7 +162,7 @@ def test_what_went_is_known_by_what_came_next(talk: Session) -> None:
 
 
 def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> None:
-    given = [*session.messages, user("What is the capital of France?")]
+    given = [*session.messages, user("What is the capital of Japan?")]
     answer = session.generate(given, 12, **GREEDY)
     returned = {
         **assistant(answer.text),
@@ -177,7 +177,7 @@ def test_keys_that_no_template_sees_make_no_other_message(session: Session) -> N
     assert session.messages[2] == assistant(answer.text)
 
 
-def test_messages_are_nobody_elses(session: Session) -> None:
+def test_messages_are_copies(session: Session) -> None:
     tool_call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1]}}}
     given: list[dict[str, Any]] = [
         user("Go."),
@@ -191,7 +191,7 @@ def test_messages_are_nobody_elses(session: Session) -> None:
     assert session.messages == before
 
 
-def test_raw_text_behind_messages_is_no_part_of_a_conversation_given_whole(
+def test_raw_text_after_messages_is_not_part_of_a_conversation_sent_whole(
     session: Session,
 ) -> None:
     session.generate([user("Hi.")], 4, **GREEDY)
@@ -224,7 +224,7 @@ def test_an_empty_answer_is_asked_for_again(runner: LlamaRunner, reuse: Any) -> 
         {"role": "system", "content": "Be brief."},
         user("Hi."),
         assistant("Hello."),
-        user("What is the capital of France?"),
+        user("What is the capital of Japan?"),
     ]
     with runner.session(reuse=reuse) as session:
         answer = session.generate(given, 4, **GREEDY)
@@ -323,13 +323,14 @@ def test_an_open_stream_ends_with_its_with_block(runner: LlamaRunner) -> None:
     with runner.session() as session:
         stream = session.stream([user("Tell me a story.")], 50, **GREEDY)
         next(stream)
+    assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
     with pytest.raises(KeyError, match="mine"), runner.session() as session:  # noqa: PT012
         stream = session.stream([user("Tell me a story.")], 50, **GREEDY)
         next(stream)
         with pytest.raises(ContextBusyError):
             session.close()
         raise KeyError("mine")
-    assert stream.completion is None or stream.completion.finish_reason == "cancelled"
+    assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
 
 
 # ---- what an agent adds, and what a session keeps ----------------------------------------------

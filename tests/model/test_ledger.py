@@ -19,6 +19,7 @@ from llama_runner.errors import (
     PromptTooLongError,
 )
 from llama_runner.params import GenerationParams
+from tests.model.requesting import request_for
 from tests.model.tiny_models import BOS, EOS, KINDS, N_VOCAB, WINDOW
 
 N_CTX, N_SEQ_MAX = 256, 3
@@ -58,7 +59,7 @@ class Conversation:
 
     def open(self, max_tokens: int) -> None:
         self.before = list(self.tokens)
-        self.request = Request(self.sequence, params(max_tokens))
+        self.request = request_for(self.sequence, params(max_tokens))
 
     def forget(self, n_kept: int) -> None:
         del self.tokens[n_kept:]
@@ -102,7 +103,7 @@ class Machine(RuleBasedStateMachine):
         """What the model says to these tokens, computed afresh."""
         sequence = self.reference.new_sequence()
         sequence.append(tokens)
-        request = Request(sequence, params(n), temporary=True)
+        request = request_for(sequence, params(n), temporary=True)
         request.run()
         return sequence.tokens.tolist()[len(tokens) :]
 
@@ -200,7 +201,7 @@ class Machine(RuleBasedStateMachine):
             lambda: sequence.remove(0, 1),
             lambda: sequence.evict(),
             lambda: sequence.close(),
-            lambda: Request(sequence, params(1)),
+            lambda: request_for(sequence, params(1)),
         ):
             with pytest.raises(ContextBusyError):
                 operation()
@@ -302,7 +303,8 @@ class Machine(RuleBasedStateMachine):
             sequence.forget_from(0)
             sequence.adopt_state(state[: len(state) // 2], n, n_exact)
             sequence.bring_in()
-            assert sequence.n_cached == 0 or sequence.n_cached > n  # shared with another
+            # Half a state is none; only what others have in common with it is there.
+            assert sequence.n_cached == sequence.n_shared
         sequence.forget_from(0)
         sequence.adopt_state(state, n, n_exact)
         sequence.bring_in()
@@ -322,7 +324,7 @@ class Machine(RuleBasedStateMachine):
         expected = self.continuation(prompt, max_tokens)
         sequence = self.context.new_sequence()
         sequence.append(prompt)
-        request = Request(sequence, params(max_tokens), temporary=True)
+        request = request_for(sequence, params(max_tokens), temporary=True)
         for _ in range(n_reads):
             request.read()
         if n_reads == 3:
@@ -405,7 +407,7 @@ def test_the_ledger_is_true(
 def paused_and_lent(context: Context) -> tuple[Sequence, Request]:
     sequence = context.new_sequence()
     sequence.append([BOS, 40, 41])
-    request = Request(sequence, params(50, ignore_eos=True))
+    request = request_for(sequence, params(50, ignore_eos=True))
     request.resume(10)
     request.run()
     assert request.paused
@@ -413,10 +415,10 @@ def paused_and_lent(context: Context) -> tuple[Sequence, Request]:
     return sequence, request
 
 
-def test_what_was_lent_is_whose_it_is_now(tiny_models: dict[str, Model]) -> None:
+def test_a_lent_sequence_belongs_to_the_request_that_took_it(tiny_models: dict[str, Model]) -> None:
     with new_context(tiny_models["plain"]) as context:
         sequence, paused = paused_and_lent(context)
-        other = Request(sequence, params(8, ignore_eos=True))
+        other = request_for(sequence, params(8, ignore_eos=True))
         other.read()
         with pytest.raises(ContextBusyError):
             paused.resume()
@@ -427,7 +429,7 @@ def test_what_was_lent_is_whose_it_is_now(tiny_models: dict[str, Model]) -> None
         assert not sequence.busy
 
 
-def test_what_was_lent_is_taken_back(tiny_models: dict[str, Model]) -> None:
+def test_a_lent_sequence_is_taken_back_unless_it_was_closed(tiny_models: dict[str, Model]) -> None:
     with new_context(tiny_models["plain"]) as context:
         sequence, paused = paused_and_lent(context)
         sequence.remove(1, 4)

@@ -176,7 +176,7 @@ def test_a_vocabulary_alone_is_tried_too(tiny: Path) -> None:
         assert len(runner.tokenize("a b")) > 1
 
 
-def test_what_the_trial_finds_is_raised_as_what_it_is(tiny: Path, tmp_path: Path) -> None:
+def test_an_error_found_in_the_trial_process_keeps_its_type(tiny: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(ModelLoadError, match="cannot load") as caught:
@@ -292,13 +292,15 @@ def test_a_missing_part_is_named(parts: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("progress", [3, "x", object()])
-def test_a_callback_that_is_none_is_refused_before_loading(tiny: Path, progress: Any) -> None:
+def test_a_callback_that_cannot_be_called_is_refused_before_loading(
+    tiny: Path, progress: Any
+) -> None:
     with pytest.raises(InvalidParameterError, match="progress="):
         LlamaRunner(tiny, progress=progress)
 
 
 @pytest.mark.parametrize("model", [None, 3, b"x", "x" * 300, "", "a\0b", "~nouser/x.gguf"])
-def test_a_runner_on_what_is_no_model(model: Any) -> None:
+def test_a_runner_refuses_a_value_that_is_not_a_model(model: Any) -> None:
     with pytest.raises(LlamaError) as caught:
         LlamaRunner(model)
     assert "\n" not in str(caught.value)
@@ -446,7 +448,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("llama_runner.loaders.estimate.room", lambda: limit)
 
 
-def test_what_cannot_fit_is_refused_with_what_would(
+def test_a_context_that_cannot_fit_is_refused_with_one_that_would(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = estimate_memory(tiny, n_ctx=2048).host
@@ -461,9 +463,7 @@ def test_what_cannot_fit_is_refused_with_what_would(
     LlamaRunner(tiny, n_ctx=advised).close()
 
 
-def test_what_others_hold_is_not_there_to_be_taken(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_context_must_fit_the_free_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = estimate_memory(tiny, n_ctx=2048).host
     monkeypatch.setattr("llama_runner.loaders.estimate.free_memory", lambda: int(needed * 1.1))
     LlamaRunner(tiny, n_ctx=2048).close()

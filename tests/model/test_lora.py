@@ -304,7 +304,7 @@ def test_files_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("lora", [{"a": float("nan")}, {"a": 1000}, {1: 1.0}, "pirate"])
-def test_wishes_that_are_none_are_refused(tuned: LlamaRunner, lora: Any) -> None:
+def test_a_lora_argument_of_another_form_is_refused(tuned: LlamaRunner, lora: Any) -> None:
     with pytest.raises(InvalidParameterError) as caught:
         answer(tuned, lora=lora)
     assert caught.value.field == "lora"
@@ -361,15 +361,17 @@ def test_without_checks_of_the_model_adapters_are_still_checked(base: Path, adap
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x", "", "a\0b", "x" * 300, "/dev/null"])
-def test_a_path_that_is_none(runner_of_base: LlamaRunner, path: Any) -> None:
+def test_a_value_that_is_not_a_path_is_refused(runner_of_base: LlamaRunner, path: Any) -> None:
     with pytest.raises(LlamaError) as caught:
         runner_of_base.load_lora(path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [3, "", b"x"])
-def test_a_name_that_is_none(runner_of_base: LlamaRunner, adapter: Path, name: Any) -> None:
-    with pytest.raises(InvalidParameterError, match="must be a string that is not empty"):
+def test_a_value_that_is_not_a_name_is_refused(
+    runner_of_base: LlamaRunner, adapter: Path, name: Any
+) -> None:
+    with pytest.raises(InvalidParameterError, match="must be a non-empty string"):
         runner_of_base.load_lora(adapter, name)
 
 

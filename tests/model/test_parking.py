@@ -88,7 +88,7 @@ def test_older_ones_move_on_to_the_disk(tiny_models: dict[str, Model], tmp_path:
             assert np.allclose(answer(sequence), answer(computed(reference, seed)), atol=1e-4)
 
 
-def test_what_is_too_large_for_the_ram_goes_to_the_disk(
+def test_a_state_too_large_for_the_ram_is_parked_on_disk(
     tiny_models: dict[str, Model], tmp_path: Path
 ) -> None:
     model = tiny_models["plain"]

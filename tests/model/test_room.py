@@ -13,6 +13,7 @@ import pytest
 
 from llama_runner._core import Context, Model, Request, Sequence
 from llama_runner.params import GenerationParams
+from tests.model.requesting import request_for
 from tests.model.tiny_models import EOS, N_VOCAB
 
 ENOUGH = 1 << 24
@@ -43,7 +44,7 @@ def computed(context: Context, n: int, seed: int) -> Sequence:
 
 def generation(sequence: Sequence, n: int) -> Request:
     params = GenerationParams(max_tokens=n, temperature=0, seed=0, ignore_eos=True)
-    return Request(sequence, params)
+    return request_for(sequence, params)
 
 
 def while_it_runs(request: Request, do: Callable[[], object]) -> None:
@@ -60,7 +61,7 @@ def while_it_runs(request: Request, do: Callable[[], object]) -> None:
 # ---- waiting -----------------------------------------------------------------------------------
 
 
-def test_who_waits_for_room_keeps_what_was_computed(tiny_models: dict[str, Model]) -> None:
+def test_a_call_that_waits_for_room_keeps_its_computed_cells(tiny_models: dict[str, Model]) -> None:
     with new_context(tiny_models["plain"]) as context:
         waiting = computed(context, 120, 1)
         waiting.evict()
@@ -76,7 +77,7 @@ def test_who_waits_for_room_keeps_what_was_computed(tiny_models: dict[str, Model
         thread.join()
 
 
-def test_who_has_to_leave_while_it_generates_comes_back(tiny_models: dict[str, Model]) -> None:
+def test_a_sequence_evicted_while_it_generates_comes_back(tiny_models: dict[str, Model]) -> None:
     with (
         new_context(tiny_models["plain"]) as tight,
         new_context(tiny_models["plain"]) as other,
@@ -114,7 +115,9 @@ def test_two_take_turns_with_room_for_one_beside(tiny_models: dict[str, Model]) 
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_who_waits_is_told_what_was_there(tiny_models: dict[str, Model], unified: bool) -> None:
+def test_prompt_counts_of_requests_that_waited_add_up(
+    tiny_models: dict[str, Model], unified: bool
+) -> None:
     """Each token of a prompt was there, is another's, or had to be computed."""
     options = {"n_ctx": 1024, "unified": unified}
     with new_context(tiny_models["plain"], **options) as context:
@@ -135,8 +138,8 @@ def test_who_waits_is_told_what_was_there(tiny_models: dict[str, Model], unified
             assert n_prefilled < n_prompt
 
 
-def test_who_waits_moves_nobody_out_in_vain(tiny_models: dict[str, Model]) -> None:
-    """What could come back only if an older request ended leaves the others where they are."""
+def test_a_waiting_call_evicts_no_sequence_without_need(tiny_models: dict[str, Model]) -> None:
+    """It could come back only after an older request ended, so evicting others would not help."""
     with new_context(tiny_models["plain"], n_ctx=2048, n_seq_max=4) as context:
         waiting = computed(context, 1400, 1)
         waiting.evict()
@@ -172,7 +175,7 @@ def test_a_state_that_serves_little_is_not_waited_for(tiny_models: dict[str, Mod
 # ---- operations --------------------------------------------------------------------------------
 
 
-def test_an_operation_moves_nobody_out_who_generates(tiny_models: dict[str, Model]) -> None:
+def test_an_operation_evicts_no_generating_sequence(tiny_models: dict[str, Model]) -> None:
     with new_context(tiny_models["plain"], n_seq_max=1, n_ctx=2048, parking_ram=0) as context:
         state, n = computed(context, 200, 1).save_state()
         other = filled(context, 200, 1)

@@ -34,7 +34,8 @@ from tests import inside
 from tests.model.tiny_models import WINDOW
 
 N_CTX, N_SEQ_MAX, MAX_SESSIONS = 256, 3, 4
-EXAMPLES = int(os.environ.get("LLAMA_RUNNER_EXAMPLES", "200"))
+# By hand: LLAMA_RUNNER_EXAMPLES=1000.
+EXAMPLES = int(os.environ.get("LLAMA_RUNNER_EXAMPLES", "80"))
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -96,13 +96,14 @@ def test_what_is_pinned_stays_and_a_full_context_says_so(session: Session) -> No
     assert stream.completion is not None
     assert stream.completion.finish_reason == "length"
     session.unpin(index)
-    assert session.generate(question("Go on."), 200, **greedy(ignore_eos=True)).usage
+    answer = session.generate(question("Go on."), 200, **greedy(ignore_eos=True))
+    assert len(answer.tokens) == 200
     with pytest.raises(InvalidParameterError, match="spans"):
         session.pin(99)
 
 
 def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> None:
-    session.generate(question("What is the capital of France?"), 12, **greedy())
+    session.generate(question("What is the capital of Japan?"), 12, **greedy())
     mark = session.mark()
     before = (session.info().spans, session.messages)
     first = session.generate(question("And of Italy?"), 12, **greedy())
@@ -117,7 +118,7 @@ def test_rewinding_is_as_if_the_later_turns_had_never_been(session: Session) -> 
 
 
 def test_a_mark_of_another_conversation_is_refused(runner: LlamaRunner, session: Session) -> None:
-    session.generate(question("What is the capital of France?"), 12, **greedy())
+    session.generate(question("What is the capital of Japan?"), 12, **greedy())
     before = (session.messages, session.info().spans)
     with runner.session() as other:
         other.append(question("Hello."))
@@ -175,7 +176,7 @@ def test_forks_go_on_independently_and_share_what_they_have_in_common(
     assert used == 0
     with session.fork() as child:
         assert child.messages == session.messages
-        ask = question("What is the capital of France?")
+        ask = question("What is the capital of Japan?")
         ours = session.generate(ask, 6, **greedy())
         theirs = child.generate(ask, 6, **greedy())
         assert ours.tokens == theirs.tokens
@@ -187,8 +188,8 @@ def test_forks_go_on_independently_and_share_what_they_have_in_common(
 def test_a_common_beginning_is_computed_once(runner: LlamaRunner) -> None:
     system = "You are a careful librarian who knows every book. " * 8
     with runner.session(system) as first, runner.session(system) as second:
-        a = first.generate(question("What is the capital of France?"), 8, **greedy())
-        b = second.generate(question("What is the capital of France?"), 8, **greedy())
+        a = first.generate(question("What is the capital of Japan?"), 8, **greedy())
+        b = second.generate(question("What is the capital of Japan?"), 8, **greedy())
         assert b.receipt.shared >= 64
         assert a.tokens == b.tokens
 
@@ -257,7 +258,7 @@ def test_what_was_cleared_does_not_come_back_from_parking(model_path: Path) -> N
         runner.session() as session,
     ):
         session.generate("The quick brown fox jumps over the lazy dog. " * 8, 4, **greedy())
-        prompt = "The capital of France is the city of Paris, and " * 4
+        prompt = "The capital of Japan is the city of Tokyo, and " * 4
         expected = runner.generate_stateless(prompt, 4, **greedy())  # moves the session out
         session.clear()
         answer = session.generate(prompt, 4, **greedy())
@@ -290,7 +291,7 @@ def test_a_fork_where_there_is_one_slot(model_path: Path) -> None:
     """Both cannot be in the memory at once: they take turns, and compute nothing again."""
     with LlamaRunner(model_path, n_ctx=512, n_seq_max=1) as runner:
         session = runner.session("You are a helpful assistant.")
-        session.generate(question("What is the capital of France?"), 8, **greedy())
+        session.generate(question("What is the capital of Japan?"), 8, **greedy())
         with session.fork() as fork:
             ask = question("And of Italy?")
             answers = [s.generate(ask, 8, **greedy()) for s in (session, fork)]
@@ -427,7 +428,9 @@ def test_a_closed_session_says_so(runner: LlamaRunner) -> None:
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid"])
-def test_what_cannot_be_rewound_comes_back_whole(tiny_paths: dict[str, Path], kind: str) -> None:
+def test_a_state_that_cannot_be_rewound_comes_back_whole(
+    tiny_paths: dict[str, Path], kind: str
+) -> None:
     """From parking and from a snapshot, also when it began with a system message."""
     template = "{% for m in messages %}<{{ m.content }}\n{% endfor %}"
     with LlamaRunner(tiny_paths[kind], n_ctx=512, n_seq_max=1, chat_template=template) as runner:

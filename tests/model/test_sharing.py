@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from llama_runner import LlamaRunner
-from llama_runner._core import Context, Model, Request
+from llama_runner._core import Context, Model
 from llama_runner._core import Sequence as Ledger
 from llama_runner.params import GenerationParams
 from tests import inside
 from tests.model.oracle import Oracle
+from tests.model.requesting import request_for
 from tests.model.tiny_models import EOS, KINDS, N_VOCAB
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
@@ -160,7 +161,7 @@ def answer_to(context: Context, job: Job) -> list[int]:
     sequence = context.new_sequence()
     sequence.append(job.prompt)
     params = GenerationParams(max_tokens=len(job.answer), seed=0, **GREEDY)
-    request = Request(sequence, params, temporary=True)
+    request = request_for(sequence, params, temporary=True)
     request.run()
     return list(request.tokens)
 
@@ -169,7 +170,7 @@ def answer_in_pieces(context: Context, job: Job) -> list[int]:
     sequence = context.new_sequence()
     sequence.append(job.prompt)
     params = GenerationParams(max_tokens=len(job.answer), seed=0, **GREEDY)
-    request = Request(sequence, params)
+    request = request_for(sequence, params)
     while not request.done:
         request.read()
     tokens: list[int] = sequence.tokens.tolist()
@@ -183,7 +184,7 @@ def answer_in_turns(context: Context, job: Job) -> list[int]:
     sequence.append(job.prompt)
     params = GenerationParams(max_tokens=1, seed=0, **GREEDY)
     for _ in job.answer:
-        Request(sequence, params).run()
+        request_for(sequence, params).run()
     tokens: list[int] = sequence.tokens.tolist()
     sequence.close()
     return tokens[len(job.prompt) :]
@@ -193,7 +194,7 @@ def give_up(context: Context, job: Job) -> list[int]:
     """Begin, and be cancelled, closed or dropped at some time."""
     sequence = context.new_sequence()
     sequence.append(job.prompt)
-    request = Request(sequence, GenerationParams(seed=0, **GREEDY), temporary=True)
+    request = request_for(sequence, GenerationParams(seed=0, **GREEDY), temporary=True)
     for _ in range(len(job.answer) % 3):
         request.read()
     if len(job.prompt) % 2:
@@ -232,7 +233,7 @@ def random_tokens(n: int, seed: int = 1) -> list[int]:
 
 
 def shared_and_reused(sequence: Ledger) -> tuple[int, int]:
-    request = Request(sequence, GenerationParams(max_tokens=1, seed=0, **GREEDY))
+    request = request_for(sequence, GenerationParams(max_tokens=1, seed=0, **GREEDY))
     request.run()
     _, n_reused, n_shared, _ = request.counts
     return n_shared, n_reused
@@ -294,10 +295,10 @@ def test_a_few_own_cells_are_given_up_for_many(
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 @pytest.mark.parametrize("n_seq_max", [1, 2])
-def test_making_room_costs_nobody_what_it_shares(
+def test_the_owner_of_shared_cells_is_evicted_last(
     tiny_models: dict[str, Model], n_seq_max: int, unified: bool
 ) -> None:
-    """Of whom it takes over leaves last, and where it has to leave, what is kept aside serves."""
+    """If the owner must be evicted after all, its parked state is shared instead."""
     options: dict[str, Any] = {"n_ctx": 512, "unified": unified, "parking_ram": 2**24}
     tokens = random_tokens(200)
     with new_context(tiny_models["plain"], n_seq_max=n_seq_max, **options) as context:
@@ -313,7 +314,7 @@ def test_making_room_costs_nobody_what_it_shares(
 
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
-def test_what_is_shared_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
+def test_shared_cells_cannot_be_shifted(tiny_models: dict[str, Model], unified: bool) -> None:
     options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 512, "unified": unified}
     with new_context(tiny_models["plain"], **options) as context:
         first = context.new_sequence()

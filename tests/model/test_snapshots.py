@@ -45,7 +45,7 @@ def runner(model_path: Path) -> Iterator[LlamaRunner]:
 @pytest.fixture
 def session(runner: LlamaRunner) -> Iterator[Session]:
     with runner.session("You are helpful.", name="first") as session:
-        session.generate(question("What is the capital of France?"), 12, **GREEDY)
+        session.generate(question("What is the capital of Japan?"), 12, **GREEDY)
         session.pin(1)
         yield session
 
@@ -187,7 +187,7 @@ def test_with_other_settings_it_is_computed_again(session: Session, model_path: 
         assert receipt.recomputed > 0
 
 
-def test_what_is_no_snapshot_of_this_model(
+def test_a_snapshot_that_is_not_of_this_model_is_refused(
     session: Session, tiny_paths: dict[str, Path], model_path: Path, tmp_path: Path
 ) -> None:
     data = session.snapshot()
@@ -209,8 +209,8 @@ def test_what_is_no_snapshot_of_this_model(
     newer[8] += 1
     before = session.messages
     for wrong, message in [
-        (b"", "no snapshot"),
-        (b"GGUF" + data[4:], "no snapshot"),
+        (b"", "not a snapshot"),
+        (b"GGUF" + data[4:], "not a snapshot"),
         (data[:-1], "truncated"),
         (data[: len(data) // 2], "truncated"),
         (data + b"\0", "truncated"),

@@ -72,7 +72,7 @@ def check(runner: LlamaRunner, session: Session) -> None:
     """The memory is what the template makes of the messages, and the cells are of these tokens."""
     *asked, answer = session.messages
     ledger = inside.ledger(session)
-    expected = inside.chat(runner).render(asked)[0].replace(BREAK.decode(), "").encode()
+    expected = inside.chat(runner).render(asked).data.replace(BREAK, b"")
     assert compared(inside.chat(runner).vocab.detokenize(ledger)).startswith(compared(expected))
     assert answer["role"] == "assistant"
     assert sum(span.tokens for span in session.info().spans) == len(ledger)

@@ -77,7 +77,7 @@ def test_threads_may_share_a_tokenizer(model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 3, ["a"], np.array([504, 3575]), array("u", "a")])
-def test_what_is_no_text_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
+def test_a_value_that_is_not_text_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
     for call in (
         vocabulary.tokenize,
         vocabulary.count_tokens,
@@ -167,7 +167,7 @@ def test_conversations_take_turns_and_stay_known(vocabulary: LlamaRunner) -> Non
             assert vocabulary.tokenize(talks[i]).tolist() == whole(vocabulary, talks[i])
 
 
-def test_what_is_kept_is_bounded(vocabulary: LlamaRunner) -> None:
+def test_the_cache_of_pieces_is_bounded(vocabulary: LlamaRunner) -> None:
     def kept() -> list[int]:
         return [known.n_bytes for _, known in vocabulary.tokenizer._kept]
 
@@ -191,7 +191,7 @@ def test_what_is_kept_is_bounded(vocabulary: LlamaRunner) -> None:
 
 @settings(deadline=None)
 @given(text=texts, cuts=st.lists(st.integers(0, 60)), special=st.booleans())
-def test_what_comes_bit_by_bit_is_the_text_of_all(
+def test_detokenizing_bit_by_bit_gives_the_whole_text(
     vocabulary: LlamaRunner, text: str, cuts: list[int], special: bool
 ) -> None:
     tokens = vocabulary.tokenize(text)
@@ -242,7 +242,7 @@ def test_ids_out_of_range_are_refused(vocabulary: LlamaRunner) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 1.5, True, "5", b"5", {}, [5, True], [5.0], [[5]]])
-def test_what_is_no_token_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
+def test_a_value_that_is_not_a_token_is_refused(vocabulary: LlamaRunner, wrong: Any) -> None:
     detokenizer = vocabulary.tokenizer.detokenizer()
     if wrong != {}:
         with pytest.raises(TokenizationError, match="must be"):
@@ -257,7 +257,7 @@ def test_what_is_no_token_is_refused(vocabulary: LlamaRunner, wrong: Any) -> Non
     assert vocab.token_to_piece(np.int16(5)) == vocab.token_to_piece(5)
 
 
-def test_what_feeds_tokens(vocabulary: LlamaRunner) -> None:
+def test_a_detokenizer_takes_a_tokenizer_or_a_vocabulary(vocabulary: LlamaRunner) -> None:
     text = "Some words"
     tokens = vocabulary.tokenize(text, add_special=False).tolist()
     for source in (vocabulary.tokenizer, vocabulary.tokenizer.vocab):
@@ -379,7 +379,7 @@ WRONG_SEQUENCES = [
 
 
 @pytest.mark.parametrize(("sequences", "kind", "message"), WRONG_SEQUENCES)
-def test_a_batch_of_what_are_no_tokens_is_refused(
+def test_a_batch_of_values_that_are_not_tokens_is_refused(
     sequences: Any, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -394,7 +394,7 @@ def test_a_batch_of_what_are_no_tokens_is_refused(
         (["\ud800", np.zeros(3, np.float32)], r"texts\[1\]: .*got ndarray"),
     ],
 )
-def test_of_many_texts_the_one_that_is_none_is_named(
+def test_of_many_texts_the_one_that_is_not_text_is_named(
     vocabulary: LlamaRunner, texts: list[Any], message: str
 ) -> None:
     for many in (texts, iter(texts)):

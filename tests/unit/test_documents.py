@@ -8,12 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from llama_runner import ContextParams, GenerationParams, ModelMetadata, ModelParams
+import llama_runner
+from llama_runner import (
+    ContextParams,
+    GenerationParams,
+    ModelMetadata,
+    ModelParams,
+    errors,
+    loaders,
+    memory,
+    tokens,
+)
 from llama_runner.results import ContextInfo, Receipt, Timings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "llama_runner"
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.md")],
+    key=lambda path: path.as_posix(),
+)
 
 
 def files_named() -> dict[str, set[Path]]:
@@ -51,11 +64,48 @@ def test_each_module_says_what_is_in_it() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_to_files(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """Return the names of a page's headings, as links spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    broken = []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = target.partition("#")
+        place = page.parent / name if name else page
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
+def test_overviews_stay_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    pages = set((ROOT / "docs").rglob("*.md"))
+    listed = {ROOT / "docs" / "index.md"}
+    for page in pages:
+        for toctree in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            names = [line for line in toctree.split() if not line.startswith(":")]
+            listed |= {page.parent / f"{name}.md" for name in names}
+    assert pages - listed == set()
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", "\n".join(map(Path.read_text, pages)), re.M))
+    listed_names = {name.rpartition(".")[2] for name in listed} | set(errors.__all__)
+    public = {*llama_runner.__all__, *loaders.__all__, *memory.__all__, *tokens.__all__}
+    # Summarize is what summarize() returns.
+    assert public - listed_names == {"__version__", "Summarize"}
 
 
 @pytest.mark.parametrize(

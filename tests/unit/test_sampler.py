@@ -276,7 +276,7 @@ def test_threads_may_use_one_sampler() -> None:
     ],
     ids=repr,
 )
-def test_what_are_no_logits_is_refused(wrong: Any) -> None:
+def test_a_value_that_is_not_logits_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidParameterError, match="logits: must be an array of numbers"):
         Sampler(GenerationParams(seed=1)).sample(wrong)
 
@@ -288,7 +288,7 @@ def test_a_history_of_other_tokens_is_refused(token: int) -> None:
         sampler.sample(distinct_logits(seed=4, size=700, spread=1.0), [token])
 
 
-def test_what_is_no_recipe_is_refused() -> None:
+def test_a_value_that_is_not_a_sampler_recipe_is_refused() -> None:
     with pytest.raises(InvalidParameterError, match=r"must be GenerationParams .*got int"):
         Sampler(5)  # type: ignore[arg-type]
     with pytest.raises(InvalidParameterError, match="with a seed"):

@@ -266,7 +266,7 @@ class TestFetchedTree:
             find_tree(replace(PIN, sdist_sha256="0" * 64), home)
         assert_names_three_ways_out(str(caught.value))
 
-    def test_into_what_is_no_folder(self, published: Pin, home: Path) -> None:
+    def test_a_target_that_is_not_a_folder_is_refused(self, published: Pin, home: Path) -> None:
         home.write_text("a file in its place")
         with pytest.raises(SourceError, match="could not be written") as caught:
             find_tree(published, home)

@@ -178,7 +178,7 @@ def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         assert "not JSON" not in str(caught.value)
 
 
-def test_what_is_not_alike_is_not_proposed(tmp_path: Path) -> None:
+def test_unlike_names_are_not_proposed(tmp_path: Path) -> None:
     with pytest.raises(ModelMetadataError, match="unknown field 'stop'; known are temperature, "):
         load_model(described(tmp_path, sampling={"stop": "x"}))
 
@@ -227,7 +227,7 @@ def test_a_description_comes_back_from_its_own_json() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b"\xff", b"3", b"[" * 100_000, b'{"a": 1e999}', b" " * (2 << 20)]
 )
-def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_description_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.json"
     path.write_bytes(content)
     with pytest.raises(ModelMetadataError):

@@ -63,7 +63,7 @@ def refusal(use: Callable[[Any], object], given: object) -> LlamaError:
 
 @pytest.mark.parametrize("use", TAKING_A_MODEL + TAKING_A_NAME)
 @pytest.mark.parametrize("given", [None, 3, b"x", io.BytesIO(b"GGUF"), io.StringIO(), ["x"]])
-def test_what_is_no_path(use: Callable[[Any], object], given: object) -> None:
+def test_a_value_that_is_not_a_path_is_named(use: Callable[[Any], object], given: object) -> None:
     error = refusal(use, given)
     assert isinstance(error, InvalidParameterError)
     assert "must be a" in str(error)
@@ -79,7 +79,7 @@ def test_a_name_that_nothing_can_have(use: Callable[[Any], object], name: str) -
 
 @pytest.mark.parametrize("use", [use for use in TAKING_A_MODEL if use is not find_model])
 @pytest.mark.parametrize("ending", [".gguf", ".json", ""])
-def test_what_is_no_file_is_named(
+def test_a_path_that_is_not_a_file_is_named(
     use: Callable[[Any], object], ending: str, tmp_path: Path
 ) -> None:
     def place(name: str) -> Path:

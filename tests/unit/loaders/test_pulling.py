@@ -75,7 +75,7 @@ def test_what_is_here_in_part_is_pulled_again(home: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "longer", "shorter"])
-def test_what_is_not_as_promised_never_gets_the_name(home: Path, damage: str) -> None:
+def test_a_file_with_another_size_or_hash_never_gets_the_name(home: Path, damage: str) -> None:
     content = {"other bytes": MODEL[:-1] + b"x", "longer": MODEL * 50, "shorter": MODEL[:-1]}
     publish(home, content[damage])
     describe(home)

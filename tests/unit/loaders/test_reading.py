@@ -193,7 +193,7 @@ def test_every_value_comes_back(
 
 
 @given(data=st.binary(max_size=400))
-def test_no_bytes_do_more_than_be_refused(data: bytes, tmp_path_factory: Any) -> None:
+def test_random_bytes_are_only_ever_refused(data: bytes, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "noise.gguf"
     head = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
     for content in (data, head + data, head[:16] + data):
@@ -249,7 +249,7 @@ def test_a_sparse_file_of_terabytes_costs_no_more_than_its_header(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["directory", "empty", "text", "pipe", "device"])
-def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_model_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     match kind:
         case "directory":
@@ -321,7 +321,9 @@ class BytesPath:
 
 
 @pytest.mark.parametrize("read", [read_gguf, validate_model])
-def test_what_is_neither_a_path_nor_an_open_file(tmp_path: Path, read: Any) -> None:
+def test_a_value_that_is_neither_a_path_nor_an_open_file_is_refused(
+    tmp_path: Path, read: Any
+) -> None:
     path = tiny_llama().write(tmp_path / "good.gguf")
     with path.open("rb") as closed:
         pass

@@ -62,7 +62,7 @@ def test_good_models_pass(make: Callable[[], GgufFile], tmp_path: Path) -> None:
 def test_every_vocabulary_of_the_pinned_tree_passes() -> None:
     paths = sorted((PINNED / "models").glob("ggml-vocab-*.gguf"))
     if not paths:
-        pytest.skip("the pinned tree was unpacked without its test assets")
+        pytest.skip(f"no vocabularies in {PINNED}: a build from a checkout puts them there")
     for path in paths:
         validate_model(path)
 
@@ -133,7 +133,7 @@ def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
     assert trial.growth <= MEMORY
 
 
-def test_infinite_scores_of_both_signs_are_no_nan(tmp_path: Path) -> None:
+def test_infinite_scores_of_both_signs_pass(tmp_path: Path) -> None:
     scores = Array(F32, [float("inf"), float("-inf"), *[0.0] * 262])
     model = tiny_llama().with_keys(tokenizer__ggml__scores=(ARRAY, scores))
     validate_model(model.write(tmp_path / "scores.gguf"))
@@ -145,7 +145,7 @@ def test_infinite_scores_of_both_signs_are_no_nan(tmp_path: Path) -> None:
 def pinned(path: str) -> str:
     file = PINNED / path
     if not file.exists():
-        pytest.skip("the pinned tree is not unpacked here")
+        pytest.skip(f"no tree in {PINNED}: a build from a checkout puts it there")
     return file.read_text(encoding="utf-8")
 
 

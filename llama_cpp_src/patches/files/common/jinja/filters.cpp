@@ -1,4 +1,4 @@
-#include "python.h"
+#include "filters.h"
 
 #include "runtime.h"
 #include "unicode.h"
@@ -10,14 +10,14 @@
 #include <map>
 #include <set>
 
-// The filters and tests of Jinja2, for values of every type: most of them make a text or a list of what they
-// are given first.
+// The filters of Jinja2, for values of every type: most of them first make a text or a list of what they are
+// given.
 
 #define FILENAME "jinja-filters"
 
 namespace jinja {
 
-static value text_value(const std::string & text, const value & like) {
+value text_value(const std::string & text, const value & like) {
     auto result = mk_val<value_string>(text);
     if (is_val<value_string>(like)) {
         result->val_str.mark_input_based_on(like->val_str);
@@ -29,11 +29,11 @@ static value generator(const std::vector<value> & items) {
     return mk_val<value_view>(items, value_view_t::generator);
 }
 
-static bool truth_of(const value & given, bool otherwise) {
+bool truth_of(const value & given, bool otherwise) {
     return given ? py_truth(given) : otherwise;
 }
 
-static int64_t int_of(const value & given, int64_t otherwise) {
+int64_t int_of(const value & given, int64_t otherwise) {
     if (!given) {
         return otherwise;
     }
@@ -43,7 +43,7 @@ static int64_t int_of(const value & given, int64_t otherwise) {
     return given->as_int();
 }
 
-static std::string text_of(const value & given, const std::string & otherwise) {
+std::string text_of(const value & given, const std::string & otherwise) {
     if (!given) {
         return otherwise;
     }
@@ -53,7 +53,7 @@ static std::string text_of(const value & given, const std::string & otherwise) {
     return given->as_string().str();
 }
 
-// "a.b.0" of a value, as filters take it; `otherwise` in place of what is undefined
+// The attribute "a.b.0" of a value, as filters name it; `otherwise` replaces an undefined one
 static value attribute_of(value val, const value & attribute, const value & otherwise = nullptr) {
     const auto get = [&](const value & key) {
         val = py_item(val, key);
@@ -76,7 +76,7 @@ static value attribute_of(value val, const value & attribute, const value & othe
     return val;
 }
 
-// What values are compared by: their attribute, in lower case unless told otherwise.
+// The key by which a value is compared: its attribute, in lower case unless case_sensitive is set.
 static value sort_key(const value & item, const value & attribute, bool case_sensitive) {
     const bool by_attribute = attribute && !attribute->is_none();
     if (by_attribute && is_val<value_string>(attribute) && attribute->as_string().str().find(',') != std::string::npos) {
@@ -89,7 +89,7 @@ static value sort_key(const value & item, const value & attribute, bool case_sen
     return key;
 }
 
-// Places of the items in order
+// The indices of the items in sorted order
 static std::vector<size_t> sorted(const std::vector<value> & keys, bool reverse) {
     std::vector<size_t> order(keys.size());
     for (size_t i = 0; i < order.size(); ++i) {
@@ -162,7 +162,7 @@ static value filter_slice(const func_args & args) {
     return generator(slices);
 }
 
-static std::string padded(const std::string & text, int64_t width) {
+std::string padded(const std::string & text, int64_t width) {
     const int64_t length = static_cast<int64_t>(py_text_length(text));
     if (width <= length) {
         return text;
@@ -441,7 +441,7 @@ static value filter_text(const func_args & args) {
     return text_value(transform(py_text(args.get_pos(0))), args.get_pos(0));
 }
 
-// A filter or a test by its name, on items: map('upper'), select('equalto', 1)
+// Find a filter or a test that is named as an argument: map('upper'), select('equalto', 1)
 static func_handler named(const func_builtins & builtins, const value & name, const std::string & what) {
     const auto text  = text_of(name, "");
     const auto found = builtins.find(text);
@@ -463,7 +463,7 @@ static func_args with_input(const func_args & args, size_t skip, const value & i
 }
 
 static value filter_map(const func_args & args) {
-    if (!py_truth(args.get_pos(0))) { // none, too
+    if (!py_truth(args.get_pos(0))) { // also none
         return generator({});
     }
     const auto items = py_iterate(args.get_pos(0));
@@ -499,7 +499,7 @@ static value filter_map(const func_args & args) {
 template <bool is_reject, bool by_attribute>
 static value filter_select(const func_args & args) {
     const value input = args.get_pos(0);
-    if (!py_truth(input)) { // none, too
+    if (!py_truth(input)) { // also none
         return generator({});
     }
     const size_t first = by_attribute ? 2 : 1;
@@ -541,7 +541,7 @@ static value filter_extreme(const func_args & args) {
     return best;
 }
 
-static std::string replaced(const std::string & text, const std::string & old, const std::string & with, int64_t count) {
+std::string replaced(const std::string & text, const std::string & old, const std::string & with, int64_t count) {
     if (count < 0) {
         count = INT64_MAX;
     }
@@ -796,570 +796,6 @@ bool is_known_filter(const std::string & name) {
         "xmlattr",
     };
     return builtin_filters().count(name) || others.count(name);
-}
-
-//
-// tests
-//
-
-static func_handler type_test(bool (*test)(const value &)) {
-    return [test](const func_args & args) -> value {
-        py_arguments(args, 1, 0, {});
-        return mk_val<value_bool>(test(args.get_pos(0)));
-    };
-}
-
-static func_handler compare_test(const char * op) {
-    return [op](const func_args & args) -> value {
-        return py_compare(op, args.get_pos(0), py_arguments(args, 1, 1, {"other"})[0]);
-    };
-}
-
-static func_handler remainder_test(int64_t expected) {
-    return [expected](const func_args & args) -> value {
-        py_arguments(args, 1, 0, {});
-        const value two = mk_val<value_int>(2);
-        return mk_val<value_bool>(py_equal(py_binary("%", args.get_pos(0), two), mk_val<value_int>(expected)));
-    };
-}
-
-static func_handler case_test(bool is_upper) {
-    return type_test(is_upper ? +[](const value & val) {
-        bool any = false;
-        for (const auto & ch : py_chars(py_text(val))) {
-            bool upper;
-            if (py_is_cased(ch, upper)) {
-                any = true;
-                if (!upper) {
-                    return false;
-                }
-            }
-        }
-        return any;
-    } : +[](const value & val) {
-        bool any = false;
-        for (const auto & ch : py_chars(py_text(val))) {
-            bool upper;
-            if (py_is_cased(ch, upper)) {
-                any = true;
-                if (upper) {
-                    return false;
-                }
-            }
-        }
-        return any;
-    });
-}
-
-const func_builtins & builtin_tests() {
-    static const func_builtins tests = {
-        {"boolean", type_test([](const value & val) { return is_val<value_bool>(val); })},
-        {"callable", type_test([](const value & val) {
-            return is_val<value_func>(val) || is_val<value_loop>(val) || val->is_undefined();
-        })},
-        {"defined", type_test([](const value & val) { return !val->is_undefined(); })},
-        {"divisibleby", [](const func_args & args) -> value {
-            const value num = py_arguments(args, 1, 1, {"num"})[0];
-            return mk_val<value_bool>(py_equal(py_binary("%", args.get_pos(0), num), mk_val<value_int>(0)));
-        }},
-        {"eq", compare_test("==")}, {"==", compare_test("==")}, {"equalto", compare_test("==")},
-        {"escaped", type_test([](const value & val) { return is_val<value_string>(val) && cast_val<value_string>(val)->is_markup; })},
-        {"even", remainder_test(0)},
-        {"false", type_test([](const value & val) { return is_val<value_bool>(val) && !val->as_bool(); })},
-        {"filter", type_test([](const value & val) { return is_val<value_string>(val) && is_known_filter(val->as_string().str()); })},
-        {"float", type_test([](const value & val) { return is_val<value_float>(val); })},
-        {"ge", compare_test(">=")}, {"gt", compare_test(">")}, {"greaterthan", compare_test(">")},
-        {"in", [](const func_args & args) -> value {
-            return mk_val<value_bool>(py_contains(py_arguments(args, 1, 1, {"seq"})[0], args.get_pos(0)));
-        }},
-        {"integer", type_test([](const value & val) { return is_val<value_int>(val); })},
-        {"iterable", type_test([](const value & val) {
-            return is_val<value_array>(val) || is_val<value_object>(val) || is_val<value_string>(val) || is_val<value_loop>(val) ||
-                   val->is_undefined();
-        })},
-        {"le", compare_test("<=")}, {"lower", case_test(false)}, {"lt", compare_test("<")}, {"lessthan", compare_test("<")},
-        {"mapping", type_test([](const value & val) { return is_val<value_object>(val); })},
-        {"ne", compare_test("!=")},
-        {"none", type_test([](const value & val) { return val->is_none(); })},
-        {"number", type_test(py_is_number)},
-        {"odd", remainder_test(1)},
-        {"sameas", [](const func_args & args) -> value {
-            const value a = args.get_pos(0);
-            const value b = py_arguments(args, 1, 1, {"other"})[0];
-            const auto is_one_of_a_kind = [](const value & val) { return val->is_none() || is_val<value_bool>(val); };
-            if (!is_one_of_a_kind(a) && !is_one_of_a_kind(b)) {
-                not_supported("'sameas' for other values than true, false and none");
-            }
-            return mk_val<value_bool>(py_type(a) == py_type(b) && py_equal(a, b));
-        }},
-        {"sequence", type_test([](const value & val) {
-            const bool is_view = is_val<value_view>(val) && cast_val<value_view>(val)->kind != value_view_t::range;
-            return (is_val<value_array>(val) && !is_view) || is_val<value_object>(val) || is_val<value_string>(val) || val->is_undefined();
-        })},
-        {"string", type_test([](const value & val) { return is_val<value_string>(val); })},
-        {"test", type_test([](const value & val) { return is_val<value_string>(val) && is_known_test(val->as_string().str()); })},
-        {"true", type_test([](const value & val) { return is_val<value_bool>(val) && val->as_bool(); })},
-        {"undefined", type_test([](const value & val) { return val->is_undefined(); })},
-        {"upper", case_test(true)},
-        {"!=", compare_test("!=")}, {"<", compare_test("<")}, {"<=", compare_test("<=")}, {">", compare_test(">")}, {">=", compare_test(">=")},
-    };
-    return tests;
-}
-
-bool is_known_test(const std::string & name) {
-    return builtin_tests().count(name) != 0;
-}
-
-//
-// methods
-//
-
-static void require_text(const value & val) {
-    if (!is_val<value_string>(val)) {
-        throw std::runtime_error("expected a text, not " + py_type(val));
-    }
-}
-
-template <bool left, bool right>
-static value method_strip(const func_args & args) {
-    const auto given = py_arguments(args, 1, 0, {"chars"});
-    const auto text  = args.get_pos(0)->val_str.str();
-    if (!given[0] || given[0]->is_none()) {
-        return text_value(py_strip(text, left, right), args.get_pos(0));
-    }
-    const auto chars = text_of(given[0], "");
-    return text_value(py_strip(text, left, right, &chars), args.get_pos(0));
-}
-
-template <bool from_right>
-static value method_split(const func_args & args) {
-    const auto given = py_arguments(args, 1, 0, {"sep", "maxsplit"});
-    const auto text  = args.get_pos(0)->val_str.str();
-    const int64_t limit = int_of(given[1], -1);
-    size_t left = limit < 0 ? SIZE_MAX : static_cast<size_t>(limit);
-    std::vector<std::string> pieces;
-    if (!given[0] || given[0]->is_none()) {
-        std::vector<std::pair<size_t, size_t>> words; // where each begins and ends
-        size_t at = 0;
-        bool inside = false;
-        for (const auto & ch : py_chars(text)) {
-            const bool space = py_is_space(ch);
-            if (!space && !inside) {
-                words.push_back({at, at});
-            }
-            at += ch.size();
-            if (!space) {
-                words.back().second = at;
-            }
-            inside = !space;
-        }
-        const size_t n = words.size();
-        const size_t cut = n > 0 ? std::min(left, n - 1) : 0; // how many splits
-        if (from_right) {
-            const size_t first = n - cut; // words[0, first) stay together
-            if (n > 0) {
-                const size_t start = left >= n ? words[0].first : 0;
-                pieces.push_back(text.substr(start, words[first - 1].second - start));
-            }
-            for (size_t i = first; i < n; ++i) {
-                pieces.push_back(text.substr(words[i].first, words[i].second - words[i].first));
-            }
-        } else {
-            for (size_t i = 0; i < cut; ++i) {
-                pieces.push_back(text.substr(words[i].first, words[i].second - words[i].first));
-            }
-            if (n > 0) {
-                const size_t end = left >= n ? words[n - 1].second : text.size();
-                pieces.push_back(text.substr(words[cut].first, end - words[cut].first));
-            }
-        }
-    } else {
-        const auto sep = text_of(given[0], "");
-        if (sep.empty()) {
-            throw std::runtime_error("empty separator");
-        }
-        size_t start = 0;
-        size_t end   = text.size();
-        while (left > 0) {
-            const size_t at = from_right ? (end >= sep.size() ? text.rfind(sep, end - sep.size()) : std::string::npos) : text.find(sep, start);
-            if (at == std::string::npos) {
-                break;
-            }
-            spend(1);
-            if (from_right) {
-                pieces.push_back(text.substr(at + sep.size(), end - at - sep.size()));
-                end = at;
-            } else {
-                pieces.push_back(text.substr(start, at - start));
-                start = at + sep.size();
-            }
-            --left;
-        }
-        pieces.push_back(text.substr(start, end - start));
-        if (from_right) {
-            std::reverse(pieces.begin(), pieces.end());
-        }
-    }
-    auto result = mk_val<value_array>();
-    for (const auto & piece : pieces) {
-        result->push_back(text_value(piece, args.get_pos(0)));
-    }
-    return result;
-}
-
-template <bool at_end>
-static value method_starts(const func_args & args) {
-    const value given = py_arguments(args, 1, 1, {"prefix"})[0];
-    const auto  text  = args.get_pos(0)->val_str.str();
-    const auto  options = is_val<value_tuple>(given) ? given->val_arr : std::vector<value>{given};
-    for (const auto & option : options) {
-        const auto part = text_of(option, "");
-        if (part.size() <= text.size() && text.compare(at_end ? text.size() - part.size() : 0, part.size(), part) == 0) {
-            return mk_val<value_bool>(true);
-        }
-    }
-    return mk_val<value_bool>(false);
-}
-
-template <bool from_right, bool must_be>
-static value method_find(const func_args & args) {
-    const auto part = text_of(py_arguments(args, 1, 1, {"sub"})[0], "");
-    const auto text = args.get_pos(0)->val_str.str();
-    const size_t at = from_right ? text.rfind(part) : text.find(part);
-    if (at == std::string::npos && must_be) {
-        throw std::runtime_error("substring not found");
-    }
-    return mk_val<value_int>(at == std::string::npos ? -1 : static_cast<int64_t>(py_text_length(text.substr(0, at))));
-}
-
-static value method_count(const func_args & args) {
-    const auto part = text_of(py_arguments(args, 1, 1, {"sub"})[0], "");
-    const auto text = args.get_pos(0)->val_str.str();
-    if (part.empty()) {
-        return mk_val<value_int>(static_cast<int64_t>(py_text_length(text)) + 1);
-    }
-    int64_t n = 0;
-    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + part.size())) {
-        ++n;
-    }
-    return mk_val<value_int>(n);
-}
-
-static value method_replace(const func_args & args) {
-    const auto given = py_arguments(args, 1, 2, {"old", "new", "count"});
-    return text_value(replaced(args.get_pos(0)->val_str.str(), text_of(given[0], ""), text_of(given[1], ""), int_of(given[2], -1)),
-                      args.get_pos(0));
-}
-
-static value method_join(const func_args & args) {
-    const value given = py_arguments(args, 1, 1, {"iterable"})[0];
-    const auto between = args.get_pos(0)->val_str.str();
-    string text;
-    bool is_first = true;
-    for (const auto & item : py_iterate(given)) {
-        require_text(item);
-        spend_text(between.size(), text.length());
-        text.append(is_first ? "" : between).append(item->val_str);
-        is_first = false;
-    }
-    return mk_val<value_string>(text);
-}
-
-template <bool from_right>
-static value method_partition(const func_args & args) {
-    const auto sep  = text_of(py_arguments(args, 1, 1, {"sep"})[0], "");
-    const auto text = args.get_pos(0)->val_str.str();
-    if (sep.empty()) {
-        throw std::runtime_error("empty separator");
-    }
-    const size_t at = from_right ? text.rfind(sep) : text.find(sep);
-    std::vector<std::string> pieces = {text, "", ""};
-    if (at != std::string::npos) {
-        pieces = {text.substr(0, at), sep, text.substr(at + sep.size())};
-    } else if (from_right) {
-        pieces = {"", "", text};
-    }
-    std::vector<value> items;
-    for (const auto & piece : pieces) {
-        items.push_back(text_value(piece, args.get_pos(0)));
-    }
-    return mk_val<value_tuple>(items);
-}
-
-template <bool at_end>
-static value method_remove(const func_args & args) {
-    const auto part = text_of(py_arguments(args, 1, 1, {"prefix"})[0], "");
-    auto text = args.get_pos(0)->val_str.str();
-    if (part.size() <= text.size() && text.compare(at_end ? text.size() - part.size() : 0, part.size(), part) == 0) {
-        text.erase(at_end ? text.size() - part.size() : 0, part.size());
-    }
-    return text_value(text, args.get_pos(0));
-}
-
-static value method_title(const func_args & args) {
-    py_arguments(args, 1, 0, {});
-    std::string text;
-    bool inside = false;
-    for (const auto & ch : py_chars(args.get_pos(0)->val_str.str())) {
-        bool upper;
-        text += inside ? py_lower(ch) : py_upper_first(ch);
-        inside = py_is_cased(ch, upper);
-    }
-    return text_value(text, args.get_pos(0));
-}
-
-static value method_splitlines(const func_args & args) {
-    const auto given = py_arguments(args, 1, 0, {"keepends"});
-    auto result = mk_val<value_array>();
-    for (const auto & line : py_splitlines(args.get_pos(0)->val_str.str(), truth_of(given[0], false))) {
-        result->push_back(text_value(line, args.get_pos(0)));
-    }
-    return result;
-}
-
-template <bool (*test)(const std::string &)>
-static value method_all(const func_args & args) {
-    py_arguments(args, 1, 0, {});
-    const auto chars = py_chars(args.get_pos(0)->val_str.str());
-    return mk_val<value_bool>(!chars.empty() && std::all_of(chars.begin(), chars.end(), test));
-}
-
-static bool is_ascii_digit(const std::string & ch) {
-    if (ch.size() > 1 && py_is_word(ch) && !py_is_alpha(ch)) {
-        not_supported("'" + ch + "' as a digit");
-    }
-    return ch.size() == 1 && std::isdigit(static_cast<unsigned char>(ch[0]));
-}
-
-static bool is_alnum(const std::string & ch) {
-    return py_is_alpha(ch) || is_ascii_digit(ch);
-}
-
-// '{}', '{0}' and '{name}', with nothing after the name
-static value method_format(const func_args & args) {
-    const auto format = args.get_pos(0)->val_str.str();
-    const bool is_input = args.get_pos(0)->val_str.all_parts_are_input();
-    string text;
-    size_t place = 1;
-    for (size_t i = 0; i < format.size();) {
-        const size_t next = std::min(format.find_first_of("{}", i), format.size());
-        text.append(format.substr(i, next - i), is_input);
-        if (next == format.size()) {
-            break;
-        }
-        if (next + 1 < format.size() && format[next + 1] == format[next]) {
-            text.append(std::string(1, format[next]), is_input);
-            i = next + 2;
-            continue;
-        }
-        const size_t end = format.find('}', next);
-        if (format[next] == '}' || end == std::string::npos) {
-            throw std::runtime_error("format: single '{' or '}' in the text");
-        }
-        const auto name = format.substr(next + 1, end - next - 1);
-        value given;
-        if (name.empty()) {
-            given = args.get_pos(place++);
-        } else if (name.find_first_not_of("0123456789") == std::string::npos && name.size() < 9 && place == 1) {
-            given = args.get_pos(static_cast<size_t>(std::stoi(name)) + 1);
-        } else if (name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == std::string::npos) {
-            given = args.get_kwarg(name, nullptr);
-        } else {
-            not_supported("'{" + name + "}' in format()");
-        }
-        if (!given || is_val<value_kwarg>(given)) {
-            throw std::runtime_error("format: no argument for '{" + name + "}'");
-        }
-        text.append(py_str(given));
-        i = end + 1;
-    }
-    return mk_val<value_string>(text);
-}
-
-template <int side>
-static value method_just(const func_args & args) {
-    const auto given = py_arguments(args, 1, 1, {"width", "fillchar"});
-    if (given[1]) {
-        not_supported("fillchar");
-    }
-    const auto text = args.get_pos(0)->val_str.str();
-    const int64_t width = int_of(given[0], 0);
-    if (side == 0) {
-        return text_value(padded(text, width), args.get_pos(0));
-    }
-    const int64_t missing = std::max<int64_t>(0, width - static_cast<int64_t>(py_text_length(text)));
-    spend_text(static_cast<size_t>(missing));
-    const std::string space(static_cast<size_t>(missing), ' ');
-    return text_value(side < 0 ? text + space : space + text, args.get_pos(0));
-}
-
-const func_builtins & value_string_t::get_builtins() const {
-    static const func_builtins methods = {
-        {"capitalize", filter_capitalize}, {"center", method_just<0>}, {"count", method_count},
-        {"endswith", method_starts<true>}, {"find", method_find<false, false>}, {"format", method_format},
-        {"index", method_find<false, true>}, {"isalnum", method_all<is_alnum>}, {"isalpha", method_all<py_is_alpha>},
-        {"isdigit", method_all<is_ascii_digit>}, {"isnumeric", method_all<is_ascii_digit>},
-        {"islower", case_test(false)}, {"isspace", method_all<py_is_space>}, {"isupper", case_test(true)},
-        {"join", method_join}, {"ljust", method_just<-1>}, {"lower", filter_text<py_lower>},
-        {"lstrip", method_strip<true, false>}, {"partition", method_partition<false>},
-        {"removeprefix", method_remove<false>}, {"removesuffix", method_remove<true>}, {"replace", method_replace},
-        {"rfind", method_find<true, false>}, {"rindex", method_find<true, true>}, {"rjust", method_just<1>},
-        {"rpartition", method_partition<true>}, {"rsplit", method_split<true>}, {"rstrip", method_strip<false, true>},
-        {"split", method_split<false>}, {"splitlines", method_splitlines}, {"startswith", method_starts<false>},
-        {"strip", method_strip<true, true>}, {"title", method_title}, {"upper", filter_text<py_upper>},
-    };
-    return methods;
-}
-
-// append() and pop() are more than transformers allows; others' templates use them
-const func_builtins & value_array_t::get_builtins() const {
-    static const func_builtins tuple_methods = {
-        {"count", [](const func_args & args) -> value {
-            const value item = py_arguments(args, 1, 1, {"value"})[0];
-            const auto & all = args.get_pos(0)->val_arr;
-            return mk_val<value_int>(std::count_if(all.begin(), all.end(), [&](const value & one) { return py_equal(one, item); }));
-        }},
-        {"index", [](const func_args & args) -> value {
-            const value item = py_arguments(args, 1, 1, {"value"})[0];
-            const auto & all = args.get_pos(0)->val_arr;
-            const auto found = std::find_if(all.begin(), all.end(), [&](const value & one) { return py_equal(one, item); });
-            if (found == all.end()) {
-                throw std::runtime_error("index: the item is not there");
-            }
-            return mk_val<value_int>(found - all.begin());
-        }},
-    };
-    static const func_builtins methods = [] {
-        func_builtins all = tuple_methods;
-        all["append"] = [](const func_args & args) -> value {
-            const value item = py_arguments(args, 1, 1, {"object"})[0];
-            const_cast<value_array_t *>(cast_val<value_array>(args.get_pos(0)))->push_back(item);
-            return mk_val<value_none>();
-        };
-        all["pop"] = [](const func_args & args) -> value {
-            const int64_t index = int_of(py_arguments(args, 1, 0, {"index"})[0], -1);
-            return const_cast<value_array_t *>(cast_val<value_array>(args.get_pos(0)))->pop_at(index);
-        };
-        return all;
-    }();
-    return is_immutable() ? tuple_methods : methods;
-}
-
-static value view_of(const value & val, const char * shown, value (*part)(const std::pair<value, value> &)) {
-    std::vector<value> items;
-    for (const auto & pair : val->as_ordered_object()) {
-        items.push_back(part(pair));
-    }
-    return mk_val<value_view>(items, value_view_t::keys, shown);
-}
-
-const func_builtins & value_object_t::get_builtins() const {
-    static const func_builtins methods = {
-        {"copy", [](const func_args & args) -> value {
-            py_arguments(args, 1, 0, {});
-            value val = args.get_pos(0);
-            return mk_val<value_object>(val);
-        }},
-        {"get", [](const func_args & args) -> value {
-            const auto given = py_arguments(args, 1, 1, {"key", "default"});
-            value none = given[1] ? given[1] : mk_val<value_none>();
-            return args.get_pos(0)->at(given[0], none);
-        }},
-        {"items", [](const func_args & args) -> value {
-            py_arguments(args, 1, 0, {});
-            return view_of(args.get_pos(0), "dict_items", [](const std::pair<value, value> & pair) -> value {
-                return mk_val<value_tuple>(pair);
-            });
-        }},
-        {"keys", [](const func_args & args) -> value {
-            py_arguments(args, 1, 0, {});
-            return view_of(args.get_pos(0), "dict_keys", [](const std::pair<value, value> & pair) { return pair.first; });
-        }},
-        {"values", [](const func_args & args) -> value {
-            py_arguments(args, 1, 0, {});
-            return view_of(args.get_pos(0), "dict_values", [](const std::pair<value, value> & pair) { return pair.second; });
-        }},
-    };
-    return methods;
-}
-
-//
-// functions
-//
-
-static value function_dict(const func_args & args) {
-    auto result = mk_val<value_object>();
-    for (const auto & arg : args.get_args()) {
-        if (is_val<value_kwarg>(arg)) {
-            result->insert(cast_val<value_kwarg>(arg)->key, cast_val<value_kwarg>(arg)->val);
-        } else if (&arg != &args.get_args().front()) {
-            throw std::runtime_error("'" + args.func_name + "' takes one argument without a name");
-        } else if (is_val<value_object>(arg)) {
-            for (const auto & [key, val] : arg->as_ordered_object()) {
-                result->insert(key, val);
-            }
-        } else {
-            for (const auto & item : py_iterate(arg)) {
-                const auto pair = py_iterate(item);
-                if (pair.size() != 2) {
-                    throw std::runtime_error("'" + args.func_name + "' takes a mapping, or pairs");
-                }
-                result->insert(pair[0], pair[1]);
-            }
-        }
-    }
-    return result;
-}
-
-static value function_range(const func_args & args) {
-    const auto given = py_arguments(args, 0, 1, {"start", "stop", "step"});
-    const int64_t start = given[1] ? int_of(given[0], 0) : 0;
-    const int64_t stop  = given[1] ? int_of(given[1], 0) : int_of(given[0], 0);
-    const int64_t step  = int_of(given[2], 1);
-    if (step == 0) {
-        throw std::runtime_error("range() arg 3 must not be zero");
-    }
-    const long double size = std::ceil((static_cast<long double>(stop) - static_cast<long double>(start)) / static_cast<long double>(step));
-    require(size <= 100'000, "it makes too many values: a range has 100000 at most");
-    std::vector<value> items;
-    for (int64_t i = 0; static_cast<long double>(i) < size; ++i) {
-        items.push_back(mk_val<value_int>(start + i * step));
-    }
-    auto shown = "range(" + std::to_string(start) + ", " + std::to_string(stop);
-    shown += step == 1 ? ")" : ", " + std::to_string(step) + ")";
-    return mk_val<value_view>(items, value_view_t::range, shown);
-}
-
-const func_builtins & global_builtins() {
-    static const func_builtins functions = {
-        {"dict", function_dict},
-        {"namespace", [](const func_args & args) -> value {
-            auto result = mk_val<value_namespace>();
-            const value given = function_dict(args);
-            for (const auto & [key, val] : given->as_ordered_object()) {
-                result->attributes->insert(key, val);
-            }
-            return result;
-        }},
-        {"raise_exception", [](const func_args & args) -> value {
-            const value message = py_arguments(args, 0, 1, {"message"})[0];
-            throw raised_exception("Jinja Exception: " + py_text(message));
-        }},
-        {"range", function_range},
-        {"strftime_now", [](const func_args & args) -> value {
-            const auto format = text_of(py_arguments(args, 0, 1, {"format"})[0], "");
-            if (format.find("%f") != std::string::npos) {
-                not_supported("'%f' in strftime_now()");
-            }
-            char buf[500];
-            const auto size = std::strftime(buf, sizeof(buf), format.c_str(), std::localtime(&args.ctx.current_time));
-            if (size == 0 && !format.empty()) {
-                throw std::runtime_error("strftime_now: failed to format the time");
-            }
-            return mk_val<value_string>(std::string(buf, size));
-        }},
-    };
-    return functions;
 }
 
 } // namespace jinja

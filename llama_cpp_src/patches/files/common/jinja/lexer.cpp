@@ -11,8 +11,8 @@
 
 namespace jinja {
 
-// As Jinja2 with trim_blocks and lstrip_blocks: the newline after a statement or a comment goes, and so does the
-// space before one on its line.
+// White space is removed as Jinja2 does with trim_blocks and lstrip_blocks: the newline after a statement or a
+// comment, and the space before one on its line.
 struct scanner {
     const std::string & source; // for error reporting
     const std::string   src;
@@ -50,7 +50,7 @@ struct scanner {
         return where;
     }
 
-    // Whether `word` closes a tag at `where`, and where what follows begins.
+    // Return whether `mark` closes a tag at `where`; the text after the tag begins at `next`.
     bool closes(const std::string & mark, size_t where, bool trims, size_t & next) const {
         if (at("-" + mark, where)) {
             next = skip_space(where + 1 + mark.size());
@@ -73,7 +73,7 @@ struct scanner {
         pos = next;
     }
 
-    // The text before a tag, without what the tag takes away.
+    // The text before a tag, without the white space that the tag removes.
     void push_text(size_t start, size_t end, char sign, bool is_expression) {
         std::string text = src.substr(start, end - start);
         if (sign == '-') {
@@ -244,7 +244,7 @@ struct scanner {
         tokens.push_back({is_expression ? token::open_expression : token::open_statement, src.substr(pos, 2), pos});
         pos += 2;
         pos += sign_at(pos) != 0;
-        std::string brackets; // that are open: what closes a tag does not, among them
+        std::string brackets; // the open ones: within them nothing closes a tag
         while (true) {
             pos = skip_space(pos);
             if (pos >= src.size()) {
@@ -327,7 +327,7 @@ struct scanner {
 };
 
 lexer_result lexer::tokenize(const std::string & source) {
-    // A newline of any kind is one, and the last one of a template is not part of it.
+    // Each kind of newline becomes "\n", and the last newline of a template is not part of it.
     std::string src;
     for (size_t i = 0; i < source.size(); ++i) {
         if (source[i] != '\r') {

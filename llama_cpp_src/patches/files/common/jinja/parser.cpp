@@ -24,7 +24,7 @@ class parser {
     size_t current = 0;
 
     std::string source; // for error reporting
-    std::vector<signature *> signatures; // of the macros that are open
+    std::vector<signature *> signatures; // of the macros being parsed, outermost first
 
 public:
     parser(const std::vector<token> & t, const std::string & src) : tokens(t), source(src) {}
@@ -111,7 +111,7 @@ private:
                std::any_of(names.begin(), names.end(), [&](const char * name) { return is_identifier(name, 1); });
     }
 
-    // up to one of these, which stays
+    // Parse up to one of these, which is not consumed.
     statements parse_until(std::initializer_list<const char *> names) {
         expect(token::close_statement, "%}");
         statements body;
@@ -124,7 +124,7 @@ private:
         return body;
     }
 
-    // up to this, which is read
+    // Parse up to this, which is consumed.
     statements parse_block(const char * end) {
         statements body = parse_until({end});
         current += 2;
@@ -221,7 +221,7 @@ private:
         const size_t    pos0 = current;
         const auto      word = next().value;
         if (word == "elif") {
-            alternate.push_back(parse_if_statement(pos0)); // which reads the end
+            alternate.push_back(parse_if_statement(pos0)); // this also reads the endif
             return mk_stmt<if_statement>(start_pos, std::move(test), std::move(body), std::move(alternate));
         }
         if (word == "else") {
@@ -315,7 +315,7 @@ private:
         expect_symbol(")");
     }
 
-    // What can be assigned to: a name, names, or an attribute of a namespace
+    // The target of an assignment: a name, several names, or an attribute of a namespace
 
     statement_ptr parse_target_name() {
         const size_t start_pos = current;
@@ -350,14 +350,14 @@ private:
         return is_tuple ? statement_ptr(mk_stmt<tuple_literal>(start_pos, std::move(targets))) : std::move(targets[0]);
     }
 
-    // ---- expressions, as Jinja2 binds them: what is parsed first binds least
+    // ---- expressions, in the precedence of Jinja2: the first function is for the loosest operator
 
     bool is_tuple_end(const char * word) const {
         const auto t = peek().t;
         return t == token::close_statement || t == token::close_expression || is_symbol(")") || (word && is_identifier(word));
     }
 
-    // one expression, or more with commas; `in_parentheses` there may be none
+    // One expression, or several separated by commas; with `in_parentheses` there may be none.
     statement_ptr parse_tuple(bool with_condition = true, const char * end_word = nullptr, bool in_parentheses = false) {
         const size_t start_pos = current;
         statements items;
@@ -582,7 +582,7 @@ private:
         }
     }
 
-    // the name of a filter or of a test, and its arguments
+    // Parse the name of a filter or of a test, and its arguments.
 
     statement_ptr parse_dotted_name() {
         const size_t start_pos = current;

@@ -85,13 +85,13 @@ bool py_is_word(const std::string & ch) {
     not_supported("upper and lower case of '" + ch + "'");
 }
 
-// What lowers to each letter; the first is the one that Unicode has for it.
+// The letters whose lower case is a given letter; the first one is its upper case in Unicode.
 static const std::unordered_map<uint32_t, uint32_t> & uppercase() {
     static const auto table = [] {
         std::unordered_map<uint32_t, uint32_t> upper;
         for (uint32_t c = 0x80; c < 0x1f000; ++c) {
             const uint32_t lower = unicode_tolower(c);
-            if (lower != c && c != 0x1e9e) { // two capital S are the capital of a sharp s
+            if (lower != c && c != 0x1e9e) { // the upper case of a sharp s is SS
                 upper.emplace(lower, c);
             }
         }
@@ -110,7 +110,7 @@ bool py_is_cased(const std::string & ch, bool & upper) {
     upper = c < 0x80 ? c >= 'A' && c <= 'Z' : unicode_tolower(c) != c;
     if (!upper && !lower && c >= 0x80 && unicode_cpt_flags_from_cpt(c).is_letter &&
             is_between(c, {{0x80, 0x58f}, {0x10a0, 0x10ff}, {0x1c80, 0x1fff}, {0x2070, 0x218f}, {0xa640, 0xa7ff}, {0xab30, 0xab6f}, {0xfb00, 0xfb17}})) {
-        no_case_for(ch); // a letter without a partner, which may have a case all the same
+        no_case_for(ch); // a letter without a counterpart may still have a case
     }
     return upper || lower;
 }
@@ -124,7 +124,7 @@ static std::string upper_char(const std::string & ch) {
     if (is_between(c, {{0xb5, 0xb5}, {0x131, 0x131}, {0x149, 0x149}, {0x17f, 0x17f}, {0x1c4, 0x1cc}, {0x1f0, 0x1f3}, {0x390, 0x390},
                        {0x3b0, 0x3b0}, {0x3c2, 0x3c2}, {0x3d0, 0x3d6}, {0x3f0, 0x3f5}, {0x587, 0x587}, {0x1c80, 0x1c8f},
                        {0x1e96, 0x1e9b}, {0x1f50, 0x1fff}, {0xfb00, 0xfb17}})) {
-        no_case_for(ch); // becomes more than one letter, or one that is not its partner
+        no_case_for(ch); // its upper case is several letters, or not its counterpart
     }
     if (found != uppercase().end()) {
         return common_unicode_cpt_to_utf8(found->second);
@@ -799,7 +799,7 @@ value py_negative(const value & val) {
 }
 
 //
-// what is inside
+// items and attributes
 //
 
 std::vector<value> py_iterate(const value & val) {
@@ -912,7 +912,7 @@ value py_slice(const value & val, const value & start, const value & stop, const
     return is_val<value_tuple>(val) ? value(mk_val<value_tuple>(result->as_array())) : value(result);
 }
 
-// What Python's own objects have, and this does not: it must not be taken for undefined.
+// An attribute that Python's own objects have and these lack must not be taken for undefined.
 static void require_no_python_attribute(const value & val, const std::string & name) {
     static const std::map<std::string, std::set<std::string>> names = {
         {"str", {"casefold", "encode", "expandtabs", "format_map", "isascii", "isdecimal", "isidentifier", "isprintable", "istitle",

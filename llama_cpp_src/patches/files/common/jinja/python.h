@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-// What Python does with the values of a template. Templates are written for Jinja2, which leaves operators,
-// comparisons, indices and texts to Python: a prompt that differs in a byte is another prompt.
+// Operations on the values of a template with the results of Python. Templates are written for Jinja2, which
+// leaves operators, comparisons, indices and texts to Python, and a prompt must not differ in a single byte.
 
 namespace jinja {
 
-// code points, of valid and of invalid UTF-8; the latter's bytes stay as they are
+// Split a text into code points; the bytes of invalid UTF-8 stay as they are.
 std::vector<std::string> py_chars(const std::string & text);
 size_t py_text_length(const std::string & text);
 bool   py_is_space(const std::string & ch);
@@ -27,7 +27,7 @@ std::string py_html_escape(const std::string & text);
 
 std::string py_float_repr(double number);
 string      py_str(const value & val);
-std::string py_text(const value & val); // the same without its parts
+std::string py_text(const value & val); // the same as one piece
 std::string py_repr(const value & val);
 std::string py_type(const value & val);
 
@@ -44,29 +44,30 @@ bool py_truth(const value & val);
 bool py_equal(const value & a, const value & b);
 bool py_less(const value & a, const value & b); // throws where Python does not order them
 bool py_contains(const value & container, const value & item);
-bool py_is_number(const value & val); // and a boolean, which is one for Python
+bool py_is_number(const value & val); // true for a boolean as well, which is a number in Python
 bool py_is_integer(const value & val);
 
 value py_binary(const std::string & op, const value & a, const value & b);
 value py_negative(const value & val);
 value py_compare(const std::string & op, const value & a, const value & b);
 
-// Uses up generators.
+// The items of a value; a generator is used up by this.
 std::vector<value> py_iterate(const value & val);
 int64_t py_length(const value & val);
 
-// None stands for what is left out.
+// Whatever is left out is given as none.
 value py_slice(const value & val, const value & start, const value & stop, const value & step);
 value py_item(const value & val, const value & key);          // val[key]
 value py_attribute(const value & val, const std::string & name); // val.name
 
-// Arguments by place and by name, those left out as nullptr. The first `skip` belong to the caller.
+// Positional and named arguments in the order of `names`; one that is left out is nullptr. The first `skip`
+// arguments are for the caller.
 std::vector<value> py_arguments(
     const func_args & args, size_t skip, size_t n_required, const std::vector<std::string> & names);
 
 const func_builtins & builtin_filters();
 const func_builtins & builtin_tests();
-bool is_known_filter(const std::string & name); // to Jinja2
+bool is_known_filter(const std::string & name); // whether Jinja2 has it
 bool is_known_test(const std::string & name);
 
 [[noreturn]] void not_supported(const std::string & what);

@@ -150,7 +150,7 @@ static void assign(const statement_ptr & target, const value & val, context & ct
     }
 }
 
-// The arguments of a macro, by place and by name. Defaults may use the parameters before them.
+// Bind the arguments of a macro, positional and named. A default may use the parameters before it.
 static void bind_parameters(const std::string & name, const signature & sig, const func_args & args, context & ctx) {
     const auto fail = [&](const std::string & why) {
         throw std::runtime_error("macro '" + name + "' " + why);
@@ -215,7 +215,7 @@ static void bind_parameters(const std::string & name, const signature & sig, con
     }
 }
 
-// A macro sees what is around it, not what is around its call.
+// A macro sees the scope in which it is defined, not the scope of its call.
 static value make_macro(context & ctx, const std::string & name, const signature & sig, const statements & body) {
     if (ctx.kept->empty() || ctx.kept->back() != ctx.here) {
         ctx.kept->push_back(ctx.here);
@@ -478,7 +478,7 @@ value for_statement::execute_impl(context & ctx) const {
 
 void for_statement::run(context & ctx, const value & over, int64_t depth0) const {
     auto loop = mk_val<value_loop>();
-    struct End { // what the loop has of this frame
+    struct End { // takes from the loop what lies in this frame
         value_loop_t & loop;
         ~End() {
             loop.accepts  = nullptr;

@@ -1,0 +1,232 @@
+# Uses: nothing
+#
+# How deep a chat template is, before llama.cpp's parser recurses into it.
+#
+# The template is taken apart as llama.cpp's lexer does it (files/common/jinja/lexer.cpp among the
+# patches), which follows Jinja2: brackets hide the end of a tag, and raw blocks hide tags. Of what
+# the lexer refuses, only an upper bound matters.
+from libc.string cimport memcmp, strlen
+from libcpp.vector cimport vector
+
+
+cdef struct TemplateShape:
+    size_t nesting
+    size_t operators
+
+
+cdef struct TemplateTag:
+    bint statement       # {% %}, not {{ }}
+    const char * word    # that the statement begins with
+    size_t word_size
+    bint assigns
+    size_t operators
+
+
+def template_shape(bytes template):
+    """What a chat template asks of a parser that recurses.
+
+    Returns:
+        How deep blocks and brackets are nested, and the most operators in one tag: a chain such as
+        ``a + b + c`` becomes a tree as deep as it is long.
+    """
+    cdef const char * source = template
+    cdef size_t size = len(template)
+    cdef TemplateShape shape
+    with nogil:
+        shape = shape_of(source, size)
+    return shape.nesting, shape.operators
+
+
+cdef TemplateShape shape_of(const char * source, size_t size) noexcept nogil:
+    cdef TemplateShape shape
+    cdef TemplateTag tag
+    cdef vector[size_t] blocks  # of each open one, how deep it nests: every elif is an if in an if
+    cdef size_t blocks_depth = 0
+    cdef size_t at = 0
+    cdef size_t after
+    shape.nesting = shape.operators = 0
+    while at + 1 < size:
+        if source[at] != b"{" or source[at + 1] not in (b"%", b"{", b"#"):
+            at += 1
+            continue
+        if source[at + 1] == b"#":
+            at = end_of_comment(source, size, at)
+            continue
+        after = end_of_raw(source, size, at, b"raw")
+        if after:
+            at = end_of_raw_block(source, size, after)
+            continue
+        tag.statement = source[at + 1] == b"%"
+        at = read_tag(source, size, at + 2, blocks_depth, &tag, &shape)
+        if tag.statement:
+            blocks_depth = follow_block(&tag, blocks, blocks_depth)
+            shape.nesting = max(shape.nesting, blocks_depth)
+    return shape
+
+
+cdef size_t end_of_comment(const char * source, size_t size, size_t at) noexcept nogil:
+    at += 2
+    while at + 1 < size and not (source[at] == b"#" and source[at + 1] == b"}"):
+        at += 1
+    return at + 2
+
+
+cdef size_t end_of_raw(const char * source, size_t size, size_t at,
+                       const char * name) noexcept nogil:
+    """Where the tag at this place ends if it is {% raw %} or {% endraw %}; else 0."""
+    cdef size_t length = strlen(name)
+    if at + 2 > size or source[at] != b"{" or source[at + 1] != b"%":
+        return 0
+    at += 2
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
+    at = skip_space(source, size, at)
+    if at + length > size or memcmp(source + at, name, length) != 0:
+        return 0
+    at = skip_space(source, size, at + length)
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
+    if at + 2 > size or source[at] != b"%" or source[at + 1] != b"}":
+        return 0
+    return at + 2
+
+
+cdef size_t end_of_raw_block(const char * source, size_t size, size_t at) noexcept nogil:
+    cdef size_t after
+    while at + 1 < size:
+        after = end_of_raw(source, size, at, b"endraw")
+        if after:
+            return after
+        at += 1
+    return size
+
+
+cdef inline size_t skip_space(const char * source, size_t size, size_t at) noexcept nogil:
+    # What is beyond ASCII may be space too. It keeps this from seeing a raw block, and what is in
+    # that is measured then.
+    while at < size and (b"\t" <= source[at] <= b"\r" or b"\x1c" <= source[at] <= b" "):
+        at += 1
+    return at
+
+
+cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_depth,
+                     TemplateTag * tag, TemplateShape * shape) noexcept nogil:
+    """Read what is between two marks; returns where the text after it starts."""
+    cdef char c, following, mark
+    cdef size_t start
+    cdef size_t depth = 0  # of brackets
+    tag.word = NULL
+    tag.word_size = tag.operators = 0
+    tag.assigns = False
+    if at < size and source[at] in (b"-", b"+"):
+        at += 1
+    while at < size:
+        c = source[at]
+        following = source[at + 1] if at + 1 < size else 0
+        mark = b"%" if tag.statement else b"}"
+        if depth == 0 and c == mark and following == b"}":
+            return at + 2
+        if depth == 0 and c in (b"-", b"+") and following == mark:
+            if at + 2 < size and source[at + 2] == b"}":
+                return at + 3
+        start = at
+        at += 1
+        if c == b"'" or c == b'"':
+            while at < size and source[at] != c:
+                at += 2 if source[at] == b"\\" else 1
+            at += 1
+        elif is_digit(c):
+            at = end_of_number(source, size, start)
+        elif is_word(c):
+            while at < size and is_word(source[at]):
+                at += 1
+            if tag.statement and tag.word is NULL:
+                tag.word, tag.word_size = source + start, at - start
+            elif is_operator(source + start, at - start):
+                tag.operators += 1
+        elif c in (b"(", b"[", b"{"):
+            depth += 1
+            tag.operators += 1
+            shape.nesting = max(shape.nesting, blocks_depth + depth)
+        elif c in (b")", b"]", b"}"):
+            if depth:
+                depth -= 1
+        elif c in (b"=", b"<", b">", b"!"):
+            tag.operators += 1
+            if following == b"=":
+                at += 1
+            elif c == b"=" and depth == 0:
+                tag.assigns = True
+        elif c in (b"-", b"+", b"*", b"/", b"%", b"~", b"|", b"."):
+            tag.operators += 1
+            if following == c and c in (b"*", b"/"):
+                at += 1
+        shape.operators = max(shape.operators, tag.operators)
+    return at
+
+
+cdef size_t end_of_number(const char * source, size_t size, size_t at) noexcept nogil:
+    """Step over digits and an exponent: a word may follow at once, and is one.
+
+    A point counts as an operator, which it is in ``a.1.2``.
+    """
+    cdef size_t exponent
+    at = end_of_digits(source, size, at)
+    exponent = at + 1
+    if exponent < size and source[exponent] in (b"-", b"+"):
+        exponent += 1
+    if exponent < size and source[at] in (b"e", b"E") and is_digit(source[exponent]):
+        at = end_of_digits(source, size, exponent)
+    return at
+
+
+cdef size_t end_of_digits(const char * source, size_t size, size_t at) noexcept nogil:
+    while at < size and (is_digit(source[at]) or (
+        source[at] == b"_" and at + 1 < size and is_digit(source[at + 1])
+    )):
+        at += 1
+    return at
+
+
+cdef size_t follow_block(const TemplateTag * tag, vector[size_t] & blocks,
+                         size_t depth) noexcept nogil:
+    """Open or close the block that a statement stands for; returns how deep they are together."""
+    if is_one_of(tag.word, tag.word_size, b"elif") and not blocks.empty():
+        blocks[blocks.size() - 1] += 1
+        return depth + 1
+    if is_one_of(tag.word, tag.word_size, b"for if elif macro call filter set with"):
+        if tag.assigns and is_one_of(tag.word, tag.word_size, b"set"):
+            return depth
+        blocks.push_back(1)
+        return depth + 1
+    if tag.word_size > 3 and memcmp(tag.word, b"end", 3) == 0 and not blocks.empty():
+        depth -= blocks.back()
+        blocks.pop_back()
+    return depth
+
+
+cdef inline bint is_operator(const char * word, size_t size) noexcept nogil:
+    return is_one_of(word, size, b"not and or if else in is")
+
+
+cdef bint is_one_of(const char * word, size_t size, const char * names) noexcept nogil:
+    """Is the word one of the names, which have single spaces between them?"""
+    cdef size_t length
+    cdef size_t rest = strlen(names)
+    while rest:
+        length = 0
+        while length < rest and names[length] != b" ":
+            length += 1
+        if length == size and memcmp(names, word, size) == 0:
+            return True
+        names += min(rest, length + 1)
+        rest -= min(rest, length + 1)
+    return False
+
+
+cdef inline bint is_digit(char c) noexcept nogil:
+    return b"0" <= c <= b"9"
+
+
+cdef inline bint is_word(char c) noexcept nogil:
+    return is_digit(c) or b"a" <= c <= b"z" or b"A" <= c <= b"Z" or c == b"_"

@@ -1,0 +1,58 @@
+# Uses: nothing
+#
+# Native failures as the package's own exceptions.
+from cpython.object cimport PyObject
+
+from llama_runner._llama_cpp.shim.guard cimport python_errors
+from llama_runner._llama_cpp.shim.handles cimport process_id
+from llama_runner._llama_cpp.shim.log cimport forget_error, last_error
+
+from llama_runner.errors import (
+    ChatTemplateError,
+    ClosedError,
+    ContextBusyError,
+    ContextFullError,
+    DecodeError,
+    FileReadError,
+    ForkedProcessError,
+    InvalidParameterError,
+    LlamaRuntimeError,
+    ModelLoadError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    TokenizationError,
+    UnsupportedModelError,
+    raised_by_handler,
+)
+
+# Borrowed by C++ for as long as the process lives: the module's globals keep the classes alive.
+python_errors().out_of_memory = <PyObject *> OutOfMemoryError
+python_errors().runtime = <PyObject *> LlamaRuntimeError
+python_errors().decode = <PyObject *> DecodeError
+python_errors().model_load = <PyObject *> ModelLoadError
+
+
+cdef object native_line():
+    """Return the error line that llama.cpp logged on this thread since forget_error(), or None."""
+    cdef bytes line = last_error()
+    return line.decode("utf-8", "replace") or None
+
+
+cdef int pass_on_interrupt(object error) except -1:
+    """Raise the error again if a signal handler raised it and not the call itself."""
+    if raised_by_handler(error):
+        raise error
+    return 0
+
+
+cdef int check_process(long owner, str what) except -1:
+    if process_id() != owner:
+        raise ForkedProcessError(
+            f"this {what} was made before fork() and its threads exist only in the parent: "
+            "create it in the child, or start workers with the 'spawn' method"
+        )
+    return 0
+
+
+cdef str one_line(object error):
+    return " ".join(str(error).split())
