@@ -300,7 +300,7 @@ def test_one_answer_takes_what_a_generation_takes(model_path: Path) -> None:
         ({"n_threads": 512}, "n_threads=512"),
         ({"n_ubatch": 512, "n_batch": 128}, "n_ubatch=512"),
         ({"kv_type": "f12"}, "kv_type='f12'"),
-        ({"chat_template": ""}, "chat_template='': is empty"),
+        ({"chat_template": ""}, "chat_template='': must not be empty"),
         ({"chat_template": 5}, "chat_template=5"),
         ({"isolated": 5}, "isolated=5: must be True or False"),
     ],
