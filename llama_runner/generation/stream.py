@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn, Self
@@ -18,8 +19,8 @@ class Stream(Iterator[Chunk]):
 
     Closing the stream, leaving its ``with`` block or dropping it stops the generation. After the
     last chunk, or when a signal handler raises while a chunk is computed, :attr:`completion` is
-    set, with all that was generated; text that was not in a chunk yet comes with the next one. Only
-    one thread at a time may read a stream, but any thread may call :meth:`cancel`.
+    set, with all that was generated; text that was not in a chunk yet comes with the next one.
+    Threads that read one stream share its chunks, and any thread may call :meth:`cancel`.
 
     Args:
         generation: Not begun yet.
@@ -40,10 +41,16 @@ class Stream(Iterator[Chunk]):
         # See Request.read; None if no chunk is to follow.
         self._shown: tuple[int, int] | None = (0, 0)
         self._ended = False
+        self._reading = threading.RLock()
         self.completion: Completion | None = None
         """The whole answer, once the stream has ended."""
 
     def __next__(self) -> Chunk:
+        self._generation.request.check()  # in a forked child the lock may never be released
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> Chunk:
         if self._shown is None:
             raise StopIteration
         request = self._generation.request

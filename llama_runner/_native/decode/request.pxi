@@ -101,6 +101,14 @@ cdef class Request:
         """
         self._advance(False)
 
+    def check(self):
+        """Find out whether the request can be used in this process.
+
+        Raises:
+            ForkedProcessError: Another process made it.
+        """
+        check_process(self.sequence.context.owner, "request")
+
     def read(self, after=None):
         """Generate until there is text after what was read before.
 

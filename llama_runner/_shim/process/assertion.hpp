@@ -1,7 +1,7 @@
 // llama.cpp's failed assertions, as C++ exceptions.
 //
 // ggml_abort() calls throw_assertion() on the thread that failed, and the exception passes through
-// llama.cpp's code to guard.hpp. llama_cpp_src/patches/unwinding.toml says what cannot be left so.
+// llama.cpp's code to guard.hpp. llama_cpp_src/patches/07-unwinding.patch says what cannot be left so.
 #pragma once
 
 #include <cerrno>
