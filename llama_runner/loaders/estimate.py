@@ -116,7 +116,7 @@ def fitting_n_ctx(
         for_context: The context asked for. If its ``n_ctx`` is "auto", the result is the largest
             that fits, up to the trained length.
         file: The model's only file, if it is already open.
-        n_resident: Bytes of it that are in memory already.
+        n_resident: Bytes of the model that are already in memory.
 
     Raises:
         InvalidParameterError: This model cannot use the ``kv_type``.

@@ -20,23 +20,21 @@ def load_adapter(
     """Load an adapter into a context; see :meth:`LlamaRunner.load_lora`.
 
     Args:
-        context: Of the model.
-        header: Of the model's file, if it was read already.
-        path: Of the adapter's file.
-        name: What to call it; None for the file's name without its ending.
+        context: The model's context.
+        header: The header of the model's file, if it was already read.
+        path: The adapter's file.
+        name: A name for the adapter; None for the file's name without its suffix.
 
     Returns:
-        The name.
+        The adapter's name.
     """
     if not isinstance(name, str | None) or name == "":
-        raise InvalidParameterError(
-            f"name={name!r}: must be a string that is not empty", field="name"
-        )
+        raise InvalidParameterError(f"name={name!r}: must be a non-empty string", field="name")
     with open_model(path_text(path, "path"), "adapter") as (file, place):
         info = validate_lora(file, header or read_gguf(context.model.path))
         if "adapter.alora.invocation_tokens" in info.keys:
             raise UnsupportedModelError(
-                f"{str(path)!r} is an activated LoRA, to be switched on in the middle of a "
+                f"{str(path)!r} is an activated LoRA, which is switched on in the middle of a "
                 "prompt: convert it as a plain one"
             )
         name = place.stem if name is None else name

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loading", "Opened", "Progress", "Validation", "open_beside", "open_runner"]
 
-# Keywords of a runner that are no fields of its parameters, to be proposed for misspelt ones.
+# Keywords of a runner that are not fields of its parameters; suggested for misspelled ones too.
 _OTHERS = "chat_template", "progress", "validate", "isolated", "gc_policy"
 
 Validation = Literal["full", "header", False]
@@ -44,7 +44,7 @@ Progress = Callable[[float], bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How to load a model, apart from its parameters."""
+    """Options for loading a model, apart from its parameters."""
 
     chat_template: str | None = None
     progress: Progress | None = None
@@ -131,7 +131,7 @@ def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> O
 
 
 def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Opened:
-    """Make another context on weights that are loaded already; see :class:`LlamaRunner`."""
+    """Make another context on weights that are already loaded; see :class:`LlamaRunner`."""
     model_params, context_params = runner_params(options, _OTHERS)
     n_threads, n_threads_batch = thread_counts(
         context_params.n_threads, context_params.n_threads_batch
@@ -145,7 +145,7 @@ def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Open
     }
     for name, value in set_here.items():
         raise InvalidParameterError(
-            f"{name}={value!r}: the other runner has loaded the weights already; leave it out",
+            f"{name}={value!r}: the other runner has already loaded the weights; leave it out",
             field=name,
         )
     template = first.template

@@ -371,7 +371,7 @@ def test_a_value_that_is_not_a_path_is_refused(runner_of_base: LlamaRunner, path
 def test_a_value_that_is_not_a_name_is_refused(
     runner_of_base: LlamaRunner, adapter: Path, name: Any
 ) -> None:
-    with pytest.raises(InvalidParameterError, match="must be a string that is not empty"):
+    with pytest.raises(InvalidParameterError, match="must be a non-empty string"):
         runner_of_base.load_lora(adapter, name)
 
 

@@ -74,7 +74,7 @@ def test_weights_that_are_loaded_are_not_loaded_otherwise(
 ) -> None:
     (name,) = options
     with LlamaRunner(model_path, n_ctx=256) as first:
-        with pytest.raises(InvalidParameterError, match=f"{name}=.*loaded the weights already"):
+        with pytest.raises(InvalidParameterError, match=f"{name}=.*already loaded the weights"):
             LlamaRunner(first, **options)
         with LlamaRunner(first, n_ctx=256) as second:  # nothing is left of the attempt
             completion = second.generate_stateless("1, 2", 1, **greedy())

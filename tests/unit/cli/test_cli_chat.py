@@ -122,13 +122,16 @@ def test_lines_that_are_pasted_together_are_one_question(marked: bool) -> None:
         nonlocal shown
         while text not in shown:
             shown += os.read(terminal, 1000)
+        shown = shown.split(text, 1)[1]
 
     read_until(b"> ")
     pasted = b"\x1b[200~one\ntwo\x1b[201~\r" if marked else b"one\rtwo\r"
     os.write(terminal, pasted)
     read_until(b"question 'one\\ntwo'")
+    read_until(b"> ")
     os.write(terminal, b"three\r")
     read_until(b"question 'three'")
+    read_until(b"> ")  # before it, the terminal would not take Ctrl-D for the end
     os.write(terminal, b"\x04")
     assert os.waitpid(pid, 0)[1] == 0
     os.close(terminal)
