@@ -73,7 +73,7 @@ def check_text(runner: LlamaRunner, session: Session) -> None:
     """The memory begins with what the template makes of the messages, up to the last answer."""
     *asked, _ = session.messages
     chat = inside.chat(runner)
-    expected = chat.render(asked)[0].encode()
+    expected = chat.render(asked).data
     assert Alignment(inside.sequence(session), chat, 0, expected).n_bytes == len(expected)
     spans = session.info().spans
     assert sum(span.tokens for span in spans) == len(inside.sequence(session))
