@@ -9,81 +9,7 @@ import os
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from llama_runner._core import Sampler, Vocab, set_log_level
-    from llama_runner.conversation.session import Session, SessionMark
-    from llama_runner.errors import (
-        ChatTemplateError,
-        ClosedError,
-        ContextBusyError,
-        ContextFullError,
-        DecodeError,
-        DownloadError,
-        FileReadError,
-        FileWriteError,
-        ForkedProcessError,
-        InvalidParameterError,
-        LlamaError,
-        LlamaRuntimeError,
-        LlamaSystemError,
-        LogicError,
-        MissingDependencyError,
-        ModelError,
-        ModelLoadError,
-        ModelMetadataError,
-        ModelNotFoundError,
-        ModelValidationError,
-        NoDiskSpaceError,
-        OutOfMemoryError,
-        PromptTooLongError,
-        SnapshotError,
-        SnapshotNotFoundError,
-        SnapshotReadError,
-        TokenizationError,
-        UnsupportedModelError,
-    )
-    from llama_runner.generation.stream import Stream
-    from llama_runner.loaders import (
-        CatalogueEntry,
-        GgufArray,
-        GgufInfo,
-        MemoryEstimate,
-        ModelMetadata,
-        SamplingDefaults,
-        TensorInfo,
-        ValidationReport,
-        estimate_memory,
-        find_model,
-        list_models,
-        load_model,
-        pull,
-        read_gguf,
-        validate_model,
-    )
-    from llama_runner.memory import GcPolicy
-    from llama_runner.params import (
-        ContextParams,
-        GenerationOptions,
-        GenerationParams,
-        ModelParams,
-        RunnerOptions,
-    )
-    from llama_runner.prompts.messages import Message, Prompt
-    from llama_runner.quick import generate_once
-    from llama_runner.results import (
-        Chunk,
-        Completion,
-        ContextInfo,
-        GcReport,
-        Receipt,
-        Span,
-        Timings,
-        Usage,
-    )
-    from llama_runner.runner import LlamaRunner
-    from llama_runner.tokens import Batch, Detokenizer, Tokenizer, build_batch, create_sampler
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -164,81 +90,7 @@ _HOME = {
     "validate_model": "loaders",
 }
 
-__all__ = [
-    "Batch",
-    "CatalogueEntry",
-    "ChatTemplateError",
-    "Chunk",
-    "ClosedError",
-    "Completion",
-    "ContextBusyError",
-    "ContextFullError",
-    "ContextInfo",
-    "ContextParams",
-    "DecodeError",
-    "Detokenizer",
-    "DownloadError",
-    "FileReadError",
-    "FileWriteError",
-    "ForkedProcessError",
-    "GcPolicy",
-    "GcReport",
-    "GenerationOptions",
-    "GenerationParams",
-    "GgufArray",
-    "GgufInfo",
-    "InvalidParameterError",
-    "LlamaError",
-    "LlamaRunner",
-    "LlamaRuntimeError",
-    "LlamaSystemError",
-    "LogicError",
-    "MemoryEstimate",
-    "Message",
-    "MissingDependencyError",
-    "ModelError",
-    "ModelLoadError",
-    "ModelMetadata",
-    "ModelMetadataError",
-    "ModelNotFoundError",
-    "ModelParams",
-    "ModelValidationError",
-    "NoDiskSpaceError",
-    "OutOfMemoryError",
-    "Prompt",
-    "PromptTooLongError",
-    "Receipt",
-    "RunnerOptions",
-    "Sampler",
-    "SamplingDefaults",
-    "Session",
-    "SessionMark",
-    "SnapshotError",
-    "SnapshotNotFoundError",
-    "SnapshotReadError",
-    "Span",
-    "Stream",
-    "TensorInfo",
-    "Timings",
-    "TokenizationError",
-    "Tokenizer",
-    "UnsupportedModelError",
-    "Usage",
-    "ValidationReport",
-    "Vocab",
-    "__version__",
-    "build_batch",
-    "create_sampler",
-    "estimate_memory",
-    "find_model",
-    "generate_once",
-    "list_models",
-    "load_model",
-    "pull",
-    "read_gguf",
-    "set_log_level",
-    "validate_model",
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -250,4 +102,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

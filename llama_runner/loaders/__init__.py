@@ -6,58 +6,7 @@ Names are loaded on first use, so that reading a header does not pay for pydanti
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from llama_runner.loaders.catalogue.catalogue import (
-        CatalogueEntry,
-        list_models,
-        verify,
-    )
-    from llama_runner.loaders.catalogue.description import (
-        ModelMetadata,
-        SamplingDefaults,
-        load_model,
-    )
-    from llama_runner.loaders.catalogue.resolve import (
-        default_model,
-        default_name,
-        find_model,
-        resolve_model,
-    )
-    from llama_runner.loaders.checks.lora import validate_lora
-    from llama_runner.loaders.checks.projector import validate_mmproj
-    from llama_runner.loaders.checks.validate import ValidationReport, validate_model
-    from llama_runner.loaders.estimate import MemoryEstimate, estimate_memory
-    from llama_runner.loaders.fetch.pull import pull, remove
-    from llama_runner.loaders.gguf.header import GgufArray
-    from llama_runner.loaders.gguf.info import GgufInfo, TensorInfo
-    from llama_runner.loaders.gguf.read import read_gguf
-
-__all__ = [
-    "CatalogueEntry",
-    "GgufArray",
-    "GgufInfo",
-    "MemoryEstimate",
-    "ModelMetadata",
-    "SamplingDefaults",
-    "TensorInfo",
-    "ValidationReport",
-    "default_model",
-    "default_name",
-    "estimate_memory",
-    "find_model",
-    "list_models",
-    "load_model",
-    "pull",
-    "read_gguf",
-    "remove",
-    "resolve_model",
-    "validate_lora",
-    "validate_mmproj",
-    "validate_model",
-    "verify",
-]
+from typing import Any
 
 _HOME = {
     "CatalogueEntry": "catalogue.catalogue",
@@ -84,6 +33,8 @@ _HOME = {
     "verify": "catalogue.catalogue",
 }
 
+__all__ = [*_HOME]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
@@ -94,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

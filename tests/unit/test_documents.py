@@ -50,7 +50,9 @@ def test_the_file_tables_name_every_folder_and_module_of_the_package() -> None:
     """Or the folder that it is in."""
     kinds = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.hpp", "*.cpp")
     sources = {path for kind in kinds for path in PACKAGE.rglob(kind) if path.stat().st_size}
-    sources = {path for path in sources if path.name not in ("__init__.py", "__main__.py")}
+    sources = {
+        path for path in sources if path.name not in ("__init__.py", "__init__.pyi", "__main__.py")
+    }
     named = set().union(*files_named().values())
     assert [path for path in sources if not named & {path, *path.parents}] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import errno
 import pickle
@@ -9,11 +10,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import llama_runner
-from llama_runner import errors
+from llama_runner import errors, loaders
 from llama_runner.errors import LlamaError
 from llama_runner.params import (
     ContextParams,
@@ -23,81 +27,7 @@ from llama_runner.params import (
     RunnerOptions,
 )
 
-PUBLIC = [
-    "Batch",
-    "CatalogueEntry",
-    "ChatTemplateError",
-    "Chunk",
-    "ClosedError",
-    "Completion",
-    "ContextBusyError",
-    "ContextFullError",
-    "ContextInfo",
-    "ContextParams",
-    "DecodeError",
-    "Detokenizer",
-    "DownloadError",
-    "FileReadError",
-    "FileWriteError",
-    "ForkedProcessError",
-    "GcPolicy",
-    "GcReport",
-    "GenerationOptions",
-    "GenerationParams",
-    "GgufArray",
-    "GgufInfo",
-    "InvalidParameterError",
-    "LlamaError",
-    "LlamaRunner",
-    "LlamaRuntimeError",
-    "LlamaSystemError",
-    "LogicError",
-    "MemoryEstimate",
-    "Message",
-    "MissingDependencyError",
-    "ModelError",
-    "ModelLoadError",
-    "ModelMetadata",
-    "ModelMetadataError",
-    "ModelNotFoundError",
-    "ModelParams",
-    "ModelValidationError",
-    "NoDiskSpaceError",
-    "OutOfMemoryError",
-    "Prompt",
-    "PromptTooLongError",
-    "Receipt",
-    "RunnerOptions",
-    "Sampler",
-    "SamplingDefaults",
-    "Session",
-    "SessionMark",
-    "SnapshotError",
-    "SnapshotNotFoundError",
-    "SnapshotReadError",
-    "Span",
-    "Stream",
-    "TensorInfo",
-    "Timings",
-    "TokenizationError",
-    "Tokenizer",
-    "UnsupportedModelError",
-    "Usage",
-    "ValidationReport",
-    "Vocab",
-    "__version__",
-    "build_batch",
-    "create_sampler",
-    "estimate_memory",
-    "find_model",
-    "generate_once",
-    "list_models",
-    "load_model",
-    "pull",
-    "read_gguf",
-    "set_log_level",
-    "validate_model",
-]
+PUBLIC = llama_runner.__all__
 
 # Each takes longer to import than the package may.
 SLOW = ["numpy", "pydantic", "click", "rich", "huggingface_hub", "llama_runner._core"]
@@ -122,8 +52,26 @@ TREE = drawn_tree()
 # ---- names -------------------------------------------------------------------------------------
 
 
-def test_all_is_what_was_promised() -> None:
-    assert llama_runner.__all__ == PUBLIC
+@pytest.mark.parametrize("package", [llama_runner, loaders], ids=lambda package: package.__name__)
+def test_type_checkers_see_the_names_that_there_are(package: ModuleType) -> None:
+    """And in the modules from which they are loaded."""
+    stub = Path(package.__file__ or "").with_suffix(".pyi").read_text(encoding="utf-8")
+    declared = {
+        alias.name: node.module
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    loaded = {name: f"{package.__name__}.{home}" for name, home in package._HOME.items()}
+    assert declared.keys() == loaded.keys() == set(package.__all__) - {"__version__"}
+    for name, module in loaded.items():
+        assert getattr(import_module(module), name) is getattr(package, name)
+        assert getattr(import_module(str(declared[name])), name) is getattr(package, name)
+
+
+def test_dir_shows_public_names_only() -> None:
+    assert dir(llama_runner) == sorted(PUBLIC)
+    assert dir(loaders) == sorted(loaders.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,0 +1,23 @@
+# The names for type checkers; a test compares them with the table in __init__.py.
+from llama_runner.loaders.catalogue.catalogue import CatalogueEntry as CatalogueEntry
+from llama_runner.loaders.catalogue.catalogue import list_models as list_models
+from llama_runner.loaders.catalogue.catalogue import verify as verify
+from llama_runner.loaders.catalogue.description import ModelMetadata as ModelMetadata
+from llama_runner.loaders.catalogue.description import SamplingDefaults as SamplingDefaults
+from llama_runner.loaders.catalogue.description import load_model as load_model
+from llama_runner.loaders.catalogue.resolve import default_model as default_model
+from llama_runner.loaders.catalogue.resolve import default_name as default_name
+from llama_runner.loaders.catalogue.resolve import find_model as find_model
+from llama_runner.loaders.catalogue.resolve import resolve_model as resolve_model
+from llama_runner.loaders.checks.lora import validate_lora as validate_lora
+from llama_runner.loaders.checks.projector import validate_mmproj as validate_mmproj
+from llama_runner.loaders.checks.validate import ValidationReport as ValidationReport
+from llama_runner.loaders.checks.validate import validate_model as validate_model
+from llama_runner.loaders.estimate import MemoryEstimate as MemoryEstimate
+from llama_runner.loaders.estimate import estimate_memory as estimate_memory
+from llama_runner.loaders.fetch.pull import pull as pull
+from llama_runner.loaders.fetch.pull import remove as remove
+from llama_runner.loaders.gguf.header import GgufArray as GgufArray
+from llama_runner.loaders.gguf.info import GgufInfo as GgufInfo
+from llama_runner.loaders.gguf.info import TensorInfo as TensorInfo
+from llama_runner.loaders.gguf.read import read_gguf as read_gguf
