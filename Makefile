@@ -28,6 +28,7 @@ lint: .venv/installed
 	@cython-lint llama_runner
 	@mypy
 	@lint-imports --no-cache
+	@codespell llama_runner llama_cpp_src docs examples tests benchmarks *.md
 
 docs: .venv/installed
 	@echo "==> Building the documentation into build/docs"

@@ -309,7 +309,7 @@ def _with_anchor(message: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _shown(message: dict[str, Any]) -> str:
-    """The text of a message that a mark is put into."""
+    """Return the text of a message that a mark is put into."""
     content = message.get("content") or ""
     if not isinstance(content, str):
         content = content[-1]["text"]
