@@ -157,8 +157,8 @@ cdef class Vocab:
 
         Args:
             text: str or bytes, as for :meth:`tokenize`.
-            previous: The result of an earlier call. If its options were the same, the tokens of
-                the beginning that both texts have in common are reused.
+            previous: The result of an earlier call. If its model and options are the same, the
+                tokens of the beginning that both texts have in common are reused.
             add_special, parse_special: As for :meth:`tokenize`.
 
         Raises:
