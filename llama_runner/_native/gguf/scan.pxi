@@ -385,7 +385,7 @@ cdef class StringArray:
 
 
 cdef int first_unescaped(StringView text, bint * single) noexcept nogil:
-    """Unescape an RWKV token; return its first byte or -1, and whether that is its ``single`` one."""
+    """Unescape an RWKV token; return its first byte or -1. ``single``: it has only that byte."""
     cdef size_t i
     cdef int first = -1
     cdef int hex_digits = 0
