@@ -115,8 +115,8 @@ struct ParkedState {
 
 using ParkedPtr = std::shared_ptr<ParkedState>;
 
-// Limits in bytes; a tier with limit 0 is not used. Only the holder of the loop changes this, except
-// for the bytes in use: a state may be freed in any thread, with the sequence that has it.
+// Limits in bytes; a tier with limit 0 is not used. Only the holder of the loop changes this,
+// except for the bytes in use: a state may be freed in any thread, with the sequence that has it.
 struct Parking {
     size_t      ram_limit  = 0;
     size_t      disk_limit = 0;
