@@ -238,13 +238,13 @@ cdef class Vocab:
 
     @property
     def add_bos(self):
-        """Whether tokenising with ``add_special`` adds BOS at the beginning."""
+        """True if tokenising with ``add_special`` adds BOS at the beginning."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_get_add_bos(vocab_in(box))
 
     @property
     def add_eos(self):
-        """Whether tokenising with ``add_special`` adds EOS at the end."""
+        """True if tokenising with ``add_special`` adds EOS at the end."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_get_add_eos(vocab_in(box))
 
