@@ -1,9 +1,9 @@
 # Uses: nothing
 #
-# The long arrays of a GGUF header, scanned without a Python object for each element.
+# Scans the long arrays of a GGUF header without making a Python object for each element.
 #
-# The bytes are not trusted: each length is compared with what is there before it is used. Like the
-# files that llama.cpp loads, everything here is little-endian.
+# The bytes are not trusted: each length is checked against the size of the header before it is
+# used. Everything here is little-endian, like the files that llama.cpp loads.
 import os as _os
 
 from libc.stdint cimport UINT32_MAX, int32_t, uint32_t, uint64_t
@@ -16,7 +16,7 @@ cdef extern from "<cstring>" nogil:
 
 cdef extern from *:
     """
-    // The prime 2^61 - 1, modulo which a product needs no division.
+    // The prime 2^61 - 1: reducing a product modulo it does not need a division.
     static const uint64_t MERSENNE_61 = ((uint64_t) 1 << 61) - 1;
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const uint64_t EACH_TAG = 0x0001000100010001;
@@ -29,10 +29,10 @@ cdef extern from *:
     void prefetch "__builtin_prefetch"(const void * address) nogil
 
 cdef enum:
-    HASHED_AT_ONCE = 7  # bytes of a text that are hashed at a time
+    HASHED_AT_ONCE = 7  # bytes of a text to hash at a time
     HEAD_SIZE = 2 * HASHED_AT_ONCE
-    HEAD_LOADED = HASHED_AT_ONCE + 8  # bytes that are loaded to read a head
-    LONGEST_STAND_IN = 24  # "[EMPTY_4294967295]" and its end
+    HEAD_LOADED = HASHED_AT_ONCE + 8  # bytes to load for a head
+    LONGEST_STAND_IN = 24  # "[EMPTY_4294967295]" and its NUL fit
     PREFETCH_AHEAD = 16
     COMPARED_AT_ONCE = 32
 
@@ -53,23 +53,23 @@ cdef struct StringHead:  # the first bytes of a text as two numbers, zeros after
 
 
 cdef inline uint64_t lowest_bytes(size_t count) noexcept nogil:
-    """Return the bits of so many bytes, 7 at most."""
+    """Return a mask for the lowest `count` bytes, 7 at most."""
     return (<uint64_t> 1 << (8 * count)) - 1
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    """Return a number that is not 0 if a byte of the word is 0."""
+    """Return a non-zero number if a byte of the word is 0, else 0."""
     return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
 
 
 cdef inline uint64_t equal_tags(uint64_t bucket, uint64_t tag) noexcept nogil:
-    """Return a number that is not 0 if one of the four tags in a bucket equals this one."""
+    """Return a non-zero number if one of the four tags in a bucket equals this one, else 0."""
     cdef uint64_t different = bucket ^ tag * EACH_TAG
     return (different - EACH_TAG) & ~different & (EACH_TAG << 15)
 
 
 cdef inline StringHead head_of(const unsigned char * data, size_t size) noexcept nogil:
-    """Return the first 14 bytes of a text, or fewer. 15 are loaded, also after its end."""
+    """Return the first 14 bytes of a text, or all if shorter. Always loads 15 bytes."""
     cdef StringHead head
     cdef uint64_t low_bits = lowest_bytes(min(size, <size_t> HASHED_AT_ONCE))
     cdef uint64_t high_bits = lowest_bytes(
@@ -92,7 +92,7 @@ cdef inline bint has_early_gap(StringView text) noexcept nogil:
 
 
 cdef inline uint64_t fold_61(uint128_t product) noexcept nogil:
-    """Reduce a product modulo 2^61 - 1, apart from a small multiple of that."""
+    """Reduce a product modulo 2^61 - 1; the result may exceed it by a small multiple."""
     return (<uint64_t> product & MERSENNE_61) + <uint64_t> (product >> 61)
 
 
@@ -101,7 +101,7 @@ cdef inline uint64_t multiply_61(uint64_t a, uint64_t b) noexcept nogil:
 
 
 cdef inline uint64_t hash_head(uint64_t size, StringHead head, HashKey key) noexcept nogil:
-    """Evaluate the polynomial of a text of two pieces: ``((size + low) * key + high) * key``."""
+    """Hash a text of at most two pieces: ``((size + low) * key + high) * key``."""
     return fold_61(<uint128_t> (size + head.low) * key.squared + <uint128_t> head.high * key.once)
 
 
@@ -110,17 +110,17 @@ cdef inline uint32_t mix_bits(uint64_t value) noexcept nogil:
 
 
 cdef uint32_t hash_string(StringView text, HashKey key) noexcept nogil:
-    """Evaluate the text as a polynomial of its pieces of 7 bytes, at a random point.
+    """Hash a text as a polynomial with its pieces of 7 bytes as coefficients, at a random point.
 
-    So an attacker cannot choose texts that collide (Carter and Wegman, "Universal classes of hash
-    functions", 1979). The bits are mixed once more for the table, which takes some of them.
+    This way an attacker cannot choose texts that collide (Carter and Wegman, "Universal classes of
+    hash functions", 1979). The bits are mixed at the end, because the table uses only some of them.
     """
     cdef unsigned char[HEAD_LOADED] start
     cdef uint64_t piece, value
     cdef size_t done = HEAD_SIZE
     memcpy(start, text.data, min(text.size, <size_t> HEAD_SIZE))
     value = hash_head(text.size, head_of(start, text.size), key)
-    while done + 8 <= text.size:  # whole words are faster to read; the eighth byte is the next's
+    while done + 8 <= text.size:  # whole words are faster to read; the eighth byte is masked
         memcpy(&piece, text.data + done, 8)
         value = multiply_61(value + (piece & lowest_bytes(HASHED_AT_ONCE)), key.once)
         done += HASHED_AT_ONCE
@@ -141,7 +141,7 @@ def find_int32(bytes header, size_t start, size_t count, int32_t value, size_t f
     cdef bint found = False
     with nogil:
         while not found and index < count and count - index >= COMPARED_AT_ONCE:
-            # Without a way out, so that the compiler compares many at a time.
+            # There is no break here, so that the compiler can vectorise the comparison.
             for i in range(<size_t> COMPARED_AT_ONCE):
                 memcpy(&number, numbers + 4 * (index + i), 4)
                 found |= number == value
@@ -182,10 +182,10 @@ cdef const char * _numbers_at(bytes header, size_t start, size_t count) except N
 cdef class StringArray:
     """The strings of an array in a GGUF header, as a sequence that makes bytes objects on demand.
 
-    It is empty until `read` finds its strings.
+    It is empty until `read` has found the strings.
 
     Args:
-        start: Where in the header the first string's length is.
+        start: Position in the header of the length of the first string.
     """
 
     def __cinit__(self):
@@ -195,14 +195,14 @@ cdef class StringArray:
         self.starts.assign(1, start)
 
     def read(self, bytes header, size_t count):
-        """Find strings until there are ``count``, as far as they lie in the header.
+        """Find more strings until there are ``count`` or the header ends.
 
         Args:
-            header: The header, or as much of it as was read; it may be longer the next time.
-            count: How many strings there should be.
+            header: The header, or the part that was read so far; later calls may pass more of it.
+            count: Total number of strings in the array.
 
         Raises:
-            ValueError: The header ends before what was found in it.
+            ValueError: The header ends before the strings that were found earlier, or is too large.
         """
         cdef const char * data = header
         cdef size_t size = len(header)
@@ -245,9 +245,9 @@ cdef class StringArray:
         return found
 
     def find_duplicate(self):
-        """Return the index of the first token that llama.cpp takes for an earlier one, or None.
+        """Return the index of the first token that equals an earlier one for llama.cpp, or None.
 
-        llama.cpp cuts a token at a NUL, and calls the empty one with the index 5 ``[EMPTY_5]``.
+        llama.cpp cuts a token at a NUL, and replaces an empty token at index 5 by ``[EMPTY_5]``.
         """
         cdef size_t n = self.starts.size() - 1
         cdef size_t found
@@ -285,7 +285,7 @@ cdef class StringArray:
     def find_dead_end(self):
         """Return the first byte of an RWKV token that is not itself a token, or None.
 
-        RWKV's tokenizer, which takes the longest token it finds, never ends on such a byte.
+        RWKV's tokenizer takes the longest token that matches, and would loop forever on that byte.
         """
         cdef bint[256] begins
         cdef bint[256] alone
@@ -313,7 +313,7 @@ cdef class StringArray:
         return text
 
     cdef StringView text(self, size_t index, char * stand_in) noexcept nogil:
-        """Return a token as llama.cpp reads it; that of an empty one is put in ``stand_in``."""
+        """Return a token as llama.cpp reads it; write the name of an empty one to ``stand_in``."""
         cdef StringView text = self.raw(index)
         cdef const void * end = memchr(text.data, 0, text.size) if text.size else NULL
         if end is not NULL:
@@ -338,7 +338,7 @@ cdef class StringArray:
         cdef char[LONGEST_STAND_IN] stand_in
         for i in range(self.starts.size() - 1):
             raw = self.raw(i)
-            # Empty ones, which wrap round here, and longer ones are rare.
+            # Empty texts (raw.size - 1 wraps round) and longer ones are rare.
             if not unlikely(i >= n_heads or raw.size - 1 >= HEAD_SIZE):
                 head = head_of(raw.data, raw.size)
                 if not unlikely(head.has_nul):
@@ -348,11 +348,11 @@ cdef class StringArray:
 
     cdef size_t first_duplicate(self, const uint32_t * hashes, uint64_t * buckets,
                                 size_t mask) noexcept nogil:
-        """Return the first token with an equal one before it, or the number of tokens.
+        """Return the index of the first token that equals an earlier one, or the number of tokens.
 
-        A bucket has room for four tags, half hashes that are not 0; those that do not fit go into
-        the next one. Equal tags are looked into: by chance there are some twenty of them among
-        the tokens of the largest vocabulary, and less than one among 50,000.
+        A bucket has room for four tags: halves of hashes, never 0. If it is full, the next bucket
+        is used. When tags are equal, the tokens are compared: by chance that happens some twenty
+        times in the largest vocabulary, and less than once among 50,000 tokens.
         """
         cdef size_t i, place
         cdef size_t n = self.starts.size() - 1
@@ -385,7 +385,7 @@ cdef class StringArray:
 
 
 cdef int first_unescaped(StringView text, bint * single) noexcept nogil:
-    """Return the first byte of an unescaped RWKV token, or -1; ``single``: it is the only one."""
+    """Unescape an RWKV token; return its first byte or -1. ``single``: it has only that byte."""
     cdef size_t i
     cdef int first = -1
     cdef int hex_digits = 0

@@ -1,10 +1,10 @@
 # Uses: nothing
 #
-# How deep a chat template is, before llama.cpp's parser recurses into it.
+# Measures how deep a chat template is, before llama.cpp's parser recurses into it.
 #
-# The template is taken apart as llama.cpp's lexer does it (files/common/jinja/lexer.cpp among the
-# patches), which follows Jinja2: brackets hide the end of a tag, and raw blocks hide tags. Of what
-# the lexer refuses, only an upper bound matters.
+# The template is split as llama.cpp's lexer does it (files/common/jinja/lexer.cpp among the
+# patches), which follows Jinja2: the end of a tag does not count inside brackets, nor a tag inside
+# a raw block. For templates that the lexer refuses, an upper bound is enough.
 from libc.string cimport memcmp, strlen
 from libcpp.vector cimport vector
 
@@ -16,18 +16,18 @@ cdef struct TemplateShape:
 
 cdef struct TemplateTag:
     bint statement       # {% %}, not {{ }}
-    const char * word    # that the statement begins with
+    const char * word    # the first word of the statement
     size_t word_size
     bint assigns
     size_t operators
 
 
 def template_shape(bytes template):
-    """What a chat template asks of a parser that recurses.
+    """Measure how deep a recursive parser goes for a chat template.
 
     Returns:
-        How deep blocks and brackets are nested, and the most operators in one tag: a chain such as
-        ``a + b + c`` becomes a tree as deep as it is long.
+        (nesting, operators): how deep blocks and brackets are nested, and the largest number of
+        operators in one tag. A chain such as ``a + b + c`` becomes a tree as deep as it is long.
     """
     cdef const char * source = template
     cdef size_t size = len(template)
@@ -40,7 +40,7 @@ def template_shape(bytes template):
 cdef TemplateShape shape_of(const char * source, size_t size) noexcept nogil:
     cdef TemplateShape shape
     cdef TemplateTag tag
-    cdef vector[size_t] blocks  # of each open one, how deep it nests: every elif is an if in an if
+    cdef vector[size_t] blocks  # depth of each open one: every elif is parsed as a nested if
     cdef size_t blocks_depth = 0
     cdef size_t at = 0
     cdef size_t after
@@ -73,7 +73,7 @@ cdef size_t end_of_comment(const char * source, size_t size, size_t at) noexcept
 
 cdef size_t end_of_raw(const char * source, size_t size, size_t at,
                        const char * name) noexcept nogil:
-    """Where the tag at this place ends if it is {% raw %} or {% endraw %}; else 0."""
+    """Return the end of the tag at this place if it is {% raw %} or {% endraw %}, else 0."""
     cdef size_t length = strlen(name)
     if at + 2 > size or source[at] != b"{" or source[at + 1] != b"%":
         return 0
@@ -102,8 +102,8 @@ cdef size_t end_of_raw_block(const char * source, size_t size, size_t at) noexce
 
 
 cdef inline size_t skip_space(const char * source, size_t size, size_t at) noexcept nogil:
-    # What is beyond ASCII may be space too. It keeps this from seeing a raw block, and what is in
-    # that is measured then.
+    # Space characters beyond ASCII are not known here. A raw block with one in its tag is not
+    # recognised, and its content is measured as well.
     while at < size and (b"\t" <= source[at] <= b"\r" or b"\x1c" <= source[at] <= b" "):
         at += 1
     return at
@@ -111,7 +111,7 @@ cdef inline size_t skip_space(const char * source, size_t size, size_t at) noexc
 
 cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_depth,
                      TemplateTag * tag, TemplateShape * shape) noexcept nogil:
-    """Read what is between two marks; returns where the text after it starts."""
+    """Read a tag up to its closing mark, and return where the text after it starts."""
     cdef char c, following, mark
     cdef size_t start
     cdef size_t depth = 0  # of brackets
@@ -166,9 +166,9 @@ cdef size_t read_tag(const char * source, size_t size, size_t at, size_t blocks_
 
 
 cdef size_t end_of_number(const char * source, size_t size, size_t at) noexcept nogil:
-    """Step over digits and an exponent: a word may follow at once, and is one.
+    """Return the end of digits and an exponent. A word may follow without a space.
 
-    A point counts as an operator, which it is in ``a.1.2``.
+    A decimal point counts as an operator, because it is one in ``a.1.2``.
     """
     cdef size_t exponent
     at = end_of_digits(source, size, at)
@@ -190,7 +190,7 @@ cdef size_t end_of_digits(const char * source, size_t size, size_t at) noexcept 
 
 cdef size_t follow_block(const TemplateTag * tag, vector[size_t] & blocks,
                          size_t depth) noexcept nogil:
-    """Open or close the block that a statement stands for; returns how deep they are together."""
+    """Open or close the block of a statement, and return the total depth of the open blocks."""
     if is_one_of(tag.word, tag.word_size, b"elif") and not blocks.empty():
         blocks[blocks.size() - 1] += 1
         return depth + 1
@@ -210,7 +210,7 @@ cdef inline bint is_operator(const char * word, size_t size) noexcept nogil:
 
 
 cdef bint is_one_of(const char * word, size_t size, const char * names) noexcept nogil:
-    """Is the word one of the names, which have single spaces between them?"""
+    """Return whether the word is one of the names, which are separated by single spaces."""
     cdef size_t length
     cdef size_t rest = strlen(names)
     while rest:

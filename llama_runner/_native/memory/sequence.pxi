@@ -510,7 +510,7 @@ cdef class Sequence:
                 with self._held():
                     drop_cells(self.context.engine, self.context.box.get(), self.native.get())
             except ClosedError:
-                pass  # by another thread, just now: there is no slot any more
+                pass  # another thread has just closed it, and its slot is gone
         self.native.reset()
 
     def __dealloc__(self):

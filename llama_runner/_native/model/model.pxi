@@ -59,7 +59,7 @@ _SPLIT_MODES = {
     "layer": <int> LLAMA_SPLIT_MODE_LAYER,
     "row": <int> LLAMA_SPLIT_MODE_ROW,
 }
-# How llama.cpp says that there is none.
+# Phrases in llama.cpp's error lines that mean that memory ran out.
 _NO_MEMORY = (
     "insufficient memory", "failed to allocate", "unable to allocate", "Cannot allocate memory",
     "bad_alloc", "no memory at",
@@ -67,7 +67,7 @@ _NO_MEMORY = (
 
 
 cdef class _Progress:
-    # What the loader's callback needs, and what it found.
+    # Data for the loader's callback, and its outcome.
     cdef object report
     cdef object error
     cdef bint cancelled
@@ -91,33 +91,34 @@ cdef cpp_bool report_progress(float fraction, void * data) noexcept with gil:
             return False
         return True
     except BaseException as error:
-        progress.error = error  # raised where the load was called
+        progress.error = error  # raised again after the load has returned
         return False
 
 
 cdef class Model:
     """A loaded GGUF model.
 
-    Immutable, shareable by threads and contexts; a context keeps its model alive.
+    It is immutable and can be shared by threads and contexts. A context keeps its model alive.
 
     Args:
         path: The GGUF file (the first part of a split one).
-        n_gpu_layers: Layers to put on the accelerator; -1 is all of them.
+        n_gpu_layers: Number of layers to put on the accelerator; -1 for all of them.
         load_mode: "auto", "none", "mmap", "mlock", "mmap_mlock" or "direct_io".
-        split_mode: How layers are spread over several GPUs: "none", "layer" or "row".
+        split_mode: How to distribute the model over several GPUs: "none", "layer" or "row".
         main_gpu: The GPU for everything when ``split_mode`` is "none".
-        vocab_only: Read the vocabulary and metadata, no weights.
-        check_tensors: Look for NaN and broken blocks while loading.
-        repack: Let the CPU backend keep weights in a faster layout (costs memory).
-        no_alloc: Read no weights: a context on it only says what it would occupy.
-        file: The model's only file, open for reading bytes: it is loaded, and ``path`` is not
-            opened again but only names it.
+        vocab_only: Read only the vocabulary and the metadata, not the weights.
+        check_tensors: Look for NaNs and broken blocks while loading.
+        repack: Let the CPU backend keep weights in a faster layout, which may take more memory.
+        no_alloc: Do not read the weights. A context on such a model only tells how much memory it
+            would take.
+        file: The model's only file, already open for reading in binary mode. If given, ``path``
+            is not opened and serves only as its name.
         progress: Called with the fraction loaded (0.0 to 1.0); returning False cancels.
-        fingerprint: What tells the file from others; kept, not looked at.
+        fingerprint: A string that identifies the file. It is stored but not interpreted.
 
     Raises:
-        ModelLoadError: llama.cpp refused the file, or ``progress`` cancelled.
-        OutOfMemoryError: No room for the weights.
+        ModelLoadError: llama.cpp refused the file, or ``progress`` cancelled the load.
+        OutOfMemoryError: There is not enough memory for the weights.
     """
 
     def __init__(self, path, *, int n_gpu_layers=-1, str load_mode="auto",
@@ -126,8 +127,8 @@ cdef class Model:
                  file=None, progress=None, str fingerprint=""):
         cdef llama_model_params params = llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        # Without weights there is nothing to map. llama.cpp would abort with no_alloc, and refuse
-        # the file of a vocabulary alone, which ends where weights would begin.
+        # Without weights there is nothing to map: llama.cpp would abort with no_alloc, and would
+        # refuse a file that contains only a vocabulary, because it ends before the weights.
         if no_alloc or vocab_only:
             load_mode = "none"
         params.load_mode = <llama_load_mode> <int> _LOAD_MODES[load_mode]
@@ -164,7 +165,7 @@ cdef class Model:
                 raise watcher.error
             if process_exits.load():
                 if PyThread_get_thread_ident() != main_thread:
-                    raise SystemExit  # of this thread, in silence
+                    raise SystemExit  # ends only this thread, silently
                 raise ModelLoadError(
                     f"{_os.fsdecode(path)} cannot be loaded: the process is ending")
             if watcher.cancelled:
@@ -192,7 +193,7 @@ cdef class Model:
         return self.box
 
     def share(self):
-        """Return another :class:`Model` of the same weights, which is closed by itself.
+        """Return another :class:`Model` with the same weights, which must be closed separately.
 
         Raises:
             ClosedError: The model is closed.
@@ -206,14 +207,14 @@ cdef class Model:
         return other
 
     def close(self):
-        """Give up the weights; they are freed with the last model and context that use them."""
+        """Release the weights. They are freed when no other model or context uses them."""
         cdef shared_ptr[ModelBox] last
         self.box.swap(last)
         with nogil:
             last.reset()
 
     def __dealloc__(self):
-        with nogil:  # gigabytes to give back
+        with nogil:  # freeing gigabytes takes time
             self.box.reset()
 
     @property
@@ -237,7 +238,7 @@ cdef class Model:
 
     @property
     def metadata(self):
-        """The file's scalar metadata: dict of str to str."""
+        """The scalar metadata of the file, as a dict of str to str."""
         cdef shared_ptr[ModelBox] box = self.alive()
         cdef const llama_model * model = box.get().model
         cdef char key[512]
@@ -255,7 +256,7 @@ cdef class Model:
 
     @property
     def n_ctx_train(self):
-        """Tokens of context that the model was trained with."""
+        """Context size that the model was trained with, in tokens."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_model_n_ctx_train(box.get().model)
 
@@ -277,13 +278,13 @@ cdef class Model:
 
     @property
     def size(self):
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_model_size(box.get().model)
 
     @property
     def memory_kind(self):
-        """How the model remembers: "plain", "swa", "recurrent", "hybrid", "mrope" or "none"."""
+        """Kind of context memory: "plain", "swa", "recurrent", "hybrid", "mrope" or "none"."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return memory_kind_of(box.get().model)
 
@@ -298,7 +299,7 @@ cdef class Model:
 
 
 cdef FILE * _new_stream(file, path) except NULL:
-    """A stream of our own on a Python file, from its start."""
+    """Open a C stream on a duplicate of a Python file's descriptor, at its start."""
     cdef int descriptor
     cdef FILE * stream
     try:

@@ -1,6 +1,6 @@
 # Uses: nothing
 #
-# Native failures as the package's own exceptions.
+# Converts native failures to the package's own exceptions.
 from cpython.object cimport PyObject
 
 from llama_runner._llama_cpp.shim.guard cimport python_errors
@@ -25,7 +25,7 @@ from llama_runner.errors import (
     raised_by_handler,
 )
 
-# Borrowed by C++ for as long as the process lives: the module's globals keep the classes alive.
+# C++ borrows the classes for the life of the process: the module's globals keep them alive.
 python_errors().out_of_memory = <PyObject *> OutOfMemoryError
 python_errors().runtime = <PyObject *> LlamaRuntimeError
 python_errors().decode = <PyObject *> DecodeError
@@ -39,7 +39,7 @@ cdef object native_line():
 
 
 cdef int pass_on_interrupt(object error) except -1:
-    """Raise the error again if a signal handler raised it and not the call itself."""
+    """Raise the error again if it comes from a signal handler and not from the call itself."""
     if raised_by_handler(error):
         raise error
     return 0

@@ -16,13 +16,13 @@ llama_backend_init()
 
 
 def _stop_all_loops():
-    # Daemon threads may still compute. Let them end their turn before C++ destroys the backends
-    # that they use; the contexts themselves die with the process.
+    # Daemon threads may still be computing. Let them finish their turn before C++ destroys the
+    # backends that they use. The contexts themselves end with the process.
     cdef Context context
     process_exits.store(True)
     deadline = _time.monotonic() + MOST_SECONDS_AT_EXIT
     try:
-        # A callback may wait for something that never comes; then do not wait for its thread.
+        # A callback may never return, so limit how long to wait for it.
         while n_calls_into_python.load() > 0 and _time.monotonic() < deadline:
             _time.sleep(0.001)
     finally:
@@ -32,7 +32,7 @@ def _stop_all_loops():
                     with context._exclusive():
                         pass
                 except ClosedError:
-                    pass  # by another thread, just now
+                    pass  # another thread has just closed it
 
 
 _atexit.register(_stop_all_loops)

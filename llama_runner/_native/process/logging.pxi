@@ -1,6 +1,6 @@
 # Uses: signals
 #
-# llama.cpp's log lines: silent by default, to Python's `logging` on request.
+# Passes llama.cpp's log lines to Python's `logging` on request; by default, drops them.
 import logging as _logging
 
 from cython.operator cimport dereference as deref
@@ -28,7 +28,7 @@ _LEVELS = {
 }
 cdef enum:
     LOG_OFF = 1000
-cdef atomic[int] log_threshold  # as ggml_log_level; read on ggml's threads, without the GIL
+cdef atomic[int] log_threshold  # a ggml_log_level; read on ggml's threads, without the GIL
 log_threshold.store(LOG_OFF)
 
 
@@ -42,13 +42,13 @@ cdef void on_native_log(ggml_log_level level, const char * text, void * data) no
         leave_python()
 
 
-# A function of its own: Cython takes the GIL on entry to one that needs it anywhere.
+# A separate function, because Cython takes the GIL on entry if any part of a function needs it.
 cdef void log_line(int level, const char * text) noexcept with gil:
     cdef bint in_main_thread = PyThread_get_thread_ident() == main_thread
     if in_main_thread and raised_while_logging is not None:
-        return  # Python code would raise it here
+        return  # running Python code here would raise that exception
     try:
-        PyErr_CheckSignals()  # not in the handler, where logging takes care of exceptions
+        PyErr_CheckSignals()  # now: logging would swallow an exception raised inside a handler
     except BaseException as error:
         raise_after_logging(error)
         return
@@ -57,13 +57,13 @@ cdef void log_line(int level, const char * text) noexcept with gil:
         if line:
             _native_logger.log(_LEVELS.get(level, _logging.INFO), "%s", line)
     except BaseException as error:  # must not unwind through llama.cpp's frames
-        # A broken log handler must not end the call.
+        # An error in a log handler must not end the call.
         if in_main_thread and (not isinstance(error, Exception) or raised_by_handler(error)):
             raise_after_logging(error)
 
 
 cdef void emit_deferred_log() noexcept:
-    """Log the lines that this thread deferred while it held a monitor."""
+    """Log the lines that this thread deferred while holding a monitor."""
     cdef vector[LogLine] * lines = take_deferred_log()
     cdef size_t i
     if lines is NULL:
@@ -76,14 +76,14 @@ cdef void emit_deferred_log() noexcept:
 def set_log_level(level=None):
     """Send llama.cpp's log lines to the logger ``llama_runner.native``.
 
-    Lines below the level are dropped before the GIL is taken.
+    Lines below the level are dropped without taking the GIL.
 
     Args:
-        level: "debug", "info", "warning" or "error", or a level as :mod:`logging` has it; None
-            sends nothing (the default).
+        level: "debug", "info", "warning", "error", or any level of :mod:`logging`; None (the
+            default) turns logging off.
 
     Raises:
-        InvalidParameterError: Another level.
+        InvalidParameterError: The level is not one of these.
     """
     names = _logging.getLevelNamesMapping()
     number = names.get(level.upper()) if isinstance(level, str) else level

@@ -1,6 +1,6 @@
 # Uses: nothing
 #
-# What this build and machine offer.
+# Information about this build and the machine.
 from llama_runner._llama_cpp.ggml cimport (
     GGML_BACKEND_DEVICE_TYPE_ACCEL,
     GGML_BACKEND_DEVICE_TYPE_CPU,
@@ -18,12 +18,12 @@ from llama_runner._llama_cpp.llama cimport llama_print_system_info, llama_versio
 
 
 def native_version():
-    """Version of the llama.cpp that this module carries."""
+    """Return the version of the llama.cpp that is linked into this module."""
     return llama_version().decode()
 
 
 def system_info():
-    """What the CPU backend was built for and found: dict of feature name to value."""
+    """Return the features of the compiled backends, as a dict of name to value."""
     cdef dict found = {}
     for part in llama_print_system_info().decode().split("|"):
         name, _, value = part.rpartition("=")
@@ -33,9 +33,10 @@ def system_info():
 
 
 def devices():
-    """The compute devices: list of dicts with name, description, kind, memory_free, memory_total.
+    """Return the compute devices, as a list of dicts.
 
-    Memory in bytes; kind is "cpu", "gpu", "igpu" or "accel".
+    The keys are name, description, kind, memory_free and memory_total. Memory is in bytes; kind is
+    "cpu", "gpu", "igpu", "accel" or "other".
     """
     cdef dict kinds = {
         <int> GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",

@@ -1,12 +1,12 @@
 # Uses: nothing
 #
-# Python's signal handlers, while llama.cpp works.
+# Runs Python's signal handlers while llama.cpp is working.
 #
-# Python runs them in its main thread, between two of its own instructions. So native code that
-# takes long runs them now and then, and ends early if one raises:
+# Python runs its signal handlers in the main thread, between two bytecode instructions. So native
+# code that takes long must run them from time to time, and end early if one raises:
 #
-# - Code that returns to Python itself (tokenizing, templates, loading) returns with the exception.
-# - The decode loop computes for other threads as well and continues for them: engine.interrupt
+# - Code that works only for its caller (tokenizing, templates, loading) returns the exception.
+# - The decode loop also computes for other threads and continues for them: engine.interrupt
 #   keeps the exception until the main thread's own call returns.
 # - A log line runs Python code above llama.cpp's frames. An exception raised there waits in
 #   `raised_while_logging` for the first of these, or for the next Python instruction.
@@ -33,8 +33,8 @@ cdef bint enter_python() noexcept nogil:
     """Return whether this thread may take the GIL above llama.cpp's frames, until leave_python().
 
     At exit Python ends the threads that ask for it by unwinding their stacks, and a `catch (...)`
-    in llama.cpp's frames turns that into an abort. So a late thread must not ask for it, and the
-    exit waits for the threads that came in time (exit.pxi).
+    in llama.cpp's frames turns that into an abort. So threads must not ask for it once the exit
+    has begun, and the exit waits for those that already have it or wait for it (exit.pxi).
     """
     n_calls_into_python.fetch_add(1)
     if process_exits.load():
@@ -54,7 +54,7 @@ cdef object raised_while_logging = None
 def _learn_main_thread():
     global main_thread
     main_thread = PyThread_get_thread_ident()
-    n_calls_into_python.store(0)  # the threads that make them exist in the parent only
+    n_calls_into_python.store(0)  # the calling threads exist only in the parent
 
 
 # In a forked child, the thread that forked is the main one.
@@ -62,13 +62,13 @@ _os.register_at_fork(after_in_child=_learn_main_thread)
 
 
 cdef int check_signals() except -1 with gil:
-    """Run Python's signal handlers; raise what one raises, or what was raised while logging."""
+    """Run Python's signal handlers; raise the exception of one, or one kept while logging."""
     raise_what_logging_raised(NULL)
     return PyErr_CheckSignals()
 
 
 cdef CheckSignals signal_check() noexcept nogil:
-    """Return the check that native code calls in this thread, NULL outside the main thread."""
+    """Return the check for native code to call in this thread; NULL outside the main thread."""
     if PyThread_get_thread_ident() == main_thread:
         return check_signals
     return NULL
@@ -90,7 +90,7 @@ cdef void raise_after_logging(object error) noexcept:
 
 
 cdef bint interrupted(Engine * engine) noexcept with gil:
-    """Run Python's signal handlers; True if one raised. The exception waits in engine.interrupt."""
+    """Run Python's signal handlers; return whether one raised. Its error is kept in the engine."""
     try:
         check_signals()
     except BaseException as error:

@@ -1,26 +1,26 @@
 # Uses: nothing
 #
-# Turnstile: whose turn it is to use what threads share, and the undoing of a call that raised.
+# Turnstile: lets threads use a sequence one after the other, and undoes a call that raises.
 #
-# The context managers are compiled, because a signal handler may raise wherever a Python function
-# begins: at the beginning of an `__exit__` that is written in Python, too, which then does nothing.
+# The context managers are compiled, because a signal handler may raise at the beginning of any
+# Python function. An `__exit__` that is written in Python could then be skipped entirely.
 
 
 @cython.auto_pickle(False)
 cdef class Turnstile:
     """Let threads use a sequence one after the other, and undo a call that raises.
 
-    A subclass says what is there before an attempt (`mark`), how to go back to it (`go_back`), and
-    how to finish what earlier calls left (`repair`).
+    A subclass defines how to record the state before an attempt (`mark`), how to go back to it
+    (`go_back`), and how to finish work that earlier calls left (`repair`).
 
     Args:
-        context: Where the sequence lives.
+        context: The context of the sequence.
 
     Attributes:
-        sequence: What is used; a subclass sets it.
-        before: What to go back to. It is set until a call has ended well or was undone.
-        open: What goes on between calls, as a stream does; None if nothing does.
-        request: What the call in progress waits for; None if there is no such request.
+        sequence: The sequence to use; a subclass sets it.
+        before: The state to go back to, set until the call has succeeded or was undone.
+        open: An operation that goes on between calls, such as a stream, or None.
+        request: The request that the call in progress waits for, or None.
         cancelled: Whether the call in progress was cancelled; it may not have a request yet.
     """
 
@@ -38,7 +38,7 @@ cdef class Turnstile:
         self.context = context
 
     def look(self):
-        """Keep other threads from changing the sequence for the length of a `with` block.
+        """Keep other threads from changing the sequence during a `with` block.
 
         A callback or signal handler may look at it in the middle of a call.
 
@@ -48,16 +48,16 @@ cdef class Turnstile:
         return _Turn(self, False)
 
     def change(self):
-        """Be the only one to use the sequence for the length of a `with` block.
+        """Use the sequence exclusively during a `with` block.
 
         Raises:
-            ContextBusyError: This comes from inside such a block.
+            ContextBusyError: The thread is already inside such a block.
             ClosedError, ForkedProcessError: The sequence cannot be used any more, or not here.
         """
         return _Turn(self, True)
 
     def attempt(self):
-        """Inside of :meth:`change`: undo what a `with` block has done if it raises.
+        """Undo the changes of a `with` block if it raises. Use it inside :meth:`change`.
 
         Raises:
             ContextBusyError: The sequence is generating.
@@ -65,7 +65,7 @@ cdef class Turnstile:
         return _Attempt(self)
 
     def settle(self):
-        """Finish what earlier calls left: undo one that raised, book a stream that has ended."""
+        """Finish work that earlier calls left: undo a failed one, book a stream that has ended."""
         with self.lock:
             self.repair_outside()
 

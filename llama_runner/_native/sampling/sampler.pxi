@@ -49,8 +49,8 @@ cdef cpp_bool float_greater(const float & a, const float & b) noexcept nogil:
 
 
 cdef inline float max_of_block(const float * x) noexcept nogil:
-    # `a if a > b else b` on independent lanes is what a vector maximum computes, so the compiler
-    # can use it without being allowed to reorder floats. In this order a NaN is never taken.
+    # The compiler turns `a if a > b else b` on independent lanes into a vector maximum, even though
+    # it may not reorder float operations. With the operands in this order a NaN is never chosen.
     cdef float lane
     cdef float lanes[MAXIMUM_LANES]
     cdef int i, j
@@ -94,7 +94,7 @@ cdef void patch_logit(SamplerState & state, float * logits, llama_token id,
 
 cdef void apply_penalties(SamplerState & state, float * logits, int n_vocab,
                           const llama_token * history, size_t n_history) noexcept nogil:
-    # Few tokens are penalised: they are changed in place and restored after sampling.
+    # Only a few tokens are penalised, so change them in place and restore them after sampling.
     cdef size_t n_window = min(n_history, <size_t> state.recipe.penalty_last_n)
     cdef size_t i = 0
     cdef size_t first
@@ -115,13 +115,13 @@ cdef void apply_penalties(SamplerState & state, float * logits, int n_vocab,
         logit -= (<float> (i - first) * state.recipe.frequency_penalty
                   + state.recipe.presence_penalty)
         if isfinite(logits[id]):
-            # A finite logit stays one: infinite ones are taken for a broken model.
+            # Keep a finite logit finite: an infinite one counts as the sign of a broken model.
             logit = max(-FLT_MAX, min(FLT_MAX, logit))
         patch_logit(state, logits, id, logit)
 
 
 cdef void restore_logits(SamplerState & state, float * logits) noexcept nogil:
-    # Backwards, so that a logit patched twice gets its first value back.
+    # Go backwards, so that a logit that was patched twice gets its original value back.
     cdef size_t i = state.patches.size()
     while i > 0:
         i -= 1
@@ -130,7 +130,7 @@ cdef void restore_logits(SamplerState & state, float * logits) noexcept nogil:
 
 
 cdef llama_token best_token(SamplerState & state, const float * logits, int n) noexcept nogil:
-    # The first of the largest, as llama.cpp's greedy sampler takes it.
+    # If several logits are the largest, take the first, as llama.cpp's greedy sampler does.
     cdef size_t b
     cdef size_t best_block = 0
     cdef int i
@@ -148,13 +148,13 @@ cdef llama_token best_token(SamplerState & state, const float * logits, int n) n
 
 
 cdef inline bint is_certain(float largest, float temperature) noexcept nogil:
-    # Divided by so low a temperature the largest logit is infinite, and so is every distance from
-    # it: the limit is greedy, but the arithmetic of the distribution would give NaN.
+    # Dividing by a very low temperature makes the largest logit and its distances to the others
+    # infinite, and the distribution would be NaN. In the limit, sampling is greedy.
     return not isfinite(largest / temperature)
 
 
 cdef void find_top_k(SamplerState & state, const float * logits, int n, int k) noexcept nogil:
-    # state.candidates becomes the k largest, largest first.
+    # Put the k largest logits into state.candidates, in descending order.
     cdef size_t b
     cdef int i, end
     cdef float threshold
@@ -219,7 +219,7 @@ cdef llama_token draw_token(SamplerState & state, float temperature) noexcept no
     cdef uniform_real_distribution[double] uniform = uniform_real_distribution[double](0.0, 1.0)
     cdef double total = 0
     cdef double running = 0
-    cdef double target = uniform(state.rng)  # one draw per token, also where there is no choice
+    cdef double target = uniform(state.rng)  # draw once per token, even if one candidate is left
     cdef size_t i
     for i in range(n):
         c[i].logit /= temperature
@@ -252,7 +252,7 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
     state.chain_data.resize(n)
     for i in range(n):
         state.chain_data[i].id = i
-        # The chain sorts: an order that has NaNs in it is undefined.
+        # The chain sorts, and sorting NaNs is undefined behaviour.
         state.chain_data[i].logit = -INFINITY if isnan(logits[i]) else logits[i]
         state.chain_data[i].p = 0
         if state.chain_data[i].logit > state.chain_data[best].logit:
@@ -272,10 +272,11 @@ cdef llama_token chain_sample(SamplerState & state, const float * logits, int n)
 
 cdef llama_token sample_token(SamplerState & state, float * logits, int n_vocab,
                               const llama_token * history, size_t n_history) noexcept nogil:
-    """Return the next token; LOGITS_NOT_FINITE if the largest logit is not finite, as with broken
-    weights; or NO_SORTING_MEMORY.
+    """Return the next token, or LOGITS_NOT_FINITE or NO_SORTING_MEMORY.
 
-    logits: float[n_vocab], changed during the call and as before afterwards.
+    The largest logit is not finite if the weights are broken.
+
+    logits: float[n_vocab], changed during the call and restored at its end.
     history: the ledger so far, for the penalties.
     """
     cdef SamplerRecipe * recipe = &state.recipe
@@ -301,9 +302,9 @@ cdef inline bint needs_chain(SamplerState & state, int n_vocab) noexcept nogil:
 
 cdef int prepare_sampler(SamplerState & state, const SamplerRecipe & recipe, bint use_chain,
                          int n_vocab, int n_ctx) except -1:
-    """Make ready for sampling, with the memory that it takes.
+    """Set up a sampler and reserve the memory that it needs.
 
-    n_vocab, n_ctx: 0 where it is not known yet.
+    n_vocab, n_ctx: 0 if not known yet.
     """
     cdef llama_sampler_chain_params params = llama_sampler_chain_default_params()
     state.recipe = recipe
@@ -341,7 +342,7 @@ cdef SamplerRecipe read_recipe(object params) except *:
 
 
 cdef float[::1] read_logits(object logits) except *:
-    """Logits to sample from: those that are given, or a copy that can be changed meanwhile."""
+    """Return a view of the given logits if possible, else a float32 copy."""
     cdef float[::1] values
     if logits is not None and not hides_values(logits):
         try:
@@ -363,14 +364,14 @@ cdef float[::1] read_logits(object logits) except *:
 
 
 cdef class Sampler:
-    """One recipe's sampler, applied to logits of the caller's own.
+    """A sampler for logits that the caller provides.
 
-    The engine samples by itself; this is for logits that come from elsewhere, for tests and for
+    The engine has its own samplers; this one is for logits from elsewhere, for tests and for
     benchmarks.
 
     Args:
         params: GenerationParams with a seed.
-        use_chain: Go through llama.cpp's sampler chain even where the fused path could.
+        use_chain: Use llama.cpp's sampler chain even if the fused path could sample.
     """
 
     cdef SamplerState state
@@ -385,16 +386,16 @@ cdef class Sampler:
                 field="params") from None
 
     def sample(self, logits, history=()):
-        """The next token id.
+        """Sample from the logits and return the next token id.
 
         Args:
-            logits: Numbers, shape (n_vocab,); the same after the call. A float32 array is read
-                where it lies, anything else is converted.
+            logits: Array of numbers, shape (n_vocab,), unchanged after the call. A float32 array is
+                used without a copy; anything else is converted.
             history: Token ids so far, oldest first, for the penalties.
 
         Raises:
-            InvalidParameterError: ``logits`` is something else.
-            DecodeError: The largest logit, of those that are numbers, is not finite.
+            InvalidParameterError: ``logits`` is not an array of numbers.
+            DecodeError: There are no logits, or the largest one (NaNs aside) is not finite.
             TokenizationError: A history token is not an index of ``logits``.
         """
         cdef vector[llama_token] recent
@@ -408,7 +409,7 @@ cdef class Sampler:
                 raise no_such_token(recent[i], i, n - 1)
         if n == 0:
             raise DecodeError("there are no logits to sample from")
-        # With the GIL: whichever thread comes next finds state and logits as they were.
+        # Keep the GIL, so that other threads never see the state or the logits half changed.
         token = sample_token(self.state, &values[0], n, recent.data(), recent.size())
         if token == NO_SORTING_MEMORY:
             raise OutOfMemoryError("there is no memory to sort the logits in")

@@ -1,6 +1,6 @@
 # Uses: errors, signals, model
 #
-# ChatTemplate: messages to the text that the model was trained on.
+# ChatTemplate: turns messages into text in the format that the model was trained on.
 import json as _json
 
 from llama_runner._llama_cpp.llama cimport llama_model_chat_template
@@ -15,10 +15,10 @@ from llama_runner._llama_cpp.shim.chat cimport (
 cdef class ChatTemplate:
     """A model's chat template, rendered by llama.cpp's Jinja engine without the GIL.
 
-    A copy of what the model has: it outlives the model.
+    It is a copy and stays usable after the model is closed.
 
     Args:
-        model: Whose template (and BOS/EOS text) to use.
+        model: The model with the template and the BOS/EOS text to use.
         source: A Jinja template to use instead of the model's own.
 
     Raises:
@@ -53,13 +53,13 @@ cdef class ChatTemplate:
 
         Args:
             messages: Dicts with "role" and "content", as in OpenAI's API.
-            add_generation_prompt: End with what opens an assistant message.
+            add_generation_prompt: End with the text that begins an assistant message.
 
         Returns:
             (text, stops): the prompt, and strings that end the answer in this format.
 
         Raises:
-            ChatTemplateError: The template refuses these messages.
+            ChatTemplateError: The template refuses the messages.
         """
         cdef string request, answer
         try:
@@ -99,7 +99,7 @@ cdef str template_error(object error):
         place = place.partition(" at line ")[2].partition(" in source")[0]
         text = f"{reason.removeprefix('Jinja Exception: ')} (line {place})"
     else:
-        # The lexer and the parser add a piece of the template, and a line that points into it.
+        # The lexer and the parser append an excerpt of the template and a line that points into it.
         text = text.removeprefix("lexer: ").removeprefix("parser: Parser Error: ")
         text, found, piece = text.partition("\n...")
         if found:

@@ -1,6 +1,6 @@
 # Uses: errors
 #
-# Token ids that come from Python and go there.
+# Token ids: read from Python objects, and returned as numpy arrays.
 from cpython.buffer cimport PyBUF_CONTIG, PyBuffer_Release, PyObject_GetBuffer
 from libc.limits cimport INT_MAX, INT_MIN
 from libc.string cimport memcpy
@@ -13,8 +13,8 @@ from reprlib import repr as _shown
 
 
 cdef object new_token_array(const llama_token * tokens, size_t n):
-    """A numpy int32 array of its own memory, shape (n,)."""
-    # numpy takes longer to import than the rest of the package together: only on first use.
+    """Return a copy of the tokens as a numpy int32 array, shape (n,)."""
+    # Import numpy on first use: that takes longer than importing the rest of the package.
     import numpy
     cdef Py_buffer buffer
     array = numpy.empty(n, dtype=numpy.int32)
@@ -25,10 +25,10 @@ cdef object new_token_array(const llama_token * tokens, size_t n):
 
 
 def token_array(tokens):
-    """Token ids in any form that is taken for them, as a numpy int32 array of its own.
+    """Return a copy of token ids, given in any accepted form, as a numpy int32 array.
 
     Raises:
-        TokenizationError: They are not integers, or one of them does not fit any vocabulary.
+        TokenizationError: They are not integers, or one of them does not fit int32.
     """
     cdef vector[llama_token] copy
     read_tokens(tokens, copy)
@@ -36,9 +36,10 @@ def token_array(tokens):
 
 
 cdef int read_tokens(object source, vector[llama_token] & out, int last=INT_MAX) except -1:
-    """Copy token ids from a buffer of int32 or int64 (no Python per token) or an iterable of ints.
+    """Copy token ids from a buffer of int32 or int64, or from an iterable of ints.
 
-    All fit int32; the caller checks that they are 0 to `last`.
+    A buffer is read without a Python object for each token. Ids that do not fit int32 are refused;
+    the caller checks that they are in the range 0 to `last`.
     """
     cdef const int32_t[:] narrow
     cdef const int64_t[:] wide
@@ -76,7 +77,7 @@ cdef int read_tokens(object source, vector[llama_token] & out, int last=INT_MAX)
 
 
 cdef llama_token read_token(object item, object index, int last) except? -1:
-    """One token id of any integer type."""
+    """Return one token id, given as any integer type."""
     cdef int64_t token
     try:
         if isinstance(item, bool):
@@ -97,8 +98,8 @@ cdef llama_token read_token(object item, object index, int last) except? -1:
 
 
 cdef int check_source(object source) except -1:
-    """Refuse objects that would pass for token ids without being any."""
-    # Bytes are text. None would pass for an empty view.
+    """Refuse objects that could be read as token ids but are something else."""
+    # Bytes are text. None would be read as an empty view.
     if source is None or isinstance(source, (str, bytes, bytearray)):
         raise not_token_ids(source)
     if isinstance(source, (list, tuple)):
@@ -109,7 +110,7 @@ cdef int check_source(object source) except -1:
 
 
 cdef bint hides_values(object source):
-    """Return whether this is a numpy array of records or with a mask, whose buffer looks plain."""
+    """Return whether this is a structured or masked numpy array, whose buffer looks plain."""
     dtype = getattr(source, "dtype", None)
     is_masked = hasattr(source, "mask") and hasattr(source, "fill_value")
     return is_masked or getattr(dtype, "names", None) is not None

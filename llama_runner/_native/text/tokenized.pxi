@@ -1,6 +1,6 @@
 # Uses: errors, model, token_ids
 #
-# Texts for the tokenizer, and a text with its tokens.
+# Texts in the form that the tokenizer takes, and TokenizedText: a text with its tokens.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 
@@ -13,7 +13,7 @@ from llama_runner._llama_cpp.shim.tokenizer cimport (
 
 
 cdef object immutable_text(object text):
-    """Return a text that cannot change: a str, or the bytes of any bytes-like object."""
+    """Return a str or bytes as it is, and a copy of the bytes of any other bytes-like object."""
     if isinstance(text, (str, bytes)):
         return text
     try:
@@ -26,7 +26,7 @@ cdef object immutable_text(object text):
 
 
 cdef TextToTokenize text_to_tokenize(object text) except *:
-    """Return the UTF-8 of an immutable_text(); it is valid as long as the text lives."""
+    """Return a view of the UTF-8 of an immutable_text(), valid as long as the text lives."""
     cdef TextToTokenize native = bytes_of_text(text)
     if native.size > INT_MAX:
         raise TokenizationError(
@@ -72,10 +72,10 @@ cdef object cannot_tokenize(error):
 
 
 cdef class TokenizedText:
-    """A text and its tokens. Comes from :meth:`Vocab.read`; never changes."""
+    """A text and its tokens, made by :meth:`Vocab.read`. It is immutable."""
 
     cdef Model model
-    cdef readonly object text  # whose UTF-8 native is
+    cdef readonly object text  # keeps the UTF-8 alive that native points to
     cdef TextToTokenize native
     cdef TokenizeOptions options
     cdef KnownTokens known
@@ -90,21 +90,21 @@ cdef class TokenizedText:
 
     @property
     def tokens(self):
-        """numpy int32 array, shape (n,), a copy."""
+        """The token ids, as a new numpy int32 array of shape (n,)."""
         return new_token_array(self.known.tokens.data(), self.known.tokens.size())
 
     @property
     def n_bytes(self):
-        """Bytes of UTF-8 of the text."""
+        """Size of the text in bytes of UTF-8."""
         return self.native.size
 
     @property
     def n_reused(self):
-        """How many of the tokens came from the previous text."""
+        """Number of tokens that were reused from the previous text."""
         return self.known.n_reused
 
     def common_prefix(self, text):
-        """Count the bytes of UTF-8 that this text and another have in common at their beginning."""
+        """Return the length of the common prefix of this text and another, in bytes of UTF-8."""
         kept = immutable_text(text)
         return common_prefix(self.native, bytes_of_text(kept))
 

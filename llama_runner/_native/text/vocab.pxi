@@ -1,6 +1,6 @@
 # Uses: errors, signals, model, token_ids, tokenized
 #
-# Vocab: text to token ids and back, without the GIL.
+# Vocab: converts text to token ids and back, without the GIL.
 from libcpp.string cimport string
 
 from llama_runner._llama_cpp.llama cimport (
@@ -33,7 +33,7 @@ from llama_runner._llama_cpp.shim.guard cimport append_piece
 
 @cython.auto_pickle(False)
 cdef class Vocab:
-    """A model's vocabulary. Obtained from :attr:`Model.vocab`, and closed with the model."""
+    """A model's vocabulary. It comes from :attr:`Model.vocab` and is closed with the model."""
 
     def __init__(self):
         raise TypeError("a Vocab comes from Model.vocab")
@@ -59,27 +59,27 @@ cdef class Vocab:
     # ---- text to tokens ------------------------------------------------------------------------
 
     def tokenize(self, text, *, bint add_special=True, bint parse_special=True):
-        """Token ids of a text.
+        """Return the token ids of a text.
 
         Args:
-            text: str, or bytes of UTF-8 in any form. What is not UTF-8 in them is read byte by
-                byte as U+FFFD by most vocabularies, as llama.cpp does.
-            add_special: Add BOS/EOS where the model wants them.
-            parse_special: Read "<|im_end|>" and the like as one special token.
+            text: A str, or any bytes-like object with UTF-8. Most vocabularies read each byte that
+                is not valid UTF-8 as U+FFFD, as llama.cpp does.
+            add_special: Add BOS/EOS if the model expects them.
+            parse_special: Read the text of a special token, such as "<|im_end|>", as that token.
 
         Returns:
             numpy int32 array, shape (n,).
 
         Raises:
-            TokenizationError: The text has lone surrogates, is too long, or is nothing that the
-                vocabulary can write.
+            TokenizationError: The text has lone surrogates, is too long, or cannot be written
+                with this vocabulary.
         """
         cdef vector[llama_token] tokens
         self._tokenize_into(text, add_special, parse_special, tokens)
         return new_token_array(tokens.data(), tokens.size())
 
     def count_tokens(self, text, *, bint add_special=True, bint parse_special=True):
-        """How many tokens :meth:`tokenize` gives."""
+        """Return the number of tokens that :meth:`tokenize` would return."""
         cdef vector[llama_token] tokens
         self._tokenize_into(text, add_special, parse_special, tokens)
         return tokens.size()
@@ -100,15 +100,15 @@ cdef class Vocab:
 
     def tokenize_batch(self, texts, *, bint add_special=True, bint parse_special=True,
                        int n_threads=1):
-        """Token ids of each of many texts: a list of what :meth:`tokenize` gives.
+        """Return a list with the token ids of each text, as :meth:`tokenize` returns them.
 
         Args:
-            texts: Iterable of str or bytes; one text alone is refused.
+            texts: Iterable of str or bytes; a single str or bytes is refused.
             add_special, parse_special: As for :meth:`tokenize`.
-            n_threads: How many processors to use, this thread's among them.
+            n_threads: Number of threads to use, including the calling one.
 
         Raises:
-            TokenizationError: As :meth:`tokenize`, for any of the texts.
+            TokenizationError: As for :meth:`tokenize`, if it applies to any of the texts.
         """
         cdef shared_ptr[ModelBox] box = self.alive()
         cdef TokenizeOptions options = tokenize_options(add_special, parse_special)
@@ -130,15 +130,15 @@ cdef class Vocab:
         return [new_token_array(tokens[i].data(), tokens[i].size()) for i in range(tokens.size())]
 
     def inside_control(self, text):
-        """Where to cut a text so that it spells no control token any more, such as "<|im_end|>".
+        """Return where to cut a text so that it no longer spells control tokens like "<|im_end|>".
 
-        A control token of one character cannot be cut.
+        A control token of a single character cannot be cut.
 
         Args:
             text: str or bytes, as for :meth:`tokenize`.
 
         Returns:
-            Byte offsets in its UTF-8, after the first character of each control token.
+            Byte offsets in the UTF-8 text, each after the first character of a control token.
 
         Raises:
             TokenizationError: The text has lone surrogates.
@@ -153,16 +153,16 @@ cdef class Vocab:
 
     def read(self, text, TokenizedText previous=None, *, bint add_special=True,
              bint parse_special=True):
-        """A text with its tokens, kept so that a longer text need not be tokenised from its start.
+        """Return a text with its tokens, from which a longer text can be tokenised faster.
 
         Args:
             text: str or bytes, as for :meth:`tokenize`.
-            previous: What an earlier call with the same options returned. Only what follows the
-                part that the two texts have in common is tokenised.
+            previous: The result of an earlier call. If its model and options are the same, the
+                tokens of the beginning that both texts have in common are reused.
             add_special, parse_special: As for :meth:`tokenize`.
 
         Raises:
-            TokenizationError: As :meth:`tokenize`.
+            TokenizationError: As for :meth:`tokenize`.
         """
         cdef shared_ptr[ModelBox] box = self.alive()
         cdef TokenizedText result = TokenizedText.__new__(TokenizedText)
@@ -191,19 +191,19 @@ cdef class Vocab:
 
     def detokenize(self, tokens, *, bint remove_special=False, bint unparse_special=True,
                    bint strip_prefix=True):
-        """The bytes that a run of token ids stands for (not always whole UTF-8).
+        """Return the text of token ids as bytes, which may end inside a UTF-8 character.
 
-        These are the tokens' pieces, as a generation streams them: nothing is cleaned up.
+        The tokens' pieces are joined as a generation streams them, without any clean-up.
 
         Args:
-            tokens: Buffer of int32 (read where it lies) or int64, or iterable of ints.
-            remove_special: Leave out the BOS/EOS that tokenising added.
+            tokens: Buffer of int32 (read without a copy) or int64, or iterable of ints.
+            remove_special: Leave out the BOS/EOS that tokenising adds.
             unparse_special: Write special tokens as text instead of leaving them out.
-            strip_prefix: Leave out the space that some vocabularies put before a text. Without it,
-                the tokens go on with a text.
+            strip_prefix: Leave out the space that some vocabularies put before a text. Pass False
+                if the tokens continue a text.
 
         Raises:
-            TokenizationError: An id out of range.
+            TokenizationError: An id is out of range.
         """
         cdef shared_ptr[ModelBox] box = self.alive()
         cdef _TokenIds ids = token_ids(tokens, self.n_tokens - 1)
@@ -217,7 +217,7 @@ cdef class Vocab:
         return <bytes> text
 
     def token_to_piece(self, token, *, bint special=True):
-        """The bytes of one token; ``special=False`` gives b"" for a control token."""
+        """Return the bytes of one token; with ``special=False``, b"" for a control token."""
         cdef string piece, error
         cdef shared_ptr[ModelBox] box = self.alive()
         if append_piece(vocab_in(box), self.one_of_mine(token), special, piece, error) != 0:
@@ -227,102 +227,102 @@ cdef class Vocab:
     # ---- tokens with a meaning -----------------------------------------------------------------
 
     def is_eog(self, token):
-        """Does this token end a generation (EOS, EOT and their like)?"""
+        """Return whether this token ends a generation (EOS, EOT and similar tokens)."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_is_eog(vocab_in(box), self.one_of_mine(token))
 
     def is_control(self, token):
-        """Is this a control token, which stands for no text?"""
+        """Return whether this is a control token, which does not stand for text."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_is_control(vocab_in(box), self.one_of_mine(token))
 
     @property
     def add_bos(self):
-        """Does tokenising with ``add_special`` begin with BOS?"""
+        """True if tokenising with ``add_special`` adds BOS at the beginning."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_get_add_bos(vocab_in(box))
 
     @property
     def add_eos(self):
-        """Does tokenising with ``add_special`` end with EOS?"""
+        """True if tokenising with ``add_special`` adds EOS at the end."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return llama_vocab_get_add_eos(vocab_in(box))
 
     @property
     def bos(self):
-        """Beginning of text; this and all below are None where the vocabulary has none."""
+        """The token at the beginning of a text (BOS); None if the vocabulary does not have one."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_bos(vocab_in(box)))
 
     @property
     def eos(self):
-        """End of text."""
+        """The token at the end of a text (EOS), or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_eos(vocab_in(box)))
 
     @property
     def eot(self):
-        """End of a turn."""
+        """The token at the end of a turn (EOT), or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_eot(vocab_in(box)))
 
     @property
     def nl(self):
-        """Line break."""
+        """The token of a line break, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_nl(vocab_in(box)))
 
     @property
     def pad(self):
-        """Padding."""
+        """The padding token, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_pad(vocab_in(box)))
 
     @property
     def sep(self):
-        """Between two texts."""
+        """The token that separates two texts, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_sep(vocab_in(box)))
 
     @property
     def mask(self):
-        """A word to guess."""
+        """The token that masks a word to guess, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_mask(vocab_in(box)))
 
     @property
     def fim_pre(self):
-        """Fill in the middle: before what stands before the gap."""
+        """Fill in the middle: the token before the text that precedes the gap, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_pre(vocab_in(box)))
 
     @property
     def fim_suf(self):
-        """Fill in the middle: before what stands after the gap."""
+        """Fill in the middle: the token before the text that follows the gap, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_suf(vocab_in(box)))
 
     @property
     def fim_mid(self):
-        """Fill in the middle: before what fills the gap."""
+        """Fill in the middle: the token before the text that fills the gap, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_mid(vocab_in(box)))
 
     @property
     def fim_pad(self):
-        """Fill in the middle: padding."""
+        """Fill in the middle: the padding token, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_pad(vocab_in(box)))
 
     @property
     def fim_rep(self):
-        """Fill in the middle: before the name of a repository."""
+        """Fill in the middle: the token before the name of a repository, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_rep(vocab_in(box)))
 
     @property
     def fim_sep(self):
-        """Fill in the middle: between two files."""
+        """Fill in the middle: the token between two files, or None."""
         cdef shared_ptr[ModelBox] box = self.alive()
         return optional_token(llama_vocab_fim_sep(vocab_in(box)))
 
@@ -336,8 +336,8 @@ cdef class Vocab:
 
 
 cdef list texts_of(object texts):
-    """Return the texts in a form that cannot change meanwhile."""
-    # The letters of a text would pass for texts.
+    """Return the texts in a form that other threads cannot change."""
+    # Iterating over a single text would yield its characters.
     if isinstance(texts, (str, bytes, bytearray, memoryview)):
         raise TokenizationError(
             f"texts must be a list of texts (got {type(texts).__name__}): put it in a list")
@@ -354,5 +354,5 @@ cdef object optional_token(llama_token token):
 
 
 cdef inline const llama_vocab * vocab_in(shared_ptr[ModelBox] & box) noexcept nogil:
-    """Return the vocabulary, freed with the model: keep a share of the box while using it."""
+    """Return the vocabulary. It is freed with the model: hold the box while using it."""
     return llama_model_get_vocab(box.get().model)

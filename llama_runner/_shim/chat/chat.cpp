@@ -53,7 +53,7 @@ auto limited(
         budget.next_check    = budget.steps - jinja::steps_between_checks;
     }
 
-    // What is left refers to itself and is never freed.
+    // Values that are left after a run refer to themselves and would never be freed.
     const auto check = [&] {
         leaks = leaks || budget.values != values;
         jinja::require(true, "");

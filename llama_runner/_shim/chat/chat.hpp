@@ -12,8 +12,8 @@ namespace llama_runner {
 struct Templates;
 using ChatTemplates = std::shared_ptr<Templates>;
 
-// The template in the model's metadata, or `override_source` where that is not empty. llama.cpp
-// runs it with a few messages of its own, to see what it can do.
+// The template in the model's metadata, or `override_source` if that is not empty. llama.cpp runs
+// it with a few messages of its own, to find out which features it has.
 ChatTemplates chat_templates(
     const llama_model * model, const std::string & override_source,
     CheckSignals check_signals);

@@ -1,10 +1,10 @@
 // The decode loop's state: plain data that many threads reach without the GIL.
 //
-// Access: `Engine::monitor` guards `active`, the orphans, the `running` and `closed`
-// flags and every field of a Request that its caller reads. Sequence contents, the batch and the
-// llama_context belong to the holder of the loop (`running == true`). The owner of an idle sequence may
-// append to its tokens meanwhile, so the holder of the loop reads them with the monitor held. The
-// holder appends to those of a generating sequence, also with the monitor held.
+// Access: `Engine::monitor` guards `active`, the orphans, the `running` and `closed` flags and
+// every field of a Request that its caller reads. Sequence contents, the batch and llama_context
+// belong to the holder of the loop (`running == true`). The owner of an idle sequence may append to
+// its tokens at any time, so the holder of the loop reads them with the monitor held. The holder
+// appends to the tokens of a generating sequence, also with the monitor held.
 #pragma once
 
 #include <algorithm>
@@ -72,7 +72,7 @@ struct Candidate {
     llama_token id;
 };
 
-struct Patch {  // a logit that was changed in place and must be put back
+struct Patch {  // a logit that was changed in place and must be restored
     llama_token id;
     float       logit;
 };
@@ -113,22 +113,22 @@ inline void forget_adapter(std::vector<Adapter> & adapters, const llama_adapter_
     adapters.erase(std::remove_if(adapters.begin(), adapters.end(), same), adapters.end());
 }
 
-// One conversation: its ledger, and what of it need not be computed again.
+// One conversation: its ledger, and the part of it that need not be computed again.
 //
-// In the memory (slot >= 0): tokens[0:n_kv] have cells at positions 0..n_kv-1, the rest waits to be
-// decoded. Out of it (slot < 0, n_kv == 0): tokens[0:n_parked] are the first ones of the parked state,
-// if there is one, and the rest waits. Lowering either number is always right.
+// In the memory (slot >= 0): tokens[0:n_kv] have cells at positions 0..n_kv-1; the rest must still
+// be decoded. Evicted (slot < 0, n_kv == 0): tokens[0:n_parked] are the first ones of the parked
+// state, if there is one; the rest must still be decoded. Lowering either number is always safe.
 struct Sequence {
     std::vector<llama_token> tokens;
     llama_seq_id             slot      = -1;
     int32_t                  n_kv      = 0;
     ParkedPtr                parked;               // may have been dropped for others
     int32_t                  n_parked  = 0;
-    int32_t                  n_exact   = INT32_MAX;  // from here on, cells depend on tokens now gone
-    std::vector<Adapter>     adapters;             // that they are computed with
+    int32_t                  n_exact   = INT32_MAX;  // cells from here on depend on removed tokens
+    std::vector<Adapter>     adapters;             // that its cells are computed with
     const void *             user      = nullptr;  // the request or memory operation that has it
-    uint64_t                 last_used = 0;        // by the engine's clock: the oldest is evicted first
-    bool                     orphan    = false;    // given up: the holder of the loop frees its slot
+    uint64_t                 last_used = 0;        // engine's clock: the oldest is evicted first
+    bool                     orphan    = false;    // closed: the holder of the loop frees its slot
     bool                     warm      = false;    // after those that are not
     bool                     stays     = false;    // not to be evicted now; see can_make_room()
 };
@@ -191,7 +191,7 @@ struct Share {
     llama_token token = -1;  // sampled from them
 };
 
-// What the loop must know of its model and context; fixed when the context is made.
+// Facts about the model and the context for the loop; fixed when the context is made.
 struct Traits {
     const llama_vocab * vocab     = nullptr;
     int32_t             n_vocab   = 0;
@@ -208,18 +208,18 @@ struct Engine {
     Traits                   traits;
     Monitor                  monitor;
     std::vector<Request *>   active;     // requests whose callers wait for them
-    KvTensors                cells;      // to look at what was written
+    KvTensors                cells;      // for checking what was written
     Parking                  parking;
     std::vector<SequencePtr> slots;      // by llama_seq_id; null where free
-    std::vector<int32_t>     shared;     // [slot, slot]: leading cells that both have, being the same
-    bool                     unsettled = false;  // a shift or copy of cells is put off
+    std::vector<int32_t>     shared;     // [slot, slot]: number of leading cells in common
+    bool                     unsettled = false;  // a shift or copy of cells is deferred
     bool                     settling  = false;  // it is being carried out
-    std::vector<WeakSequencePtr> parked; // sequences that were kept aside, some no longer
-    bool                     has_orphans = false;  // a sequence was given up while the loop was running
+    std::vector<WeakSequencePtr> parked; // with a parked state, or had one before
+    bool                     has_orphans = false;  // a sequence was closed while the loop ran
     std::vector<Request *>   working;    // the active requests of the turn in hand
     std::vector<Share>       shares;
     std::vector<llama_token> suppressed; // the model's own suppress list
-    std::vector<Adapter>     adapters;   // that llama.cpp computes with now
+    std::vector<Adapter>     adapters;   // that llama.cpp uses now
     bool                     running           = false;
     bool                     closed            = false;
     std::atomic<bool>        broken{false};  // an exception left the context undefined
@@ -241,7 +241,7 @@ struct Engine {
     void *            interrupt = nullptr;     // PyObject*: what a signal handler raised
 };
 
-// llama.cpp gives no promise about a context that was thrown out of: from now on it can be closed.
+// After an exception, llama.cpp guarantees nothing about a context: it can only be closed.
 inline void break_context(Engine & engine, const std::string & error) noexcept {
     if (!engine.broken) {
         keep_text(engine.broken_by, error.c_str());
@@ -293,7 +293,7 @@ inline void set_text(std::string & text, const std::string & value) noexcept {
     keep_text(text, value.c_str());
 }
 
-// Call with the monitor held. False if there is no memory.
+// Call with the monitor held. Returns false if there is no memory.
 inline bool add_active(Engine & engine, Request * request) noexcept {
     try {
         engine.active.push_back(request);
@@ -311,7 +311,7 @@ void have_room(Items & items, size_t n_more) {
 }
 
 // Reserve what a turn may append, with the monitor held, because a turn cannot be undone in the
-// middle. False if there is no memory.
+// middle. Returns false if there is no memory.
 inline bool has_room_for_turn(Engine & engine) noexcept {
     constexpr size_t kLongestPiece = 1024;  // append_piece() says so where one is longer
     try {
@@ -329,8 +329,8 @@ inline bool has_room_for_turn(Engine & engine) noexcept {
     }
 }
 
-// Where llama.cpp throws at a change of its cells, or at a look at them, it is not known what became
-// of them.
+// Mark the engine as broken if the call throws: when llama.cpp throws while changing or reading its
+// cells, their state is unknown.
 template <typename Call>
 void or_break(Engine & engine, Call && call) noexcept {
     std::string error;
@@ -352,7 +352,7 @@ inline bool remove_in_memory(Engine & engine, llama_context * context, llama_seq
     return done;
 }
 
-// -1 where the slot has no cells.
+// Returns -1 if the slot does not have any cells.
 inline int32_t first_in_memory(Engine & engine, llama_context * context,
                                llama_seq_id slot) noexcept {
     int32_t first = -1;
@@ -412,7 +412,7 @@ inline void keep_same_adapters(std::vector<Request *> & requests) {
     requests.erase(std::remove_if(requests.begin(), requests.end(), differs), requests.end());
 }
 
-// 0, kThrew or kNoMemory.
+// Returns 0, kThrew or kNoMemory.
 inline int32_t compute_with(Engine & engine, llama_context * context,
                             const std::vector<Adapter> & adapters, std::string & error) noexcept {
     if (engine.adapters == adapters) {

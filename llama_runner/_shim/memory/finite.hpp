@@ -1,8 +1,9 @@
 // Checks that a batch wrote finite numbers into the KV memory.
 //
-// Attention passes over the cells of others, too, and multiplies what it must not see by zero. An
-// infinite key or value, as one that is too large for the memory's type, makes a NaN of that, for
-// every sequence and for the next user of the cell. So such cells are found at once and zeroed.
+// Attention also reads the cells of other sequences, and multiplies those it must not see by zero.
+// An infinite key or value, for example one that is too large for the memory's type, turns that
+// into a NaN for every sequence and for the next user of the cell. So such cells are found at once
+// and zeroed.
 #pragma once
 
 #include <utility>
@@ -15,7 +16,7 @@ class llama_kv_cache;
 
 namespace llama_runner {
 
-// The tensors of a context's attention memory. There are none in a recurrent one.
+// The tensors of a context's attention memory. A recurrent memory does not have any.
 struct KvTensors {
     struct Part {
         const llama_kv_cache *                              cache;

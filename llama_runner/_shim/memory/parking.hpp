@@ -1,7 +1,7 @@
-// Where the state of a sequence waits while others use its cells: in RAM, else in a file.
+// Keeps the parked state of a sequence while others use its cells: in RAM, else in a file.
 //
-// The newest is worth most. For its sake those parked longest ago move on from RAM to the disk, and
-// from there they are dropped: their tokens are decoded again.
+// The newest state is worth most. To make room for it, those parked longest ago are moved from RAM
+// to the disk, and dropped from the disk: then their tokens must be decoded again.
 #pragma once
 
 #include <fcntl.h>
@@ -28,7 +28,7 @@ class NamelessFile {
     NamelessFile(const NamelessFile &) = delete;
     ~NamelessFile() { close(); }
 
-    // False where the disk, or the process, has no room for it.
+    // Returns false if the disk or the process does not have room for it.
     bool write(const std::string & directory, const std::vector<uint8_t> & bytes) {
         std::string path = directory + "/llama_runner.XXXXXX";
         descriptor_      = mkstemp(path.data());
@@ -115,8 +115,8 @@ struct ParkedState {
 
 using ParkedPtr = std::shared_ptr<ParkedState>;
 
-// Limits in bytes; a tier of 0 is not used. Changed by the holder of the loop only, but for what is
-// in use: a state may end in any thread, with the sequence that has it.
+// Limits in bytes; a tier with limit 0 is not used. Only the holder of the loop changes this,
+// except for the bytes in use: a state may be freed in any thread, with the sequence that has it.
 struct Parking {
     size_t      ram_limit  = 0;
     size_t      disk_limit = 0;
@@ -127,7 +127,7 @@ struct Parking {
     // The state that is being restored. A sequence that is evicted for it must not displace it here.
     const ParkedState * coming_in = nullptr;
 
-    // Bytes of a tier that are in use, but for what is coming in.
+    // Bytes of a tier in use, without those of the state that is being restored.
     size_t in_use(const std::atomic<size_t> & tier) const {
         return tier - (coming_in && coming_in->account == &tier ? coming_in->size : 0);
     }
@@ -168,7 +168,7 @@ inline bool restore_state(
     return restored;
 }
 
-// The state of a tier that was parked longest ago, null where it has none.
+// Returns the state of a tier that was parked longest ago, or null if the tier is empty.
 inline ParkedPtr oldest_on(Parking & parking, const std::atomic<size_t> & tier) {
     for (const std::weak_ptr<ParkedState> & weak : parking.states) {
         ParkedPtr state = weak.lock();
@@ -179,7 +179,7 @@ inline ParkedPtr oldest_on(Parking & parking, const std::atomic<size_t> & tier) 
     return nullptr;
 }
 
-// From RAM to the disk, where older ones make room for it; false if it stays where it was.
+// Moves a state from RAM to the disk, dropping older ones there for room; false if it stays in RAM.
 inline bool move_to_disk(Parking & parking, ParkedState & state) {
     if (state.size > parking.disk_limit) {
         return false;
@@ -199,7 +199,7 @@ inline bool move_to_disk(Parking & parking, ParkedState & state) {
     return true;
 }
 
-// Room in RAM for so many bytes, or all of it.
+// Makes room in RAM for `size` bytes, or empties it if that is not enough.
 inline void make_ram_room(Parking & parking, size_t size) {
     while (parking.in_use(parking.ram_used) + size > parking.ram_limit) {
         const ParkedPtr oldest = oldest_on(parking, parking.ram_used);
@@ -222,7 +222,7 @@ inline void book(Parking & parking, const ParkedPtr & state) {
     states.push_back(state);
 }
 
-// Null where no tier is large enough, or the state cannot be had.
+// Returns null if no tier is large enough, or the state cannot be saved.
 inline ParkedPtr park_state(
         Parking & parking, llama_context * context, llama_seq_id slot, int32_t n_tokens) noexcept {
     ParkedPtr   parked;
@@ -252,7 +252,7 @@ inline ParkedPtr park_state(
     return parked;
 }
 
-// A state that the caller has. It is kept however large it is, until the next one comes.
+// Adds a copy of a given state. It is kept at any size, until the next one is parked.
 inline ParkedPtr adopt_state(
         Parking & parking, const uint8_t * data, size_t size, int32_t n_tokens) {
     auto state = std::make_shared<ParkedState>(n_tokens, size);
@@ -265,7 +265,7 @@ inline ParkedPtr adopt_state(
     return state;
 }
 
-// False, and `out` is empty, where it cannot be had.
+// Returns false, with `out` empty, if it cannot be read.
 inline bool read_parked(const ParkedState & parked, std::vector<uint8_t> & out) noexcept {
     std::string error;
     bool        whole = false;

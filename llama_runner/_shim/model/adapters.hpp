@@ -1,4 +1,4 @@
-// Loading LoRA adapters, and trying them out.
+// Loads LoRA adapters and checks that they can be used.
 #pragma once
 
 #include <cstdio>
@@ -7,9 +7,9 @@
 
 namespace llama_runner {
 
-// Null where llama.cpp refuses the file or cannot compute with the adapter; the last error line says
-// why. Whether it can is only known when a graph is built, which must not happen first in a context
-// that is in use.
+// Returns null if llama.cpp refuses the file or cannot compute with the adapter; the last error
+// line says why. Only building a graph shows whether it can, so that is tried here, before the
+// adapter reaches a context that is in use.
 llama_adapter_lora * load_adapter(llama_model * model, std::FILE * file);
 
 }  // namespace llama_runner

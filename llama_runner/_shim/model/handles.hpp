@@ -36,7 +36,7 @@ struct ModelBox {
             llama_model_free(model);
 #ifdef __GLIBC__
             // Loading takes buffers of tens of megabytes, and glibc keeps such sizes on its heap
-            // once it has seen them freed: give back what nothing stands behind.
+            // after it has seen them freed once: return the unused pages to the system.
             malloc_trim(0);
 #endif
         }

@@ -1,4 +1,4 @@
-// C++ exceptions stop here.
+// Catches C++ exceptions.
 //
 // llama.cpp's C functions can throw. Inside the nogil decode loop a throw must become a return
 // code: these wrappers catch it and keep its text. Everywhere else Cython's `except +` with
@@ -120,7 +120,7 @@ inline int32_t append_piece(
     });
 }
 
-// False if there is no memory to sort in.
+// Returns false if there is no memory for sorting.
 inline bool apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates) noexcept {
     std::string error;
     return guarded(error, [&] {

@@ -6,8 +6,8 @@
 
 namespace llama_runner {
 
-// Lets Python run its signal handlers; not 0 if one raised, and what it raised is this thread's Python
-// error. NULL on the threads where Python runs none.
+// Lets Python run its signal handlers. Not 0 if one raised: its exception is then set as this
+// thread's Python error. NULL on threads where Python does not run signal handlers.
 using CheckSignals = int (*)();
 
 // A signal handler raised; see set_python_error().

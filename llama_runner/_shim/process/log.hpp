@@ -32,8 +32,8 @@ inline void remember_error(const char * text) {
     }
 }
 
-// How many monitors this thread holds. While it holds one it must not wait for the GIL, whose owner
-// may wait for the monitor: its log lines are put off.
+// The number of monitors that this thread holds. While it holds one it must not wait for the GIL,
+// because the thread with the GIL may be waiting for the monitor. So its log lines are deferred.
 inline int & monitors_held() {
     thread_local int held = 0;
     return held;
@@ -46,7 +46,7 @@ inline std::vector<LogLine> *& deferred_log() {
     return lines;
 }
 
-// Null where there are none; else the caller's to delete.
+// Returns null if there are none; otherwise the caller must delete the lines.
 inline std::vector<LogLine> * take_deferred_log() {
     return std::exchange(deferred_log(), nullptr);
 }

@@ -50,7 +50,7 @@ struct Stack {
     ~Stack() { munmap(base, bytes); }
 };
 
-// Returns when the call has; what it throws is thrown here.
+// Returns when the call has returned, and rethrows its exceptions.
 void run_on_stack(size_t bytes, const std::function<void()> & call) {
     Job job{call, nullptr};
     constexpr size_t kPage = 64 * 1024;

@@ -20,13 +20,12 @@ int64_t detokenize(const llama_vocab * vocab, const llama_token * tokens, size_t
                    bool strip_prefix, bool remove_special, bool unparse_special,
                    std::string & out);
 
-// How many whole tokens, of tokens[begin:end], spell the beginning of a text: for each of them, where
-// it ends in the text.
+// Returns the ends, in the text, of the whole tokens of tokens[begin:end] that spell its beginning.
 //
 // A token's leading space that is not in the text is forgiven at the very beginning and after a
-// control token: SentencePiece vocabularies put one there. Where a vocabulary writes spaces as U+2581,
-// a U+2581 in the text is a space to it, too. `skip` is passed over between two tokens; none reaches
-// across it.
+// control token: SentencePiece vocabularies put one there. If a vocabulary writes spaces as U+2581,
+// a U+2581 in the text also counts as a space. `skip` may stand between two tokens and is passed
+// over; a token never reaches across it.
 std::vector<int64_t> token_ends(const llama_vocab * vocab, const std::vector<llama_token> & tokens,
                                 size_t begin, size_t end, std::string_view text,
                                 std::string_view skip);

@@ -1,4 +1,4 @@
-// What short pieces of text were tokenised to before.
+// Remembers the tokens of short pieces of text.
 //
 // A table of fixed size in which a piece is written once and never changed, so readers take no
 // lock. A table that has become full is replaced by an empty one; a thread that still reads it keeps it.
@@ -62,7 +62,7 @@ class PieceTable {
         return nullptr;
     }
 
-    // Keep the tokens of a piece, where there is room.
+    // Keep the tokens of a piece if there is room.
     void insert(const Key & key, const llama_token * tokens, size_t n) {
         for (size_t probe = 0; probe < kProbes; ++probe) {
             Slot &   slot = slots_[index(key, probe)];

@@ -111,8 +111,8 @@ void Piecewise::join(std::string_view text) {
     missing_spans_.push_back({0, text.size()});
 }
 
-// Tokenise the missing pieces together and find out which tokens are whose; where that is not
-// plain to see, one by one.
+// Tokenise the missing pieces together and find the tokens of each; if they cannot be told apart,
+// tokenise the pieces one by one.
 void Piecewise::resolve() {
     if (missing_spans_.empty()) {
         return;
@@ -153,7 +153,7 @@ bool Piecewise::resolve_together() {
     size_t next = tokens_.size();
     size_t at   = 0;
     ask(missing_, longest);
-    // Go over the tokens whose text is that of missing_[at:end].
+    // Step over the tokens that spell missing_[at:end].
     const auto pass = [&](size_t end) {
         while (at < end && next < tokens_.size()) {
             const std::string & text = vocab_.token_to_piece(tokens_[next++]);
@@ -211,7 +211,7 @@ void Piecewise::ask_for(const std::string & text, size_t stretch,
     }
 }
 
-// Write what is planned.
+// Write the planned output.
 void Piecewise::emit() {
     interrupt_.check();
     resolve();

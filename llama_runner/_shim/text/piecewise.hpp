@@ -13,7 +13,7 @@
 
 namespace llama_runner {
 
-// What there is to know of a vocabulary.
+// The facts about a vocabulary.
 struct Tables {
     Boundaries    boundaries;
     SpecialTokens specials;
@@ -23,7 +23,7 @@ struct Tables {
 
 class Piecewise {
   public:
-    // valid: is the text UTF-8?
+    // valid: whether the text is valid UTF-8.
     Piecewise(const llama_vocab & vocab, const Tables & tables, PieceTable & known, bool valid,
               Interrupt & interrupt, std::vector<llama_token> & out)
         : vocab_(vocab), tables_(tables), known_(known), valid_(valid), interrupt_(interrupt),
@@ -31,7 +31,7 @@ class Piecewise {
 
     // Append the tokens of a text, or of a part of one up to a cut.
     //   opens: the part is the text's first.
-    // Throws Interrupted, and what std::exception describes.
+    // Throws Interrupted, and exceptions derived from std::exception.
     void run(std::string_view text, bool opens, bool parse_special);
 
   private:
@@ -74,7 +74,7 @@ class Piecewise {
 
     size_t                            n_missing_ = 0;  // pieces in the plan
     std::vector<llama_token>          tokens_;         // of those
-    std::vector<Span>                 spans_;          // which are whose
+    std::vector<Span>                 spans_;          // the tokens of each
     std::string                       missing_;        // the pieces not asked for yet
     std::vector<Span>                 missing_spans_;  // where each stands there
     std::vector<SpecialTokens::Match> matches_;

@@ -35,8 +35,8 @@ SpecialTokens::SpecialTokens(const llama_vocab & vocab) {
             order.push_back(id);
         }
     }
-    // The very sort of the very list that llama.cpp makes, so that those of one length, whose order
-    // it leaves open, come out in the same one.
+    // Sort the same list in the same way as llama.cpp. The sort is not stable, and this way tokens
+    // of one length end up in the same order.
     std::sort(order.begin(), order.end(), [&](llama_token a, llama_token b) {
         return data(a).text.size() > data(b).text.size();
     });
@@ -92,7 +92,7 @@ void SpecialTokens::find(
     };
     std::vector<Candidate> candidates;
     std::vector<bool>      taken(text.size());
-    // Each in its turn, from left to right, in what those before have left over.
+    // Match one token after the other, each from left to right in the text that is not taken yet.
     for (size_t length : lengths_) {
         candidates.clear();
         for (size_t at : places) {
@@ -108,7 +108,7 @@ void SpecialTokens::find(
                              return a.special->rank < b.special->rank;
                          });
         for (const auto & [at, special] : candidates) {
-            // What is taken is no shorter, so it has one of the ends if it has anything.
+            // Matches so far are at least as long: one that overlaps this covers one of its ends.
             if (taken[at] || taken[at + length - 1]) {
                 continue;
             }

@@ -26,11 +26,11 @@ class SpecialTokens {
     // with `parse_control`.
     void find(std::string_view text, bool parse_control, std::vector<Match> & found) const;
 
-    // Where to cut a text so that it spells no control token any more. Those of one character
-    // cannot be cut.
+    // Return where to cut a text so that it no longer spells control tokens. Those of a single
+    // character cannot be cut.
     std::vector<size_t> inside_control(std::string_view text) const;
 
-    // Could a special token reach to a cut before byte `at`, or to the byte after it?
+    // Return whether a special token could reach a cut before byte `at`, or the byte after it.
     bool touch(std::string_view text, size_t at, bool parse_control) const;
 
   private:

@@ -112,7 +112,7 @@ void Tokenizer::tokenize_after(const TextToTokenize & known_text, const KnownTok
 }
 
 size_t Tokenizer::next_cut(const TextToTokenize & text, size_t begin, bool parse_special) {
-    // Ever closer towards the end: what is appended there may rule the last ones out.
+    // Cut in smaller steps towards the end: appending a text may make the last cuts invalid.
     const size_t limit = begin + std::min(kBlock, (text.size - begin) / 2);
     for (size_t at = limit; at > begin; --at) {
         if (can_cut(text, at, parse_special)) {
@@ -196,7 +196,7 @@ void Tokenizer::tokenize_all(const std::vector<TextToTokenize> & texts, Tokenize
             others.push_back(std::async(std::launch::async, work, Interrupt(nullptr, &stopped)));
         }
     } catch (const std::system_error &) {
-        // No more threads to be had: the ones there are do the work.
+        // No more threads can be started: those that run do the work.
     }
     Interrupt interrupt(check_signals);
     bool      interrupted = false;

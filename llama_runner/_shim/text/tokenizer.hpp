@@ -45,8 +45,8 @@ struct KnownTokens {
     size_t                   n_reused = 0;  // tokens that came from a text known before
 };
 
-// Any number of threads may use one at once. All members throw what std::exception describes, and
-// Interrupted if check_signals says so.
+// Any number of threads may use one at once. All members throw exceptions derived from
+// std::exception, and Interrupted if check_signals says so.
 class Tokenizer {
   public:
     explicit Tokenizer(const llama_vocab * vocab) : vocab_(vocab) {}
@@ -55,12 +55,12 @@ class Tokenizer {
     void tokenize(const TextToTokenize & text, TokenizeOptions options, CheckSignals check_signals,
                   std::vector<llama_token> & out);
 
-    // The same in place of `out`, with what is known of a text that may begin like this one.
+    // Replace `out` by the tokens of a text, reusing those of one that may begin like it.
     void tokenize_after(const TextToTokenize & known_text, const KnownTokens & known,
                         const TextToTokenize & text, TokenizeOptions options,
                         CheckSignals check_signals, KnownTokens & out);
 
-    // Where to cut a text so that it spells no control token any more.
+    // Return where to cut a text so that it no longer spells control tokens.
     std::vector<size_t> inside_control(const TextToTokenize & text) {
         return tables().specials.inside_control(text.view());
     }
@@ -71,7 +71,7 @@ class Tokenizer {
                       std::vector<std::vector<llama_token>> & out);
 
   private:
-    // What goes around a text with add_special.
+    // The tokens that add_special puts around a text.
     struct Around {
         std::optional<llama_token> opening;
         std::optional<llama_token> closing;
