@@ -151,7 +151,7 @@ def test_strings_that_end_an_answer_come_beside_those_that_a_caller_may_give(
     template = "{# laguna_glm_thinking #}{% for m in messages %}{{ m.content }}{% endfor %}"
     never = [f"{i} is never said" for i in range(15)]
     with LlamaRunner(tiny_paths["plain"], n_ctx=256, chat_template=template) as runner:
-        assert inside.chat(runner).render(HELLO)[1] != ()
+        assert inside.chat(runner).render(HELLO).stops != ()
         for stateful in (False, True):
             generate = runner.generate_stateful if stateful else runner.generate_stateless
             said = generate(HELLO, 8, stop=never, temperature=0, ignore_eos=True).text
