@@ -12,7 +12,7 @@ class Closable:
     """Close at the end of a ``with`` block.
 
     Attributes:
-        cannot_be_copied: The error for who tries, and what to do instead.
+        cannot_be_copied: The message of the error that copying and pickling raise.
     """
 
     cannot_be_copied: ClassVar[str]

@@ -26,17 +26,19 @@ class Divider:
     Args:
         transcript: Its ledger holds the whole text, its spans the beginning of it.
         rendered: The conversation.
-        n_bytes: How much of the text the spans hold.
+        n_bytes: How much of the text the spans hold; by default what their tokens spell.
     """
 
-    def __init__(self, transcript: Transcript, rendered: Rendered, n_bytes: int) -> None:
+    def __init__(
+        self, transcript: Transcript, rendered: Rendered, n_bytes: int | None = None
+    ) -> None:
         n_fixed = n_before_messages(transcript.parts, whole=False)
         start = transcript.start_of(n_fixed)
         self._transcript = transcript
         self._rendered = rendered
-        self._n_bytes = n_bytes
         self._position = transcript.start_of(len(transcript.parts))
         self._aligned = Alignment(transcript.sequence, transcript.chat, start, rendered.data)
+        self._n_bytes = self._aligned.byte_at(self._position) if n_bytes is None else n_bytes
         self._ends = MessageEnds(transcript.chat, rendered)
 
     def divide(self, n_kept: int, before: list[Part]) -> None:
@@ -129,13 +131,10 @@ def divide_again(transcript: Transcript) -> None:
     if messages:
         for_answer = answer is not None
         rendered = transcript.chat.render(messages, for_answer=for_answer, opens=not fixed)
-        transcript.parts, turn, n_bytes = fixed, transcript.turn, 0
-        if chat[0].role == "system" and not chat[0].messages:  # the template's own header
-            transcript.parts = [*fixed, chat[0]]
-            base = transcript.start_of(len(fixed))
-            aligned = Alignment(transcript.sequence, transcript.chat, base, rendered.data)
-            n_bytes = aligned.byte_at(base + chat[0].n_tokens)
-        Divider(transcript, rendered, n_bytes).divide(0, chat)
+        # The template's own header stays as it is.
+        n_header = int(chat[0].role == "system" and not chat[0].messages)
+        transcript.parts, turn = fixed + chat[:n_header], transcript.turn
+        Divider(transcript, rendered).divide(0, chat)
         transcript.turn = turn
     rest = len(transcript.sequence) - transcript.start_of(len(transcript.parts))
     if answer is not None and answer.n_opening is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llama_runner.conversation.transcript import Transcript
 
-__all__ = ["Removal", "plan_removal", "plan_summary", "regions"]
+__all__ = ["Removal", "plan_removal", "plan_summary"]
 
 
 # Bytes that do not begin a UTF-8 character.
@@ -87,7 +87,7 @@ def plan_removal(
     gone = set(indices)
     replacements: list[Replacement] = []
     exact = True
-    for region in reversed(regions(transcript.parts)):
+    for region in reversed(_regions(transcript.parts)):
         doomed = [i for i in region if i in gone]
         if not doomed:
             continue
@@ -118,7 +118,7 @@ def plan_summary(transcript: Transcript, indices: Collection[int], text: str) ->
     first, gone = min(indices), set(indices)
     note = Part("summary", 0, parts[first].turn, pinned=True)
     if parts[first].templated:
-        region = next(region for region in regions(parts) if first in region)
+        region = next(region for region in _regions(parts) if first in region)
         before = [m for i in region if i < first for m in parts[i].messages]
         rest = [i for i in region if i >= first and i not in gone]
         after = [m for i in rest for m in parts[i].messages]
@@ -140,7 +140,7 @@ def plan_summary(transcript: Transcript, indices: Collection[int], text: str) ->
     return removal
 
 
-def regions(parts: list[Part]) -> list[list[int]]:
+def _regions(parts: list[Part]) -> list[list[int]]:
     """Group the indices of parts by whether the template made them."""
     indices = groupby(range(len(parts)), lambda i: parts[i].templated)
     return [list(run) for _, run in indices]

@@ -7,9 +7,9 @@ them. So they hold for every architecture, at the price of reading the vocabular
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import IO, Final, Self, Unpack
+from typing import IO, Final, Unpack
 
 from llama_runner._core import Context, Model
 from llama_runner._support.hardware import free_memory
@@ -95,7 +95,7 @@ def estimate_memory(model: ModelPath, **options: Unpack[RunnerOptions]) -> Memor
         for_model = found.load_params(for_model)
         arguments = found.path, found.info, for_model, for_context, found.file
         n_ctx = fitting_n_ctx(*arguments) if for_context.n_ctx == "auto" else None
-        with _Blueprint(*arguments) as blueprint:
+        with closing(_Blueprint(*arguments)) as blueprint:
             return blueprint.estimate(blueprint.asked() if n_ctx is None else n_ctx)
 
 
@@ -128,7 +128,7 @@ def fitting_n_ctx(
     asked = _asked(info, for_context)
     if asked is not None and _far_below(limit, asked, info, for_context):
         return asked
-    with _Blueprint(path, info, for_model, for_context, file) as blueprint:
+    with closing(_Blueprint(path, info, for_model, for_context, file)) as blueprint:
         if for_context.n_ctx != "auto":
             asked = blueprint.asked()
             needed = blueprint.estimate(asked).host
@@ -220,15 +220,8 @@ class _Blueprint:
         """Return this many steps in tokens, or the trained length if that is less."""
         return min(n_steps * _STEP, self._model.n_ctx_train)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the model."""
         self._model.close()
 
 

@@ -72,9 +72,7 @@ def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> O
     """Check and load a model and make its context; see :class:`LlamaRunner`."""
     model_params, context_params = runner_params(options, _OTHERS)
     generation_params = GenerationParams()
-    n_threads, n_threads_batch = thread_counts(
-        context_params.n_threads, context_params.n_threads_batch
-    )
+    n_threads = thread_counts(context_params.n_threads, context_params.n_threads_batch)
     _check_arguments(loading)
     chat_template = loading.chat_template
     with checked_model(model, loading.validate) as found:
@@ -114,14 +112,7 @@ def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> O
     try:
         template = _chat_template(loaded, chat_template)
         if not model_params.vocab_only:
-            _warn_beyond_training(context_params, n_ctx, loaded.n_ctx_train)
-            context = Context(
-                loaded,
-                n_ctx=n_ctx,
-                n_threads=n_threads,
-                n_threads_batch=n_threads_batch,
-                **context_params.core_options(),
-            )
+            context = _new_context(loaded, n_ctx, context_params, n_threads)
     except BaseException:
         loaded.close()
         raise
@@ -133,9 +124,7 @@ def open_runner(model: ModelPath, options: RunnerOptions, loading: Loading) -> O
 def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Opened:
     """Make another context on weights that are already loaded; see :class:`LlamaRunner`."""
     model_params, context_params = runner_params(options, _OTHERS)
-    n_threads, n_threads_batch = thread_counts(
-        context_params.n_threads, context_params.n_threads_batch
-    )
+    n_threads = thread_counts(context_params.n_threads, context_params.n_threads_batch)
     _check_arguments(loading)
     usual = Loading()
     set_here = model_params.model_dump(exclude_unset=True) | {
@@ -160,14 +149,7 @@ def open_beside(first: Opened, options: RunnerOptions, loading: Loading) -> Open
             n_ctx = fitting_n_ctx(
                 shared.path, None, first.model_params, context_params, n_resident=n_resident
             )
-            _warn_beyond_training(context_params, n_ctx, shared.n_ctx_train)
-            context = Context(
-                shared,
-                n_ctx=n_ctx,
-                n_threads=n_threads,
-                n_threads_batch=n_threads_batch,
-                **context_params.core_options(),
-            )
+            context = _new_context(shared, n_ctx, context_params, n_threads)
     except BaseException:
         shared.close()
         raise
@@ -193,6 +175,24 @@ def _check_arguments(loading: Loading) -> None:
         )
 
 
+def _new_context(
+    model: Model, n_ctx: int, params: ContextParams, n_threads: tuple[int, int]
+) -> Context:
+    """Make a context.
+
+    Args:
+        model: Its weights.
+        n_ctx: Its size, in tokens.
+        params: How to make it otherwise.
+        n_threads: The threads that decode, and those that fill in the prompt.
+    """
+    _warn_beyond_training(params, n_ctx, model.n_ctx_train)
+    decode, batch = n_threads
+    return Context(
+        model, n_ctx=n_ctx, n_threads=decode, n_threads_batch=batch, **params.core_options()
+    )
+
+
 def _warn_beyond_training(params: ContextParams, n_ctx: int, trained: int) -> None:
     """Warn that a conversation may get longer than the model's trained context."""
     longest = n_ctx // params.n_seq_max if params.kv_layout == "streams" else n_ctx
@@ -203,7 +203,7 @@ def _warn_beyond_training(params: ContextParams, n_ctx: int, trained: int) -> No
             f"with at most {trained:,}: beyond that its answers get worse, unless rope_freq_base "
             "or rope_freq_scale stretches its positions",
             UserWarning,
-            stacklevel=4,  # the line that makes the runner
+            stacklevel=5,  # the line that makes the runner
         )
 
 

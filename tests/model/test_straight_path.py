@@ -15,6 +15,7 @@ import pytest
 import llama_runner
 from llama_runner import LlamaRunner
 from llama_runner.generation.generation import Generation
+from tests import inside
 
 PACKAGE = str(Path(llama_runner.__file__).parent)
 MAX_CALLS = 122
@@ -105,8 +106,7 @@ def test_a_signal_where_any_function_begins_undoes_the_call_at_once(runner: Llam
             raise KeyboardInterrupt
 
     turn = second_turn(runner)
-    session = runner._session
-    assert session is not None
+    session = inside.own_session(runner)
     before = session.info()
     for place in range(1, 2000):
         n_begun = 0
@@ -118,7 +118,7 @@ def test_a_signal_where_any_function_begins_undoes_the_call_at_once(runner: Llam
             kept.append(error)
         finally:
             sys.settrace(None)
-        assert not session._sequence.busy, place
+        assert not inside.sequence(session).busy, place
         assert session.info() == before, place
     assert len(kept) == place - 1 > 50
     assert session.info().used > before.used
