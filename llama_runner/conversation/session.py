@@ -262,7 +262,7 @@ class Session(Closable):
         """Replace this conversation by the one of a snapshot.
 
         If the snapshot was made with other context settings (kv_type, kv_layout, flash_attention,
-        swa_full, RoPE), or another version of llama.cpp, its tokens are computed again with the
+        RoPE), or another version of llama.cpp, its tokens are computed again with the
         next generation.
 
         Raises:
